@@ -1,0 +1,258 @@
+/* engine.h: the whole engine, as its users see it: import a base model, train it on a dataset,
+ * compress the difference, and answer from base and differences, many tenants in one batch.
+ *
+ * Nothing above the engine includes any other engine header (engine/base/ apart); nothing below it
+ * knows of HTTP, SQL or tenants. No JSON crosses this line.
+ *
+ * Order:   engine_import -> engine_open -> { engine_dataset_open -> engine_trainer_* }
+ *                                       -> { engine_delta_open -> engine_session_* }
+ * Threads: an engine and everything opened on it belong to one thread at a time (the device
+ * thread); the engine runs its own pool inside a call. engine_import and engine_base_read use no
+ *          engine and may run on any thread.
+ * Errors:  0 or -1 with `err` filled (engine/base/err.h). ERR_INVALID means the input is at fault,
+ * and the message is fit for the client. An engine assertion is never reachable from input. Memory:
+ * what X_open returns, X_free releases; X_free(NULL) is fine. Strings passed in are copied.
+ */
+#ifndef GRAFT_ENGINE_H
+#define GRAFT_ENGINE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "engine/base/err.h"
+
+/* ------------------------------------------------------------------ base models */
+
+/* A base model after import: one immutable safetensors file with canonical names, the values fixed
+ * once (F32, F16, BF16 as they were, quantised types expanded to F32), the configuration, tokenizer
+ * and chat template inside (engine/base_file.h has the format). */
+struct engine_base_info {
+    char digest[65];           /* SHA-256 over names, shapes and values: not over the file */
+    char architecture[32];     /* "llama" */
+    int64_t parameters;        /* a tied head is counted once */
+    int64_t linear_parameters; /* matrices of the blocks: what a delta compresses */
+    int64_t bytes_16bit;       /* 2 bytes for each parameter: the yardstick of a delta's ratio */
+    int32_t layers, hidden, intermediate, heads, kv_heads, vocabulary, context;
+    bool tied_embeddings;
+};
+
+/* `path`: a Hugging Face directory (config.json, *.safetensors, tokenizer.json) or a .gguf file.
+ * Writes `out_path` durably. The source is hostile input: whatever it holds, the result is a valid
+ * base file or ERR_INVALID that names file, part and remedy. */
+int engine_import(const char *path, const char *out_path, struct engine_base_info *info,
+                  struct err *err);
+
+/* What a base file says of itself; reads header and configuration, not the weights. */
+int engine_base_read(const char *base_path, struct engine_base_info *info, struct err *err);
+
+/* ------------------------------------------------------------------ engine */
+
+struct engine;
+
+struct engine_options {
+    const char *device; /* "cpu" */
+    int threads;        /* 0: one for each core this process may use */
+};
+
+/* Opens a base on a device. Before it computes, the CPU backend checks its BLAS against a plain
+ * loop, since old builds compute wrongly on some new processors, and refuses with the remedy. */
+int engine_open(struct engine **out, const char *base_path, const struct engine_options *options,
+                struct err *err);
+void engine_free(struct engine *engine);
+const struct engine_base_info *engine_info(const struct engine *engine);
+
+/* ------------------------------------------------------------------ datasets */
+
+/* A training or validation file: JSONL of chat messages (or legacy prompt/completion), validated
+ * and tokenised. The loss counts assistant tokens (with their end of turn), times the message's
+ * `weight`. Errors carry the code and the text of the contract (shared wording in
+ * engine/dataset.h), with 1-based example numbers. */
+struct engine_dataset;
+
+struct engine_dataset_report {
+    int64_t examples;
+    int64_t tokens;
+    int64_t trained_tokens;     /* tokens with a loss weight above 0, once through the file */
+    int64_t truncated_examples; /* longer than the context: cut at the end */
+    int64_t untrained_examples; /* nothing to learn in them (weight 0, or cut away) */
+    int32_t longest;            /* tokens of the longest example, before cutting */
+    bool question_answer;       /* every example is one short question and one short answer */
+};
+
+struct engine_dataset_options {
+    const char *file_id;  /* as the client knows the file, for messages */
+    bool validation;      /* "validation file" in messages; no minimum of 10 examples */
+    int32_t max_sequence; /* tokens; 0: the model's context */
+};
+
+int engine_dataset_open(struct engine_dataset **out, const struct engine *engine, const char *path,
+                        const struct engine_dataset_options *options,
+                        struct engine_dataset_report *report, struct err *err);
+void engine_dataset_free(struct engine_dataset *dataset);
+
+/* ------------------------------------------------------------------ training */
+
+enum engine_schedule { ENGINE_SCHEDULE_LINEAR, ENGINE_SCHEDULE_COSINE };
+
+struct engine_train_options {
+    /* 0 means auto; engine_trainer_open says in the plan what it became. */
+    int32_t n_epochs;                /* 1..50 */
+    int32_t batch_size;              /* examples a step, 1..256 */
+    double learning_rate_multiplier; /* times the engine's base rate */
+    int64_t seed;                    /* order of examples */
+    enum engine_schedule schedule;
+    bool train_embeddings;   /* embeddings and output head too */
+    const char *start_delta; /* continue from this delta file; NULL: from the base */
+};
+
+struct engine_train_plan {
+    int32_t n_epochs, batch_size, steps_per_epoch, total_steps;
+    double learning_rate_multiplier, learning_rate;
+    int64_t tokens_per_epoch, trained_tokens; /* trained_tokens: over all epochs */
+    int64_t memory_bytes;                     /* estimated peak */
+    int64_t checkpoint_bytes;                 /* size of one recovery checkpoint */
+};
+
+struct engine_trainer;
+
+int engine_trainer_open(struct engine_trainer **out, struct engine *engine,
+                        const struct engine_dataset *train, const struct engine_dataset *validation,
+                        const struct engine_train_options *options, struct engine_train_plan *plan,
+                        struct err *err);
+void engine_trainer_free(struct engine_trainer *trainer);
+
+struct engine_step {
+    int32_t step, total_steps; /* step is 1-based: the step just made */
+    int32_t epoch;             /* 1-based */
+    bool epoch_end, finished;
+    double train_loss;                            /* mean over trained tokens of the step, nats */
+    double train_mean_token_accuracy;             /* 0..1, teacher forced */
+    double valid_loss, valid_mean_token_accuracy; /* NAN when not measured at this step */
+    double full_valid_loss,
+        full_valid_mean_token_accuracy;  /* whole file, at epoch ends; else NAN */
+    double learning_rate, gradient_norm; /* norm before clipping */
+    int64_t tokens, trained_tokens;      /* of this step */
+    double seconds;
+};
+
+/* One optimizer step. After `finished` no further call is allowed. */
+int engine_trainer_step(struct engine_trainer *trainer, struct engine_step *out, struct err *err);
+
+/* Recovery checkpoint: weights, optimizer, position, random state. A trainer opened with the same
+ * engine, data and options and loaded from it continues bitwise as the one that saved it. Save
+ * writes durably; load refuses a file of another job or a damaged one (ERR_INVALID). */
+int engine_trainer_save(struct engine_trainer *trainer, const char *path, struct err *err);
+int engine_trainer_load(struct engine_trainer *trainer, const char *path, struct err *err);
+
+/* ------------------------------------------------------------------ deltas */
+
+struct engine_delta_report {
+    char codec[32];        /* "bitdelta" */
+    int64_t bytes;         /* of the artifact, everything counted */
+    double ratio;          /* bytes_16bit of the base / bytes */
+    double relative_error; /* ‖expanded - tuned‖ / ‖tuned - base‖ over all changed tensors */
+    double seconds;
+};
+
+/* tuned - base, compressed into a safetensors file at out_path (api-spec/delta-format.md), written
+ * durably. Deterministic: the same weights give the same bytes. */
+int engine_trainer_compress(struct engine_trainer *trainer, const char *out_path,
+                            struct engine_delta_report *report, struct err *err);
+
+struct engine_delta;
+/* Refuses an artifact of another base (by digest), another version, or damaged. */
+int engine_delta_open(struct engine_delta **out, struct engine *engine, const char *path,
+                      struct err *err);
+void engine_delta_free(struct engine_delta *delta);           /* no request may use it any more */
+int64_t engine_delta_bytes(const struct engine_delta *delta); /* in memory */
+
+/* ------------------------------------------------------------------ inference */
+
+/* A continuous batch. Sequences join at submit and leave when done; at every step those there are
+ * advance together, whoever's they are. What others run never changes a request's tokens. */
+struct engine_session;
+
+struct engine_session_options {
+    int32_t max_sequences; /* at once, ≥ 8; more wait in the order they came */
+    int32_t max_context;   /* tokens of a sequence; 0: the model's, up to 4096 */
+};
+
+struct engine_message {
+    const char *role; /* system, developer, user, assistant, tool */
+    const char *content;
+};
+
+struct engine_request {
+    const struct engine_message *messages;
+    int32_t message_count;
+    const struct engine_delta *delta; /* NULL: the base answers */
+    double temperature;               /* 0: greedy */
+    double top_p;                     /* 1: all */
+    uint64_t seed;                    /* same seed, same request, same tokens */
+    int32_t max_tokens;               /* 0: up to the context */
+    const char *const *stop;          /* strings that end the answer and are not part of it */
+    int32_t stop_count;
+    void *user; /* handed back in events */
+};
+
+enum engine_finish {
+    ENGINE_FINISH_NONE,   /* not finished: text */
+    ENGINE_FINISH_STOP,   /* end of turn, or a stop string */
+    ENGINE_FINISH_LENGTH, /* max_tokens or the context's end */
+    ENGINE_FINISH_CANCEL,
+};
+
+struct engine_event {
+    uint64_t id;
+    void *user;
+    const char *text; /* whole UTF-8 characters; valid during the call */
+    size_t text_len;
+    enum engine_finish finish;
+    int32_t prompt_tokens, completion_tokens; /* so far */
+};
+typedef void engine_event_fn(void *context, const struct engine_event *event);
+
+int engine_session_open(struct engine_session **out, struct engine *engine,
+                        const struct engine_session_options *options, struct err *err);
+void engine_session_free(struct engine_session *session);
+/* ERR_INVALID with code context_length_exceeded and param messages where the prompt does not fit.
+ */
+int engine_session_submit(struct engine_session *session, const struct engine_request *request,
+                          uint64_t *id, struct err *err);
+/* One step of everything that is there; `on_event` is called from inside. *active: sequences left,
+ * waiting ones too. ERR_* here concerns the whole session. */
+int engine_session_step(struct engine_session *session, engine_event_fn *on_event, void *context,
+                        int32_t *active, struct err *err);
+/* The request ends with ENGINE_FINISH_CANCEL at the next step; unknown ids are ignored. */
+void engine_session_cancel(struct engine_session *session, uint64_t id);
+
+/* ------------------------------------------------------------------ recall */
+
+/* Asks the dataset's own questions, greedy, and compares with its answers: does the model know
+ * them? */
+struct engine_recall {
+    int64_t asked;
+    double exact;     /* share of answers equal but for case, outer blanks and a final dot */
+    double contained; /* share that contain the expected answer */
+};
+
+/* With `trainer`: its uncompressed weights as they are now. Else `delta` on the base; NULL: the
+ * base. */
+int engine_recall(struct engine *engine, struct engine_trainer *trainer,
+                  const struct engine_delta *delta, const struct engine_dataset *dataset,
+                  struct engine_recall *out, struct err *err);
+
+/* ------------------------------------------------------------------ benches */
+
+struct engine_bench_train_options {
+    const char *model; /* Hugging Face directory, GGUF or base file */
+    const char *device;
+    int32_t sequence, batch, steps, threads;
+    bool train_embeddings;
+};
+/* Random tokens, all trained; writes one JSON line with the keys of the peer script into `json`. */
+int engine_bench_train(const struct engine_bench_train_options *options, char *json,
+                       size_t json_size, struct err *err);
+
+#endif
