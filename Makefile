@@ -5,7 +5,7 @@
 #   make SAN=address    with AddressSanitizer + UBSan; SAN=thread with TSan
 
 BUILD ?= build
-CC ?= gcc
+CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 SAN ?=
 OPT ?= -O2 -g
 
