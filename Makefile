@@ -1,66 +1,137 @@
 # Graft: one front door. `make help` lists the targets.
 #
-#   make                build/graft
-#   make BUILD=DIR      the same in another folder (sanitizer builds use this)
-#   make SAN=address    with AddressSanitizer + UBSan; SAN=thread with TSan
+#   make                  build/graft
+#   make BUILD=DIR        the same in another folder; each set of flags has its own
+#   make SAN=address      with AddressSanitizer and UBSan; SAN=thread: TSan; SAN=fuzzer: libFuzzer (clang)
+#
+# A new .c or .h in the product's folders needs no line here. Code for one processor family carries
+# function-level target attributes, so no file has flags of its own.
 
 BUILD ?= build
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 SAN ?=
 OPT ?= -O2 -g
 
+# Targets that do not compile must work before the libraries are there.
 PKGS := libmicrohttpd jansson libpq libcrypto libpcre2-8
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 
 WARN := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
         -Wvla -Wformat=2 -Wno-unused-parameter
-CPPFLAGS += -I. -D_GNU_SOURCE
-CFLAGS += -std=c11 $(OPT) $(WARN) -fno-math-errno -ffp-contract=off -pthread $(PKG_CFLAGS)
+override CPPFLAGS += -I. -D_GNU_SOURCE
+override CFLAGS += -std=c11 $(OPT) $(WARN) -fno-math-errno -ffp-contract=off -pthread $(PKG_CFLAGS)
+override LDFLAGS += -Wl,--as-needed
 LDLIBS := $(PKG_LIBS) -lopenblas -lm -ldl -pthread
-ifeq ($(SAN),address)
-CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-LDFLAGS += -fsanitize=address,undefined
+
+SAN_FLAGS_address := -fsanitize=address,undefined -fno-sanitize-recover=undefined
+SAN_FLAGS_thread := -fsanitize=thread
+SAN_FLAGS_fuzzer := -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined
+ifneq ($(SAN),)
+ifeq ($(SAN_FLAGS_$(SAN)),)
+$(error SAN=$(SAN) is not known: address, thread or fuzzer)
 endif
-ifeq ($(SAN),thread)
-CFLAGS += -fsanitize=thread -fno-omit-frame-pointer
-LDFLAGS += -fsanitize=thread
+override CFLAGS += $(SAN_FLAGS_$(SAN)) -fno-omit-frame-pointer
+override LDFLAGS += $(SAN_FLAGS_$(SAN))
 endif
 
 # Every .c below these folders is part of the product; main.c alone has main().
 SRC := $(sort $(wildcard engine/base/*.c engine/*.c engine/cpu/*.c engine/codec/*.c storage/*.c server/*.c))
 OBJ := $(SRC:%.c=$(BUILD)/%.o)
 LIB_OBJ := $(filter-out $(BUILD)/server/main.o,$(OBJ))
-ENGINE_OBJ := $(filter $(BUILD)/engine/%,$(OBJ))
 
+# tests/unit/test_X.c is one cmocka program; the other files there are linked into each of them.
 UNIT_SRC := $(sort $(wildcard tests/unit/test_*.c))
+UNIT_BIN := $(UNIT_SRC:%.c=$(BUILD)/%)
 UNIT_SUPPORT := $(filter-out $(UNIT_SRC),$(sort $(wildcard tests/unit/*.c)))
-UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(BUILD)/tests/unit/%)
 UNIT_SUPPORT_OBJ := $(UNIT_SUPPORT:%.c=$(BUILD)/%.o)
 
-.PHONY: all clean unit
+# tests/fuzz/fuzz_X.c has LLVMFuzzerTestOneInput, its corpus is tests/fuzz/corpus/X/. With SAN=fuzzer
+# it becomes a libFuzzer program, else replay_main.c runs the files it is given, once each.
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_BIN := $(FUZZ_SRC:%.c=$(BUILD)/%)
+ifeq ($(SAN),fuzzer)
+FUZZ_MAIN := -fsanitize=fuzzer
+else
+FUZZ_MAIN := $(BUILD)/tests/fuzz/replay_main.o
+endif
+
+.PHONY: all help deps demo run test test-fault bench fuzz lint format unit unit-programs fuzz-programs clean FORCE
+.SECONDARY:
+.DELETE_ON_ERROR:
+
 all: $(BUILD)/graft
 
-$(BUILD)/graft: $(OBJ)
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS)
+$(BUILD)/graft: $(OBJ) $(BUILD)/sources
+	$(CC) $(LDFLAGS) -o $@ $(OBJ) $(LDLIBS)
 
-$(BUILD)/libgraft.a: $(LIB_OBJ)
+$(BUILD)/libgraft.a: $(LIB_OBJ) $(BUILD)/sources
 	@rm -f $@
-	ar rcs $@ $^
+	ar rcs $@ $(LIB_OBJ)
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
-# Engine tests and benches link the engine alone where they need nothing else; the archive lets the
-# linker take just what a test uses.
-$(BUILD)/tests/unit/%: $(BUILD)/tests/unit/%.o $(UNIT_SUPPORT_OBJ) $(BUILD)/libgraft.a
-	$(CC) $(LDFLAGS) -o $@ $^ $(LDLIBS) -lcmocka
+# Rebuild when the compiler or a flag changes, relink when a file comes or goes.
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CC) $(shell $(CC) -dumpfullversion -dumpversion 2>/dev/null) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) $(LDLIBS)' > $@.new
+	@cmp -s $@ $@.new || cp $@.new $@
+$(BUILD)/sources: FORCE
+	@mkdir -p $(@D)
+	@echo '$(SRC) $(UNIT_SUPPORT)' > $@.new
+	@cmp -s $@ $@.new || cp $@.new $@
 
-unit: $(UNIT_BIN)
+# The archive lets the linker take just what a test uses.
+$(BUILD)/tests/unit/test_%: $(BUILD)/tests/unit/test_%.o $(UNIT_SUPPORT_OBJ) $(BUILD)/libgraft.a
+	$(CC) $(LDFLAGS) -o $@ $(filter %.o %.a,$^) $(LDLIBS) -lcmocka
+
+$(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(filter %.o,$(FUZZ_MAIN)) $(BUILD)/libgraft.a
+	$(CC) $(LDFLAGS) $(filter -f%,$(FUZZ_MAIN)) -o $@ $(filter %.o %.a,$^) $(LDLIBS)
+
+unit-programs: $(UNIT_BIN)
+fuzz-programs: $(FUZZ_BIN)
+
+help: ## this list
+	@echo 'make builds $(BUILD)/graft. Other targets:'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+
+demo: ## from nothing to an answering fine-tune: installs, builds, trains, asks (about 6 minutes)
+	@tests/demo/demo.sh
+
+run: ## serve on 127.0.0.1:8080 with the data in .cache/data or $GRAFT_DATA
+	@tests/deps/install.sh build
+	@$(MAKE) --no-print-directory -j"$$(nproc)" all
+	@tests/demo/run.sh
+
+test: ## every suite; SUITES="lint unit" picks some (tests/run --list)
+	@tests/run $(SUITES)
+
+test-fault: all ## kill -9 at 50 random points of a job's life (about 15 minutes)
+	@tests/run fault-long
+
+bench: all ## training speed on SmolLM2-135M, one JSON line
+	@tests/demo/fetch_model.sh
+	@$(BUILD)/graft bench train --model .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf \
+	    --seq 512 --batch 2 --steps 5
+
+fuzz: ## each parser under libFuzzer for FUZZ_SECONDS (60); needs clang
+	@FUZZ_SECONDS=$${FUZZ_SECONDS:-60} tests/run fuzz
+
+lint: ## format, layers, links and the other rules of tests/lint
+	@tests/run lint
+
+format: ## clang-format over the whole tree
+	@git ls-files -co --exclude-standard '*.c' '*.h' | xargs clang-format -i
+
+deps: ## install the packages that the build, the demo and the tests need
+	@tests/deps/install.sh all
+
+unit: unit-programs ## the unit tests of this BUILD
 	@set -e; for t in $(UNIT_BIN); do echo "== $$t"; $$t; done
 
-clean:
-	rm -rf $(BUILD)
+clean: ## remove every build folder; .cache/ stays
+	rm -rf build build-*
 
--include $(OBJ:.o=.d) $(wildcard $(BUILD)/tests/unit/*.d)
+-include $(OBJ:.o=.d) $(UNIT_SRC:%.c=$(BUILD)/%.d) $(UNIT_SUPPORT:%.c=$(BUILD)/%.d) $(FUZZ_SRC:%.c=$(BUILD)/%.d)
