@@ -201,6 +201,7 @@ enum engine_finish {
     ENGINE_FINISH_STOP,   /* end of turn, or a stop string */
     ENGINE_FINISH_LENGTH, /* max_tokens or the context's end */
     ENGINE_FINISH_CANCEL,
+    ENGINE_FINISH_ERROR, /* the model's output was no number (a broken delta): this request alone */
 };
 
 struct engine_event {
