@@ -1,6 +1,7 @@
 #include "engine/base/strbuf.h"
 
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,8 @@ static char empty[1]; /* what data points to before the first append; never writ
 
 void strbuf_init(struct strbuf *sb, size_t max)
 {
-    *sb = (struct strbuf){.data = empty, .max = max};
+    /* No more than an object can have, so that sizes below never wrap. */
+    *sb = (struct strbuf){.data = empty, .max = max < PTRDIFF_MAX ? max : PTRDIFF_MAX - 1};
 }
 
 void strbuf_release(struct strbuf *sb)

@@ -265,7 +265,7 @@ def named_files(tree):
             continue
         for number, line in enumerate(tree.lines(path), 1):
             for name in pattern.findall(line):
-                if not tree.exists(name) and not re.search(r"_X\b|X/|\*", name):
+                if not tree.exists(name) and not re.search(r"\b(X|NNNN)|_X\b|\*", name):
                     yield f"{path}:{number}: {name} is not there"
 
 
