@@ -24,8 +24,6 @@ const struct setting setting_table[] = {
      "PostgreSQL to use; without it a private one runs in the data directory"},
     {"database_file", "--database-file", "GRAFT_DATABASE_FILE", "FILE", SETTING_STRING, "", 0, 0,
      AT(database_file), "file whose first line is that URL, to keep it out of argv"},
-    {"pg_bin", "--pg-bin", "GRAFT_PG_BIN", "DIR", SETTING_STRING, "", 0, 0, AT(pg_bin),
-     "folder of initdb and postgres; without it the usual places are searched"},
     {"tls_cert", "--tls-cert", "GRAFT_TLS_CERT", "FILE", SETTING_STRING, "", 0, 0, AT(tls_cert),
      "certificate chain (PEM)"},
     {"tls_key", "--tls-key", "GRAFT_TLS_KEY", "FILE", SETTING_STRING, "", 0, 0, AT(tls_key),
@@ -54,11 +52,9 @@ const struct setting setting_table[] = {
      3600, AT(body_deadline), "time in which a body must make progress"},
     {"drain", "--drain", "GRAFT_DRAIN", "SECONDS", SETTING_TIME, "30", 0, 3600, AT(drain),
      "time that a stopping server lets requests and workers finish"},
-    {"lease", "--lease", "GRAFT_LEASE", "SECONDS", SETTING_TIME, "30", 1, 3600, AT(lease),
-     "a job whose worker is silent for this long is given to another"},
     {"heartbeat", "--heartbeat", "GRAFT_HEARTBEAT", "SECONDS", SETTING_TIME, "5", 0.1, 600,
      AT(heartbeat), "between two renewals of a lease"},
-    {"fence", "--fence", "GRAFT_FENCE", "SECONDS", SETTING_TIME, "20", 0.5, 3600, AT(fence),
+    {"fence", "--fence", "GRAFT_FENCE", "SECONDS", SETTING_TIME, "20", 0.5, 25, AT(fence),
      "a worker that could not renew for this long stops by itself"},
     {"sweep", "--sweep", "GRAFT_SWEEP", "SECONDS", SETTING_TIME, "5", 0.1, 3600, AT(sweep),
      "between two looks for expired leases and files"},
@@ -383,10 +379,9 @@ static int check_together(const struct settings *s, struct err *err)
                        s->log_level);
     if ((s->tls_cert[0] == '\0') != (s->tls_key[0] == '\0'))
         return err_set(err, ERR_INVALID, "--tls-cert and --tls-key belong together");
-    if (s->heartbeat >= s->fence || s->fence >= s->lease)
-        return err_set(err, ERR_INVALID,
-                       "heartbeat < fence < lease must hold: they are %g, %g and %g s",
-                       s->heartbeat, s->fence, s->lease);
+    if (s->heartbeat >= s->fence)
+        return err_set(err, ERR_INVALID, "heartbeat (%g s) must be shorter than fence (%g s)",
+                       s->heartbeat, s->fence);
     return 0;
 }
 

@@ -25,7 +25,6 @@ struct settings {
     const char *listen;        /* HOST:PORT; port 0 picks one */
     const char *database;      /* PostgreSQL URL; "": a private cluster below data */
     const char *database_file; /* file whose first line is that URL */
-    const char *pg_bin;        /* folder of initdb and postgres; "": searched for */
     const char *tls_cert, *tls_key;
     const char *log_level; /* debug, info, warn, error */
     bool insecure;         /* listen beyond loopback without TLS */
@@ -41,7 +40,6 @@ struct settings {
     double body_deadline; /* s in which a body must bring at least some bytes (see http_server.h) */
     double drain;         /* s that a stopping server lets requests and workers finish */
 
-    double lease;         /* s that a claimed job stays ours without a heartbeat */
     double heartbeat;     /* s between two renewals */
     double fence;         /* s without a successful renewal after which a worker stops by itself */
     double sweep;         /* s between two sweeps for expired leases */
