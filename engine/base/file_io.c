@@ -94,7 +94,7 @@ int file_sync_dir(const char *dir, struct err *err)
     return rc;
 }
 
-static int sync_parent(const char *path, struct err *err)
+int file_sync_parent(const char *path, struct err *err)
 {
     char *dir = strdup(path);
     char *slash;
@@ -138,7 +138,7 @@ int file_write_durable(const char *path, const void *data, size_t len, struct er
         err_set_errno(err, errno, "rename to %s", path);
         goto out;
     }
-    rc = sync_parent(path, err);
+    rc = file_sync_parent(path, err);
 out:
     close(fd);
     if (rc != 0)

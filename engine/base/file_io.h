@@ -18,6 +18,7 @@ int file_write_full(int fd, const void *data, size_t len, const char *name, stru
 int file_write_durable(const char *path, const void *data, size_t len, struct err *err);
 
 int file_sync_dir(const char *dir, struct err *err);
+int file_sync_parent(const char *path, struct err *err); /* the folder that holds path */
 int file_make_dirs(const char *dir, unsigned mode, struct err *err); /* like mkdir -p */
 int file_remove_tree(const char *dir, struct err *err); /* like rm -rf; absent is fine */
 int file_sha256(const char *path, char hex[65], int64_t *bytes, struct err *err);
