@@ -3,15 +3,14 @@
  * The file is JSONL: line N is example N (an empty line is allowed at the end only, so the two
  * numbers never part). A line is at most DATASET_MAX_LINE bytes and is read through one buffer of
  * that size: a line of a gigabyte is refused without being held. An example is
- *   {"messages": [{"role", "content", "weight"?, "name"?}, ...]}   chat
- *   {"prompt": "...", "completion": "..."}                         legacy: one user, one assistant
+ *   {"messages": [{"role", "content", "weight"?}, ...]}   chat
+ *   {"prompt": "...", "completion": "..."}                legacy: one user, one assistant
  * and nothing else: a key that would have no effect on training is refused by name, because a
- * client who wrote it believes that it has one.
+ * client who wrote it believes that it has one (null and empty values are let through).
  *
  * weight[i] is the loss weight of predicting token[i] from the tokens before it; 0 is masked.
- * Weighted are the tokens of assistant messages (times the message's `weight`, 0 or 1) with their
- * end of turn. The prompt is tokenised by itself, as it is when the model answers, so the trained
- * answer continues exactly the tokens that a question will have.
+ * Weighted are the answers as chat_template.h defines them, end of turn included, times the
+ * message's `weight` (0 or 1).
  *
  * Messages carry the codes and the wording of OpenAI's service (contract, "Validation failures");
  * err.param is "training_file" or "validation_file". Read-only once open: any thread. */
@@ -44,7 +43,7 @@ struct dataset_question {
     int32_t begin, end;
 };
 
-/* engine_dataset_open without an engine. `max_sequence` must be positive. */
+/* engine_dataset_open without an engine; options->max_sequence must be positive. */
 int dataset_open(struct engine_dataset **out, const struct tokenizer *tokenizer,
                  const struct chat_template *chat_template, const char *path,
                  const struct engine_dataset_options *options, struct engine_dataset_report *report,

@@ -5,60 +5,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/utf8.h"
+
 static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
-
-/* Bytes of a character by its first byte; 0 where no character begins so. */
-static size_t char_length(unsigned char lead)
-{
-    if (lead < 0x80)
-        return 1;
-    if (lead >= 0xc2 && lead <= 0xdf)
-        return 2;
-    if (lead >= 0xe0 && lead <= 0xef)
-        return 3;
-    return lead >= 0xf0 && lead <= 0xf4 ? 4 : 0;
-}
-
-/* May byte c follow `lead` as byte number `at`? (Unicode, table 3-7: no overlong forms, no
- * surrogates, nothing above U+10FFFF.) */
-static bool may_follow(unsigned char lead, size_t at, unsigned char c)
-{
-    unsigned char low = 0x80, high = 0xbf;
-
-    if (at == 1) {
-        if (lead == 0xe0)
-            low = 0xa0;
-        else if (lead == 0xed)
-            high = 0x9f;
-        else if (lead == 0xf0)
-            low = 0x90;
-        else if (lead == 0xf4)
-            high = 0x8f;
-    }
-    return c >= low && c <= high;
-}
-
-static bool is_utf8(const char *s, size_t len)
-{
-    for (size_t i = 0; i < len;) {
-        size_t n = char_length((unsigned char)s[i]);
-
-        if (n == 0 || n > len - i)
-            return false;
-        for (size_t k = 1; k < n; k++) {
-            if (!may_follow((unsigned char)s[i], k, (unsigned char)s[i + k]))
-                return false;
-        }
-        i += n;
-    }
-    return true;
-}
 
 static int add_stop(struct session_text *text, const char *stop, struct err *err)
 {
     size_t len = strlen(stop);
 
-    if (len == 0 || len > SESSION_TEXT_MAX_STOP || !is_utf8(stop, len))
+    if (len == 0 || len > SESSION_TEXT_MAX_STOP || !utf8_valid(stop, len))
         return err_set_code(err, ERR_INVALID, "invalid_value", "stop",
                             "a stop string must be UTF-8 text of 1 to %d bytes",
                             SESSION_TEXT_MAX_STOP);
@@ -128,20 +83,20 @@ static bool push(struct session_text *text, const char *bytes, size_t len)
 static bool take(struct session_text *text, unsigned char c)
 {
     if (text->broken_len > 0) {
-        if (may_follow(text->broken[0], text->broken_len, c)) {
+        if (utf8_may_follow(text->broken[0], text->broken_len, c)) {
             text->broken[text->broken_len++] = c;
-            if (text->broken_len < char_length(text->broken[0]))
+            if (text->broken_len < utf8_length(text->broken[0]))
                 return false;
             text->broken_len = 0;
-            return push(text, (const char *)text->broken, char_length(text->broken[0]));
+            return push(text, (const char *)text->broken, utf8_length(text->broken[0]));
         }
         text->broken_len = 0;
         if (push(text, replacement, 3))
             return true;
     }
-    if (char_length(c) == 1)
+    if (utf8_length(c) == 1)
         return push(text, (const char *)&c, 1);
-    if (char_length(c) == 0)
+    if (utf8_length(c) == 0)
         return push(text, replacement, 3);
     text->broken[0] = c;
     text->broken_len = 1;

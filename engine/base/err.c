@@ -5,9 +5,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/base/utf8.h"
+
 static void set_message(struct err *err, const char *fmt, va_list ap)
 {
     vsnprintf(err->message, sizeof err->message, fmt, ap);
+    utf8_scrub(err->message);
 }
 
 int err_set(struct err *err, enum err_kind kind, const char *fmt, ...)
@@ -75,6 +78,7 @@ int err_prefix(struct err *err, const char *fmt, ...)
     va_end(ap);
     n = strlen(err->message);
     snprintf(err->message + n, sizeof err->message - n, ": %s", old);
+    utf8_scrub(err->message);
     return -1;
 }
 

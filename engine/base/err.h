@@ -6,7 +6,8 @@
  *
  * The message is for the person who must act: lower case, names the thing and what to do, e.g.
  *   training file "file-abc": line 17: "messages" is missing
- * `code` and `param` go to the wire as they are (api-spec/errors.md); empty means null. */
+ * It is always valid UTF-8, whatever was formatted into it or cut: it may go to a database as it
+ * is. `code` and `param` go to the wire as they are (api-spec/errors.md); empty means null. */
 #ifndef GRAFT_BASE_ERR_H
 #define GRAFT_BASE_ERR_H
 
