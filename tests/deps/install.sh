@@ -38,8 +38,14 @@ clang_runtime() {
     [ -z "$version" ] || printf 'libclang-rt-%s-dev\n' "$version"
 }
 
+# Quiet unless it fails: then all its words.
 apt_get() {
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q -y "$@" >&2
+    local words
+    if ! words=$("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get -o DPkg::Lock::Timeout=300 -q -y "$@" 2>&1); then
+        say "$words"
+        return 1
+    fi
 }
 
 # Debian's server package makes and starts a cluster when it is installed. Where PostgreSQL is new to this
@@ -96,7 +102,7 @@ else
 fi
 
 say "Installing from the distribution: ${missing[*]}"
-apt_get update
+apt_get update || exit 1
 if [ "$what" = all ]; then
     runtime=$(clang_runtime)
     if [ -n "$runtime" ] && ! installed "$runtime" && [[ " ${missing[*]} " != *" $runtime "* ]]; then
