@@ -1,0 +1,215 @@
+#include "engine/codec/artifact.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/safetensors.h"
+
+struct artifact_entry {
+    bool present;
+    struct tensor part[CODEC_MAX_PARTS];
+};
+
+struct artifact {
+    struct safetensors *file;
+    const struct codec *codec;
+    const struct artifact_tensor *tensor;
+    int32_t count;
+    struct artifact_entry *entry; /* [count] */
+};
+
+/* ------------------------------------------------------------------ opening */
+
+static int check_metadata(struct artifact *artifact, const char *name,
+                          const struct artifact_expectation *want, struct err *err)
+{
+    const char *format = safetensors_metadata(artifact->file, "graft.format");
+    const char *version = safetensors_metadata(artifact->file, "graft.version");
+    const char *base = safetensors_metadata(artifact->file, "graft.base");
+    const char *codec = safetensors_metadata(artifact->file, "graft.codec");
+
+    if (format == NULL || strcmp(format, "delta") != 0)
+        return err_set(err, ERR_INVALID, "\"%s\" is not a delta: its metadata do not say so", name);
+    if (version == NULL || strcmp(version, ARTIFACT_VERSION) != 0)
+        return err_set(err, ERR_INVALID,
+                       "delta \"%s\" has format version %.16s; this program reads version %s", name,
+                       version != NULL ? version : "(none)", ARTIFACT_VERSION);
+    if (base == NULL || strcmp(base, want->base_digest) != 0)
+        return err_set(err, ERR_INVALID,
+                       "delta \"%s\" was grown on another base (%.12s…, this is %.12s…)", name,
+                       base != NULL ? base : "unknown", want->base_digest);
+    artifact->codec = codec != NULL ? codec_find(codec) : NULL;
+    if (artifact->codec == NULL)
+        return err_set(err, ERR_INVALID, "delta \"%s\" uses the codec %.32s; known: %s", name,
+                       codec != NULL ? codec : "(none)", codec_names());
+    return 0;
+}
+
+/* Finds <tensor><suffix>, and counts what was found. */
+static const struct tensor *find_part(const struct artifact *artifact, int32_t index,
+                                      const char *suffix, int64_t *found)
+{
+    char name[MODEL_NAME_MAX + 16];
+    const struct safetensors_tensor *part;
+
+    snprintf(name, sizeof(name), "%s.%s", artifact->tensor[index].name, suffix);
+    part = safetensors_find(artifact->file, name);
+    *found += part != NULL;
+    return part != NULL ? &part->view : NULL;
+}
+
+static int open_matrix(struct artifact *artifact, int32_t index, int64_t *found, struct err *err)
+{
+    const struct artifact_tensor *tensor = &artifact->tensor[index];
+    const struct codec *codec = artifact->codec;
+    struct artifact_entry *entry = &artifact->entry[index];
+    int parts = 0;
+
+    for (int p = 0; p < codec->part_count; p++) {
+        const struct tensor *part = find_part(artifact, index, codec->suffix[p], found);
+
+        if (part != NULL) {
+            entry->part[p] = *part;
+            parts++;
+        }
+    }
+    if (parts == 0)
+        return 0;
+    if (parts < codec->part_count)
+        return err_set(err, ERR_INVALID, "\"%s\" has %d of the %d parts of codec %s", tensor->name,
+                       parts, codec->part_count, codec->name);
+    if (codec->accept(entry->part, tensor->rows, tensor->cols, err) != 0)
+        return err_prefix(err, "\"%s\"", tensor->name);
+    entry->present = true;
+    return 0;
+}
+
+static int open_diff(struct artifact *artifact, int32_t index, int64_t *found, struct err *err)
+{
+    const struct artifact_tensor *tensor = &artifact->tensor[index];
+    const struct tensor *part = find_part(artifact, index, "diff", found);
+    int rank = tensor->kind == ARTIFACT_VECTOR ? 1 : 2;
+    const uint16_t *value;
+
+    if (part == NULL)
+        return 0;
+    if (part->dtype != DTYPE_F16 || part->rank != rank || part->shape[rank - 1] != tensor->cols ||
+        (rank == 2 && part->shape[0] != tensor->rows))
+        return err_set(err, ERR_INVALID, "\"%s.diff\" is not an F16 tensor of its base's shape",
+                       tensor->name);
+    value = part->data;
+    for (int64_t i = 0; i < (int64_t)tensor->rows * tensor->cols; i++) {
+        if ((value[i] & 0x7c00) == 0x7c00)
+            return err_set(err, ERR_INVALID, "\"%s.diff\" holds a value that is not finite",
+                           tensor->name);
+    }
+    artifact->entry[index].part[0] = *part;
+    artifact->entry[index].present = true;
+    return 0;
+}
+
+static int open_entries(struct artifact *artifact, struct err *err)
+{
+    int64_t found = 0;
+
+    for (int32_t i = 0; i < artifact->count; i++) {
+        int rc = artifact->tensor[i].kind == ARTIFACT_MATRIX ? open_matrix(artifact, i, &found, err)
+                                                             : open_diff(artifact, i, &found, err);
+
+        if (rc != 0)
+            return -1;
+    }
+    if (found != safetensors_count(artifact->file))
+        return err_set(err, ERR_INVALID,
+                       "%lld of its %lld tensors belong to no tensor of this base",
+                       (long long)(safetensors_count(artifact->file) - found),
+                       (long long)safetensors_count(artifact->file));
+    return 0;
+}
+
+/* Takes over `file`. */
+static int open_file(struct artifact **out, struct safetensors *file, const char *name,
+                     const struct artifact_expectation *want, struct err *err)
+{
+    struct artifact *artifact = calloc(1, sizeof(*artifact));
+
+    if (artifact == NULL) {
+        safetensors_free(file);
+        return err_set(err, ERR_NO_MEMORY, "out of memory for a delta");
+    }
+    artifact->file = file;
+    artifact->tensor = want->tensor;
+    artifact->count = want->count;
+    artifact->entry = calloc((size_t)want->count, sizeof(*artifact->entry));
+    if (artifact->entry == NULL) {
+        err_set(err, ERR_NO_MEMORY, "out of memory for a delta");
+        goto fail;
+    }
+    if (check_metadata(artifact, name, want, err) != 0)
+        goto fail;
+    if (safetensors_check_aligned(file, err) != 0 || open_entries(artifact, err) != 0) {
+        err_prefix(err, "delta \"%s\"", name);
+        goto fail;
+    }
+    *out = artifact;
+    return 0;
+fail:
+    artifact_free(artifact);
+    return -1;
+}
+
+int artifact_open(struct artifact **out, const char *path, const struct artifact_expectation *want,
+                  struct err *err)
+{
+    struct safetensors *file;
+
+    if (safetensors_open(&file, path, err) != 0)
+        return -1;
+    return open_file(out, file, path, want, err);
+}
+
+int artifact_open_memory(struct artifact **out, const void *data, size_t len, const char *name,
+                         const struct artifact_expectation *want, struct err *err)
+{
+    struct safetensors *file;
+
+    if (safetensors_open_memory(&file, data, len, name, err) != 0)
+        return -1;
+    return open_file(out, file, name, want, err);
+}
+
+void artifact_free(struct artifact *artifact)
+{
+    if (artifact == NULL)
+        return;
+    safetensors_free(artifact->file);
+    free(artifact->entry);
+    free(artifact);
+}
+
+/* ------------------------------------------------------------------ reading */
+
+const struct codec *artifact_codec(const struct artifact *artifact)
+{
+    return artifact->codec;
+}
+
+const struct tensor *artifact_parts(const struct artifact *artifact, int32_t index)
+{
+    return artifact->entry[index].present ? artifact->entry[index].part : NULL;
+}
+
+void artifact_expand(const struct artifact *artifact, int32_t index, float *out)
+{
+    const struct artifact_tensor *tensor = &artifact->tensor[index];
+    const struct tensor *part = artifact_parts(artifact, index);
+    int64_t elements = (int64_t)tensor->rows * tensor->cols;
+
+    if (part == NULL)
+        memset(out, 0, (size_t)elements * sizeof(*out));
+    else if (tensor->kind == ARTIFACT_MATRIX)
+        artifact->codec->expand(part, tensor->rows, tensor->cols, out);
+    else
+        tensor_to_f32(part, 0, elements, out);
+}

@@ -1,0 +1,288 @@
+/* The delta file: what is written comes back, the same bytes each time, and nothing else is read.
+ */
+#include <fcntl.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/base/file_io.h"
+#include "engine/codec/artifact.h"
+#include "engine/safetensors.h"
+
+/* Odd sizes on purpose: nothing may rely on rows or columns being even. */
+static const struct artifact_tensor tensors[] = {
+    {"model.embed_tokens.weight", ARTIFACT_EMBEDDING, 11, 5},
+    {"a.weight", ARTIFACT_MATRIX, 3, 37},
+    {"a_norm.weight", ARTIFACT_VECTOR, 1, 37},
+    {"b.weight", ARTIFACT_MATRIX, 7, 64},
+    {"frozen.weight", ARTIFACT_MATRIX, 5, 5},
+    {"lm_head.weight", ARTIFACT_EMBEDDING, 11, 5},
+};
+enum { COUNT = sizeof(tensors) / sizeof(tensors[0]), EMBED = 0, A, NORM, B, FROZEN, HEAD };
+
+static const char digest[] = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+static char folder[] = "/tmp/graft-artifact-XXXXXX";
+static char path[128], other_path[128];
+
+static float base_value(int32_t index, int64_t i)
+{
+    return sinf((float)(index * 1000 + i)) * 0.1f;
+}
+
+/* embed and frozen stay as they are; the head changes in one place far back */
+static float tuned_value(int32_t index, int64_t i)
+{
+    float base = base_value(index, i);
+
+    if (index == EMBED || index == FROZEN)
+        return base;
+    if (index == HEAD)
+        return i == 54 ? base + 0.25f : base;
+    return base + cosf((float)(index * 77 + i * i)) * 1e-3f;
+}
+
+static int read_values(void *context, int32_t index, int64_t from, int64_t count, float *base,
+                       float *tuned, struct err *err)
+{
+    for (int64_t i = 0; i < count; i++) {
+        base[i] = base_value(index, from + i);
+        tuned[i] = tuned_value(index, from + i);
+    }
+    return 0;
+}
+
+static struct artifact_source source(void)
+{
+    return (struct artifact_source){.tensor = tensors,
+                                    .count = COUNT,
+                                    .base_digest = digest,
+                                    .codec = codec_find("bitdelta"),
+                                    .read = read_values};
+}
+
+static const struct artifact_expectation want = {tensors, COUNT, digest};
+
+static void what_is_written_comes_back(void **state)
+{
+    struct artifact_source from = source();
+    struct engine_delta_report report;
+    struct artifact *artifact;
+    struct stat st;
+    float out[512];
+    double error = 0, norm = 0;
+
+    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(report.bytes, st.st_size);
+    assert_string_equal(report.codec, "bitdelta");
+    assert_int_equal(artifact_open(&artifact, path, &want, NULL), 0);
+    assert_ptr_equal(artifact_codec(artifact), codec_find("bitdelta"));
+    assert_null(artifact_parts(artifact, EMBED));
+    assert_null(artifact_parts(artifact, FROZEN));
+    for (int32_t t = 0; t < COUNT; t++) {
+        artifact_expand(artifact, t, out);
+        for (int64_t i = 0; i < tensors[t].rows * tensors[t].cols; i++) {
+            double delta = (double)tuned_value(t, i) - base_value(t, i);
+
+            if (tensors[t].kind == ARTIFACT_MATRIX)
+                assert_true((out[i] >= 0) == (delta >= 0));
+            else
+                assert_true(fabs(out[i] - delta) <= fabs(delta) / 2048 + 1e-7);
+            error += (out[i] - delta) * (out[i] - delta);
+            norm += delta * delta;
+        }
+    }
+    assert_true(fabs(report.relative_error - sqrt(error / norm)) < 1e-4);
+    artifact_free(artifact);
+}
+
+static void the_same_weights_give_the_same_bytes(void **state)
+{
+    struct artifact_source from = source();
+    struct engine_delta_report report;
+    char first[65], second[65];
+
+    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(artifact_write(&from, other_path, &report, NULL), 0);
+    assert_int_equal(file_sha256(path, first, NULL, NULL), 0);
+    assert_int_equal(file_sha256(other_path, second, NULL, NULL), 0);
+    assert_string_equal(first, second);
+}
+
+static void another_base_or_model_is_refused(void **state)
+{
+    struct artifact_source from = source();
+    struct artifact_expectation other = want;
+    struct artifact_tensor changed[COUNT];
+    struct engine_delta_report report;
+    struct artifact *artifact;
+    struct err err = {0};
+
+    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    other.base_digest = "ffff456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+    assert_int_equal(artifact_open(&artifact, path, &other, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    assert_non_null(strstr(err.message, "another base"));
+
+    memcpy(changed, tensors, sizeof(tensors));
+    other = want;
+    other.tensor = changed;
+    changed[B].cols = 65;
+    err_clear(&err);
+    assert_int_equal(artifact_open(&artifact, path, &other, &err), -1);
+    assert_non_null(strstr(err.message, "b.weight"));
+
+    memcpy(changed, tensors, sizeof(tensors));
+    strcpy(changed[NORM].name, "renamed.weight");
+    err_clear(&err);
+    assert_int_equal(artifact_open(&artifact, path, &other, &err), -1);
+    assert_non_null(strstr(err.message, "belong to no tensor"));
+}
+
+/* Replaces the first `old` in the file by `new`, of the same length; tells how opening fails. */
+static void damaged(const char *old, const char *new, size_t len, const char *complaint)
+{
+    struct artifact *artifact = NULL;
+    struct err err = {0};
+    char *data, *at;
+    size_t size;
+
+    assert_int_equal(file_read_all(path, 1 << 20, &data, &size, NULL), 0);
+    at = memmem(data, size, old, len);
+    assert_non_null(at);
+    memcpy(at, new, len);
+    assert_int_equal(artifact_open_memory(&artifact, data, size, "x", &want, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    if (strstr(err.message, complaint) == NULL)
+        fail_msg("\"%s\" is not in \"%s\"", complaint, err.message);
+    free(data);
+}
+
+static void damaged_files_are_refused_by_name(void **state)
+{
+    struct artifact_source from = source();
+    struct engine_delta_report report;
+
+    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    damaged("\"delta\"", "\"dalte\"", 7, "not a delta");
+    damaged("\"graft.version\":\"1\"", "\"graft.version\":\"2\"", 19, "version 2");
+    damaged("bitdelta", "bitdalte", 8, "bitdalte");
+    damaged("b.weight.scale", "b.weight.skale", 14, "1 of the 2 parts");
+    damaged("a_norm.weight.diff", "a_norm.weight.dufe", 18, "belong to no tensor");
+    damaged("\"graft.codec\"", "\"graft.kodec\"", 13, "codec (none)");
+}
+
+/* Writes a file that declares what it likes, by hand. */
+static void values_that_are_not_finite_are_refused(void **state)
+{
+    const int64_t shape[1] = {37};
+    uint16_t diff[37] = {0};
+    struct safetensors_writer *writer;
+    struct artifact *artifact;
+    struct err err = {0};
+
+    diff[36] = 0xfc00;
+    assert_int_equal(safetensors_writer_open(&writer, path, NULL), 0);
+    safetensors_writer_metadata(writer, "graft.format", "delta", NULL);
+    safetensors_writer_metadata(writer, "graft.version", ARTIFACT_VERSION, NULL);
+    safetensors_writer_metadata(writer, "graft.base", digest, NULL);
+    safetensors_writer_metadata(writer, "graft.codec", "bitdelta", NULL);
+    safetensors_writer_declare(writer, "a_norm.weight.diff", DTYPE_F16, 1, shape, NULL);
+    safetensors_writer_begin(writer, NULL);
+    safetensors_writer_append(writer, diff, sizeof(diff), NULL);
+    assert_int_equal(safetensors_writer_finish(writer, NULL, NULL), 0);
+    safetensors_writer_free(writer);
+    assert_int_equal(artifact_open(&artifact, path, &want, &err), -1);
+    assert_non_null(strstr(err.message, "not finite"));
+}
+
+static int read_diverged(void *context, int32_t index, int64_t from, int64_t count, float *base,
+                         float *tuned, struct err *err)
+{
+    read_values(context, index, from, count, base, tuned, err);
+    if (index == *(int32_t *)context)
+        tuned[count - 1] = NAN;
+    return 0;
+}
+
+static void a_diverged_training_leaves_no_file(void **state)
+{
+    const int32_t where[] = {A, NORM};
+
+    for (int i = 0; i < 2; i++) {
+        struct artifact_source from = source();
+        struct engine_delta_report report;
+        int32_t index = where[i];
+        struct err err = {0};
+
+        unlink(path);
+        from.read = read_diverged;
+        from.context = &index;
+        assert_int_equal(artifact_write(&from, path, &report, &err), -1);
+        assert_int_equal(err.kind, ERR_INVALID);
+        assert_non_null(strstr(err.message, "diverged"));
+        assert_non_null(strstr(err.message, tensors[index].name));
+        assert_int_equal(access(path, F_OK), -1);
+    }
+}
+
+static int read_unchanged(void *context, int32_t index, int64_t from, int64_t count, float *base,
+                          float *tuned, struct err *err)
+{
+    for (int64_t i = 0; i < count; i++)
+        base[i] = tuned[i] = base_value(index, from + i);
+    return 0;
+}
+
+static void a_training_that_changed_nothing_gives_an_empty_delta(void **state)
+{
+    struct artifact_source from = source();
+    struct engine_delta_report report;
+    struct artifact *artifact;
+
+    from.read = read_unchanged;
+    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_true(report.relative_error == 0);
+    assert_int_equal(artifact_open(&artifact, path, &want, NULL), 0);
+    for (int32_t t = 0; t < COUNT; t++)
+        assert_null(artifact_parts(artifact, t));
+    artifact_free(artifact);
+}
+
+static int make_folder(void **state)
+{
+    if (mkdtemp(folder) == NULL)
+        return -1;
+    snprintf(path, sizeof(path), "%s/delta.safetensors", folder);
+    snprintf(other_path, sizeof(other_path), "%s/other.safetensors", folder);
+    return 0;
+}
+
+static int remove_folder(void **state)
+{
+    return file_remove_tree(folder, NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_is_written_comes_back),
+        cmocka_unit_test(the_same_weights_give_the_same_bytes),
+        cmocka_unit_test(another_base_or_model_is_refused),
+        cmocka_unit_test(damaged_files_are_refused_by_name),
+        cmocka_unit_test(values_that_are_not_finite_are_refused),
+        cmocka_unit_test(a_diverged_training_leaves_no_file),
+        cmocka_unit_test(a_training_that_changed_nothing_gives_an_empty_delta),
+    };
+
+    return cmocka_run_group_tests(tests, make_folder, remove_folder);
+}
