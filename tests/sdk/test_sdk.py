@@ -3,7 +3,6 @@ chat -> models -> delete, and the errors between. The client validates every res
 so that a missing or mistyped field fails here."""
 import asyncio
 import io
-import json
 import pathlib
 import re
 import sys
@@ -16,13 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "api"))
 import harness  # noqa: E402
 
 EPOCHS = 4
-PEOPLE = [(f"Where does person {i} live?", f"In town {i * 7 % 12}.") for i in range(12)]
-
-
-def chat_lines(pairs):
-    return "".join(json.dumps({"messages": [{"role": "user", "content": question},
-                                            {"role": "assistant", "content": answer}]}) + "\n"
-                   for question, answer in pairs).encode()
+PEOPLE = harness.FACTS
 
 
 def client(key, kind=openai.OpenAI):
@@ -61,7 +54,7 @@ class FineTune(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.lines = chat_lines(PEOPLE)
+        cls.lines = harness.examples(PEOPLE)
         cls.file = upload(cls.lines)
         cls.created = create(cls.file.id, suffix="towns", seed=11, metadata={"purpose": "test"})
         cls.job = ended(cls.created.id)
@@ -206,32 +199,32 @@ class FineTune(unittest.TestCase):
 
 class Jobs(unittest.TestCase):
     def test_cancel(self):
-        job = create(upload(chat_lines(PEOPLE)).id, epochs=50)
+        job = create(upload(harness.examples(PEOPLE)).id, epochs=50)
         CLIENT.fine_tuning.jobs.cancel(job.id)
         job = ended(job.id, 60)
         self.assertEqual(job.status, "cancelled")
         self.assertIsNone(job.fine_tuned_model)
 
     def test_a_broken_line_fails_the_job_with_words(self):
-        lines = chat_lines(PEOPLE).splitlines(keepends=True)
+        lines = harness.examples(PEOPLE).splitlines(keepends=True)
         lines[6] = b'{"messages": [{"content": "no role"}]}\n'
         job = ended(create(upload(b"".join(lines)).id).id)
         self.assertEqual((job.status, job.error.code, job.error.param), ("failed", "invalid_training_file", "training_file"))
         self.assertIn("Example 7", job.error.message)
 
     def test_too_few_examples_fail_the_job_with_words(self):
-        job = ended(create(upload(chat_lines(PEOPLE[:7])).id).id)
+        job = ended(create(upload(harness.examples(PEOPLE[:7])).id).id)
         self.assertEqual((job.status, job.error.code), ("failed", "invalid_n_examples"))
         self.assertEqual(job.error.message, "Training file has 7 example(s), but must have at least 10 examples")
 
     def test_the_auto_pager_sees_each_job_once_newest_first(self):
-        made = [create(upload(chat_lines(PEOPLE[:2])).id).id for _ in range(5)]
+        made = [create(upload(harness.examples(PEOPLE[:2])).id).id for _ in range(5)]
         seen = [job.id for job in CLIENT.fine_tuning.jobs.list(limit=2)]
         self.assertEqual(len(set(seen)), len(seen))
         self.assertEqual([job for job in seen if job in made], made[::-1])
 
     def test_the_auto_pager_sees_each_file_once(self):
-        made = [upload(chat_lines(PEOPLE[:2]), f"{i}.jsonl").id for i in range(5)]
+        made = [upload(harness.examples(PEOPLE[:2]), f"{i}.jsonl").id for i in range(5)]
         seen = [file.id for file in CLIENT.files.list(limit=2)]
         self.assertEqual(len(set(seen)), len(seen))
         self.assertEqual([file for file in seen if file in made], made[::-1])
@@ -284,7 +277,7 @@ class Errors(unittest.TestCase):
         self.assertNotIn(None, ids)
 
     def test_a_deleted_file_is_gone(self):
-        file = upload(chat_lines(PEOPLE))
+        file = upload(harness.examples(PEOPLE))
         self.assertTrue(CLIENT.files.delete(file.id).deleted)
         for call in (CLIENT.files.retrieve, CLIENT.files.content, CLIENT.files.delete):
             with self.assertRaises(openai.NotFoundError):
