@@ -8,6 +8,8 @@
 #include "engine/base/utf8.h"
 
 static void set_message(struct err *err, const char *fmt, va_list ap)
+    __attribute__((format(printf, 2, 0)));
+static void set_message(struct err *err, const char *fmt, va_list ap)
 {
     vsnprintf(err->message, sizeof err->message, fmt, ap);
     utf8_scrub(err->message);
