@@ -258,6 +258,89 @@ static void a_training_that_changed_nothing_gives_an_empty_delta(void **state)
     artifact_free(artifact);
 }
 
+/* A base with the right shapes, for a reader that needs its header. */
+static void write_base(void)
+{
+    static const float zeros[11 * 64];
+    struct safetensors_writer *writer;
+
+    assert_int_equal(safetensors_writer_open(&writer, other_path, NULL), 0);
+    for (int32_t t = 0; t < COUNT; t++) {
+        int64_t shape[2] = {tensors[t].rows, tensors[t].cols};
+        int vector = tensors[t].kind == ARTIFACT_VECTOR;
+
+        safetensors_writer_declare(writer, tensors[t].name, DTYPE_F32, 2 - vector, shape + vector,
+                                   NULL);
+    }
+    safetensors_writer_begin(writer, NULL);
+    for (int32_t t = 0; t < COUNT; t++)
+        safetensors_writer_append(
+            writer, zeros, (size_t)(tensors[t].rows * tensors[t].cols) * sizeof(float), NULL);
+    assert_int_equal(safetensors_writer_finish(writer, NULL, NULL), 0);
+    safetensors_writer_free(writer);
+}
+
+/* The text between "```python" and "```" of the format's description, as a file. */
+static void extract_reader(const char *to)
+{
+    char *text, *begin, *end;
+    size_t len;
+
+    assert_int_equal(file_read_all("api-spec/delta-format.md", 1 << 20, &text, &len, NULL), 0);
+    begin = strstr(text, "```python\n");
+    assert_non_null(begin);
+    begin += strlen("```python\n");
+    end = strstr(begin, "```");
+    assert_non_null(end);
+    assert_int_equal(file_write_durable(to, begin, (size_t)(end - begin), NULL), 0);
+    free(text);
+}
+
+static void the_reader_in_the_description_reads_it(void **state)
+{
+    struct artifact_source from = source();
+    struct engine_delta_report report;
+    struct artifact *artifact;
+    char script[128], command[512], name[96];
+    long long elements;
+    double sum;
+    int lines = 0;
+    FILE *reader;
+
+    if (system("python3 -c pass >/dev/null 2>&1") != 0) {
+        print_message("# no python3: the reader of delta-format.md can not be run\n");
+        skip();
+    }
+    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(artifact_open(&artifact, path, &want, NULL), 0);
+    write_base();
+    snprintf(script, sizeof(script), "%s/reader.py", folder);
+    extract_reader(script);
+    snprintf(command, sizeof(command), "python3 %s %s %s", script, path, other_path);
+    reader = popen(command, "r");
+    assert_non_null(reader);
+    while (fscanf(reader, "%95s %lld %lf", name, &elements, &sum) == 3) {
+        double ours = 0, size = 0;
+        float out[512];
+        int32_t t = 0;
+
+        while (t < COUNT && strcmp(tensors[t].name, name) != 0)
+            t++;
+        assert_true(t < COUNT && artifact_parts(artifact, t) != NULL);
+        assert_int_equal(elements, tensors[t].rows * tensors[t].cols);
+        artifact_expand(artifact, t, out);
+        for (int64_t i = 0; i < elements; i++) {
+            ours += (double)(i + 1) * out[i];
+            size += (double)(i + 1) * fabs(out[i]);
+        }
+        assert_true(fabs(ours - sum) <= 1e-9 * size);
+        lines++;
+    }
+    assert_int_equal(pclose(reader), 0);
+    assert_int_equal(lines, 4); /* a, a_norm, b, lm_head */
+    artifact_free(artifact);
+}
+
 static int make_folder(void **state)
 {
     if (mkdtemp(folder) == NULL)
@@ -282,6 +365,7 @@ int main(void)
         cmocka_unit_test(values_that_are_not_finite_are_refused),
         cmocka_unit_test(a_diverged_training_leaves_no_file),
         cmocka_unit_test(a_training_that_changed_nothing_gives_an_empty_delta),
+        cmocka_unit_test(the_reader_in_the_description_reads_it),
     };
 
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
