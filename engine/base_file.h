@@ -11,7 +11,9 @@
  *   lm_head.weight                                     [vocabulary, hidden], absent when tied
  * q and k rows are in Hugging Face's order (halves rotate against each other), also from GGUF.
  * Beside them, U8 tensors `graft.tokenizer` (a tokenizer.json) and `graft.chat_template` (Jinja
- * text, absent when the model has none); the configuration and digest are in __metadata__.
+ * text, absent when the model has none). __metadata__ has `graft.base_version`, `graft.config` (a
+ * config.json, see model_config.h) and `graft.digest` (how it is made: base_layout.h).
+ * F32 tensors lie first, then the 16-bit ones, each in canonical order, then the texts.
  *
  * Every tensor that the configuration calls for is there with the right shape, and no other:
  * checked at open. Dtypes are F32, F16 or BF16, as imported. Read-only after open: any thread. */
@@ -24,6 +26,13 @@
 #include "engine/model_config.h"
 #include "engine/tensor.h"
 
+#define BASE_FILE_VERSION "1"
+#define BASE_FILE_VERSION_KEY "graft.base_version"
+#define BASE_FILE_CONFIG_KEY "graft.config"
+#define BASE_FILE_DIGEST_KEY "graft.digest"
+#define BASE_FILE_TOKENIZER "graft.tokenizer"
+#define BASE_FILE_CHAT_TEMPLATE "graft.chat_template"
+
 struct base_file;
 
 int base_file_open(struct base_file **out, const char *path, struct err *err);
@@ -32,7 +41,7 @@ const struct model_config *base_file_config(const struct base_file *base);
 const struct engine_base_info *base_file_info(const struct base_file *base);
 /* View into the mapping; false when the base has no such tensor. */
 bool base_file_tensor(const struct base_file *base, const char *name, struct tensor *out);
-/* Text of tokenizer.json; of the chat template (NULL when it has none). */
+/* Text of tokenizer.json; of the chat template (NULL when it has none). Not NUL-terminated. */
 const char *base_file_tokenizer_json(const struct base_file *base, size_t *len);
 const char *base_file_chat_template(const struct base_file *base, size_t *len);
 

@@ -8,6 +8,7 @@
 #include <stdint.h>
 
 #include "engine/base/err.h"
+#include "engine/base/strbuf.h"
 
 enum rope_scaling {
     ROPE_SCALING_NONE,
@@ -40,7 +41,9 @@ struct model_config {
 /* From the text of a config.json. ERR_INVALID names the key. */
 int model_config_from_json(struct model_config *config, const char *text, unsigned long len,
                            struct err *err);
-/* The same checks for a configuration that came from elsewhere (GGUF metadata, a base file). */
+/* The same checks for a configuration that came from elsewhere (GGUF metadata). */
 int model_config_check(const struct model_config *config, struct err *err);
+/* A config.json that model_config_from_json reads back to the same values, bit for bit. */
+void model_config_to_json(const struct model_config *config, struct strbuf *out);
 
 #endif
