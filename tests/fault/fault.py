@@ -178,7 +178,8 @@ def infer_kill(place, model, at, expected, answer, middle):
             chunks = list(place.server.stream("/v1/chat/completions", body, timeout=60))
             ends.append("error" if "error" in chunks[-1] else chunks[-1]["choices"][0]["finish_reason"])
         except Exception as problem:
-            ends.append(f"{type(problem).__name__}: {problem}")
+            # Killed before the answer began, the request is refused as a whole.
+            ends.append("error" if "answered 503" in str(problem) else f"{type(problem).__name__}: {problem}")
 
     listeners = [threading.Thread(target=listen) for _ in range(4 if middle else 0)]
     for listener in listeners:
