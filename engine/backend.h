@@ -16,7 +16,7 @@
  *   before and after.
  * - Weights may be F32, BF16 or F16, activations are F32 for now; an operation that does not know a
  *   dtype fails by name.
- * - Serving (a batch with a kv cache): what a row gets does not depend on the rows beside it, on
+ * - Serving (batch.serving): what a row gets does not depend on the rows beside it, on
  *   threads, or on how a prompt was cut into chunks. Training: the result does not depend on the
  *   number of threads.
  * - A backend and its memory belong to one thread at a time. */
@@ -124,6 +124,7 @@ struct batch {
     const int32_t *cu_seqlens;     /* [docs + 1] */
     const struct batch_slot *slot; /* [docs] with a kv cache, else NULL */
     struct row_segments segments;  /* count 0: the base for every row */
+    bool serving;                  /* else training: see the contract above */
 };
 
 /* ------------------------------------------------------------------ stage arguments */

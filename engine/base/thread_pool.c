@@ -1,0 +1,199 @@
+#include "engine/base/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#define MAX_THREADS 256
+#define SPINS 4000 /* of a pause instruction each: 40 to 100 µs, more than a stage's serial part \
+                    */
+
+struct worker {
+    struct thread_pool *pool;
+    pthread_t thread;
+    int index;
+    bool started;
+};
+
+struct thread_pool {
+    int threads;
+    pthread_mutex_t lock;
+    pthread_cond_t work, done;
+    atomic_uint generation; /* of jobs; changes under the lock, watched without it */
+    atomic_int active;      /* workers inside the job */
+    atomic_llong next;      /* task to take */
+    bool open;              /* late workers may still join; under the lock */
+    bool stop;
+    thread_pool_fn *fn;
+    void *context;
+    int64_t tasks;
+    struct worker worker[];
+};
+
+static void pause_cpu(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void take_tasks(struct thread_pool *pool, int worker)
+{
+    for (;;) {
+        int64_t task = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+
+        if (task >= pool->tasks)
+            return;
+        pool->fn(pool->context, task, worker);
+    }
+}
+
+static void *worker_main(void *arg)
+{
+    struct worker *self = arg;
+    struct thread_pool *pool = self->pool;
+    unsigned seen = 0;
+
+    for (;;) {
+        for (int i = 0; i < SPINS; i++) {
+            if (atomic_load_explicit(&pool->generation, memory_order_acquire) != seen)
+                break;
+            pause_cpu();
+        }
+        pthread_mutex_lock(&pool->lock);
+        while (atomic_load(&pool->generation) == seen && !pool->stop)
+            pthread_cond_wait(&pool->work, &pool->lock);
+        if (pool->stop) {
+            pthread_mutex_unlock(&pool->lock);
+            return NULL;
+        }
+        seen = atomic_load(&pool->generation);
+        bool join = pool->open;
+        if (join)
+            atomic_fetch_add(&pool->active, 1);
+        pthread_mutex_unlock(&pool->lock);
+        if (!join)
+            continue;
+        take_tasks(pool, self->index);
+        pthread_mutex_lock(&pool->lock);
+        if (atomic_fetch_sub(&pool->active, 1) == 1)
+            pthread_cond_signal(&pool->done);
+        pthread_mutex_unlock(&pool->lock);
+    }
+}
+
+void thread_pool_run(struct thread_pool *pool, int64_t tasks, thread_pool_fn *fn, void *context)
+{
+    if (pool->threads == 1 || tasks <= 1) {
+        for (int64_t t = 0; t < tasks; t++)
+            fn(context, t, 0);
+        return;
+    }
+    pthread_mutex_lock(&pool->lock);
+    pool->fn = fn;
+    pool->context = context;
+    pool->tasks = tasks;
+    atomic_store(&pool->next, 0);
+    pool->open = true;
+    atomic_fetch_add(&pool->generation, 1);
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+
+    take_tasks(pool, 0);
+
+    /* All tasks are taken: who has not joined by now need not. */
+    for (int i = 0; i < SPINS && atomic_load_explicit(&pool->active, memory_order_acquire); i++)
+        pause_cpu();
+    pthread_mutex_lock(&pool->lock);
+    pool->open = false;
+    while (atomic_load(&pool->active) > 0)
+        pthread_cond_wait(&pool->done, &pool->lock);
+    pthread_mutex_unlock(&pool->lock);
+}
+
+static int quota_cores(void)
+{
+    FILE *f = fopen("/sys/fs/cgroup/cpu.max", "r");
+    long long quota = 0, period = 0;
+    int cores = MAX_THREADS;
+
+    if (!f)
+        return cores;
+    if (fscanf(f, "%lld %lld", &quota, &period) == 2 && quota > 0 && period > 0) {
+        long long n = (quota + period - 1) / period;
+
+        cores = n < cores ? (int)n : cores;
+    }
+    fclose(f);
+    return cores;
+}
+
+int thread_pool_cores(void)
+{
+    cpu_set_t set;
+    int cores = 1, quota = quota_cores();
+
+    if (sched_getaffinity(0, sizeof set, &set) == 0)
+        cores = CPU_COUNT(&set);
+    if (cores > quota)
+        cores = quota;
+    return cores < 1 ? 1 : cores;
+}
+
+int thread_pool_threads(const struct thread_pool *pool)
+{
+    return pool->threads;
+}
+
+int thread_pool_open(struct thread_pool **out, int threads, struct err *err)
+{
+    struct thread_pool *pool = NULL;
+
+    *out = NULL;
+    if (threads == 0)
+        threads = thread_pool_cores();
+    if (threads < 1 || threads > MAX_THREADS)
+        return err_set(err, ERR_INVALID, "threads: %d is not between 1 and %d", threads,
+                       MAX_THREADS);
+    pool = calloc(1, sizeof *pool + (size_t)threads * sizeof pool->worker[0]);
+    if (!pool)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a thread pool");
+    pool->threads = threads;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->work, NULL);
+    pthread_cond_init(&pool->done, NULL);
+    for (int i = 1; i < threads; i++) {
+        struct worker *w = &pool->worker[i];
+
+        w->pool = pool;
+        w->index = i;
+        int rc = pthread_create(&w->thread, NULL, worker_main, w);
+        if (rc != 0) {
+            thread_pool_free(pool);
+            return err_set_errno(err, rc, "thread %d of the pool", i);
+        }
+        w->started = true;
+    }
+    *out = pool;
+    return 0;
+}
+
+void thread_pool_free(struct thread_pool *pool)
+{
+    if (!pool)
+        return;
+    pthread_mutex_lock(&pool->lock);
+    pool->stop = true;
+    pthread_cond_broadcast(&pool->work);
+    pthread_mutex_unlock(&pool->lock);
+    for (int i = 1; i < pool->threads; i++)
+        if (pool->worker[i].started)
+            pthread_join(pool->worker[i].thread, NULL);
+    pthread_cond_destroy(&pool->done);
+    pthread_cond_destroy(&pool->work);
+    pthread_mutex_destroy(&pool->lock);
+    free(pool);
+}

@@ -1,0 +1,266 @@
+#include "engine/cpu/cpu_backend.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/cpu/cpu.h"
+
+void openblas_set_num_threads(int threads); /* cblas.h has it only in OpenBLAS's own copy */
+
+/* ------------------------------------------------------------------ rows and their adapters */
+
+const struct adapter *cpu_row_adapter(const struct batch *batch, int32_t row)
+{
+    const struct row_segments *s = &batch->segments;
+    int32_t low = 0, high = s->count;
+
+    if (s->count == 0)
+        return NULL;
+    while (high - low > 1) {
+        int32_t middle = (low + high) / 2;
+
+        if (s->start[middle] <= row)
+            low = middle;
+        else
+            high = middle;
+    }
+    return s->adapter[low];
+}
+
+const float *cpu_row_vector(const struct batch *batch, int32_t row, int32_t layer, size_t offset,
+                            const struct tensor *base)
+{
+    const struct adapter *adapter = cpu_row_adapter(batch, row);
+
+    if (adapter) {
+        const struct tensor *own = (const void *)((const char *)&adapter->layer[layer] + offset);
+
+        if (own->data)
+            return f32(own);
+    }
+    return f32(base);
+}
+
+/* ------------------------------------------------------------------ memory */
+
+#define ALIGNMENT 64 /* a cache line; allocations end in a spare one, so that loads may overrun */
+
+static void *cpu_alloc(struct backend *backend, size_t bytes, struct err *err)
+{
+    void *memory = NULL;
+
+    if (bytes <= SIZE_MAX - 2 * ALIGNMENT)
+        memory = aligned_alloc(ALIGNMENT, (bytes + 2 * ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
+    if (!memory) {
+        err_set(err, ERR_NO_MEMORY, "no memory for %zu bytes of a model", bytes);
+        return NULL;
+    }
+    memset(memory, 0, bytes);
+    return memory;
+}
+
+static void cpu_free(struct backend *backend, void *memory)
+{
+    free(memory);
+}
+
+static void cpu_copy(struct backend *backend, void *to, const void *from, size_t bytes)
+{
+    if (bytes > 0)
+        memcpy(to, from, bytes);
+}
+
+/* Matrices stay where they are; vectors (norms, biases) are copied, so that they are F32. */
+static int cpu_weight_open(struct backend *backend, const struct tensor *host, struct tensor *out,
+                           struct err *err)
+{
+    *out = *host;
+    if (host->dtype > DTYPE_F16)
+        return err_set(err, ERR_INVALID, "weights of dtype %s: F32, F16 or BF16 are known",
+                       dtype_name(host->dtype));
+    if (host->rank != 1)
+        return 0;
+    float *copy = cpu_alloc(backend, (size_t)host->shape[0] * sizeof *copy, err);
+    if (!copy)
+        return -1;
+    tensor_to_f32(host, 0, host->shape[0], copy);
+    *out = tensor_view(copy, DTYPE_F32, 1, host->shape);
+    return 0;
+}
+
+static void cpu_weight_close(struct backend *backend, struct tensor *weight)
+{
+    if (weight->rank == 1)
+        free(weight->data);
+    weight->data = NULL;
+}
+
+static int cpu_check(struct backend *backend, struct err *err)
+{
+    struct cpu *cpu = cpu_of(backend);
+
+    if (!err_is_set(&cpu->failure))
+        return 0;
+    err_set(err, cpu->failure.kind, "%s", cpu->failure.message);
+    err_clear(&cpu->failure);
+    return -1;
+}
+
+/* ------------------------------------------------------------------ begin, embeddings */
+
+static void begin_task(void *context, int64_t task, int worker)
+{
+    const struct begin_args *a = context;
+    int32_t half = (int32_t)a->inv_freq.shape[0];
+    int32_t from = (int32_t)task * CPU_ROW_BLOCK, to = from + CPU_ROW_BLOCK;
+
+    for (int32_t r = from; r < to && r < a->batch->rows; r++) {
+        float *cs = f32(&a->rope) + (int64_t)r * 2 * half;
+
+        for (int32_t i = 0; i < half; i++) {
+            /* The angle is rounded to f32 as the reference implementation does. */
+            float angle = (float)a->batch->position[r] * f32(&a->inv_freq)[i];
+
+            cs[i] = (float)cos((double)angle) * a->rope_magnitude;
+            cs[half + i] = (float)sin((double)angle) * a->rope_magnitude;
+        }
+    }
+}
+
+static void cpu_begin(struct backend *backend, const struct begin_args *args)
+{
+    struct begin_args a = *args;
+
+    thread_pool_run(cpu_of(backend)->pool, ceil_div(a.batch->rows, CPU_ROW_BLOCK), begin_task, &a);
+}
+
+static void embed_task(void *context, int64_t task, int worker)
+{
+    const struct embed_args *a = context;
+    int64_t d = a->embed.shape[1];
+    int32_t from = (int32_t)task * CPU_ROW_BLOCK, to = from + CPU_ROW_BLOCK;
+
+    for (int32_t r = from; r < to && r < a->batch->rows; r++) {
+        const struct adapter *adapter = cpu_row_adapter(a->batch, r);
+        float *x = f32(&a->x) + r * d;
+
+        tensor_to_f32(&a->embed, a->batch->token[r] * d, d, x);
+        if (adapter && adapter->embed)
+            cpu_delta_add_row(adapter->embed, a->batch->token[r], x);
+    }
+}
+
+static void cpu_embed(struct backend *backend, const struct embed_args *args)
+{
+    struct embed_args a = *args;
+
+    thread_pool_run(cpu_of(backend)->pool, ceil_div(a.batch->rows, CPU_ROW_BLOCK), embed_task, &a);
+}
+
+struct embed_backward_run {
+    const struct cpu *cpu;
+    const struct embed_backward_args *args;
+};
+
+/* A token may stand in many rows: they are added in order, each task on columns of its own. */
+static void embed_backward_task(void *context, int64_t task, int worker)
+{
+    const struct embed_backward_run *run = context;
+    const struct embed_backward_args *a = run->args;
+    int32_t d = (int32_t)a->dx.shape[1];
+    int32_t from = (int32_t)task * CPU_ROW_BLOCK;
+    int32_t n = d - from < CPU_ROW_BLOCK ? d - from : CPU_ROW_BLOCK;
+
+    for (int64_t r = 0; r < a->batch->rows; r++) {
+        float *to = f32(&a->d_embed) + (int64_t)a->batch->token[r] * d + from;
+
+        run->cpu->k->add(to, f32(&a->dx) + r * d + from, to, n);
+    }
+}
+
+static void cpu_embed_backward(struct backend *backend, const struct embed_backward_args *args)
+{
+    struct cpu *cpu = cpu_of(backend);
+    struct embed_backward_run run = {.cpu = cpu, .args = args};
+
+    if (args->d_embed.data)
+        thread_pool_run(cpu->pool, ceil_div(args->dx.shape[1], CPU_ROW_BLOCK), embed_backward_task,
+                        &run);
+}
+
+/* ------------------------------------------------------------------ the table */
+
+static void cpu_close(struct backend *backend)
+{
+    struct cpu *cpu = cpu_of(backend);
+
+    if (!cpu)
+        return;
+    thread_pool_free(cpu->pool);
+    free(cpu->scratch);
+    free(cpu);
+}
+
+static const struct backend_ops cpu_ops = {
+    .name = "cpu",
+    .close = cpu_close,
+    .check = cpu_check,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .weight_open = cpu_weight_open,
+    .weight_close = cpu_weight_close,
+    .delta_pack = cpu_delta_pack,
+    .delta_free = cpu_delta_free,
+    .delta_bytes = cpu_delta_bytes,
+    .begin = cpu_begin,
+    .embed = cpu_embed,
+    .attn_in = cpu_attn_in,
+    .attention = cpu_attention,
+    .attn_out = cpu_attn_out,
+    .mlp = cpu_mlp,
+    .head = cpu_head,
+    .head_loss = cpu_head_loss,
+    .mlp_backward = cpu_mlp_backward,
+    .attn_out_backward = cpu_attn_out_backward,
+    .attention_backward = cpu_attention_backward,
+    .attn_in_backward = cpu_attn_in_backward,
+    .embed_backward = cpu_embed_backward,
+    .gradient_norm = cpu_gradient_norm,
+    .adamw = cpu_adamw,
+};
+
+int cpu_backend_open(struct backend *backend, int threads, const struct cpu_kernels *kernels,
+                     struct err *err)
+{
+    struct cpu *cpu = calloc(1, sizeof *cpu);
+    size_t workers;
+
+    memset(backend, 0, sizeof *backend);
+    if (!cpu)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the cpu backend");
+    backend->ops = &cpu_ops;
+    backend->state = cpu;
+    cpu->k = kernels ? kernels : cpu_kernels_usable()[0];
+    /* Our own kernels are as fast as OpenBLAS's or faster where there is AVX2. Where there is not,
+     * OpenBLAS has kernels for what is there. */
+    cpu->blas = cpu->k == &cpu_kernels_plain;
+    openblas_set_num_threads(1); /* the pool calls it, one block a call */
+    if (thread_pool_open(&cpu->pool, threads, err))
+        goto fail;
+    workers = (size_t)thread_pool_threads(cpu->pool);
+    cpu->scratch = aligned_alloc(64, workers * sizeof *cpu->scratch);
+    if (!cpu->scratch) {
+        err_set(err, ERR_NO_MEMORY, "no memory for the cpu backend's scratch");
+        goto fail;
+    }
+    if (cpu_gemm_check(cpu, err))
+        goto fail;
+    return 0;
+fail:
+    cpu_close(backend);
+    memset(backend, 0, sizeof *backend);
+    return -1;
+}
