@@ -46,23 +46,32 @@ const float *cpu_row_vector(const struct batch *batch, int32_t row, int32_t laye
 
 #define ALIGNMENT 64 /* a cache line; allocations end in a spare one, so that loads may overrun */
 
+/* calloc takes large blocks from the system, which are zero without being touched: a kv cache costs
+ * only what is used of it. The address that calloc gave lies in front of the aligned one. */
 static void *cpu_alloc(struct backend *backend, size_t bytes, struct err *err)
 {
-    void *memory = NULL;
+    char *given = NULL, *memory;
 
-    if (bytes <= SIZE_MAX - 2 * ALIGNMENT)
-        memory = aligned_alloc(ALIGNMENT, (bytes + 2 * ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
-    if (!memory) {
+    if (bytes <= SIZE_MAX - 3 * ALIGNMENT)
+        given = calloc(1, bytes + 3 * ALIGNMENT);
+    if (!given) {
         err_set(err, ERR_NO_MEMORY, "no memory for %zu bytes of a model", bytes);
         return NULL;
     }
-    memset(memory, 0, bytes);
+    memory = given + sizeof(void *);
+    memory += (ALIGNMENT - (uintptr_t)memory % ALIGNMENT) % ALIGNMENT;
+    memcpy(memory - sizeof(void *), &given, sizeof(void *));
     return memory;
 }
 
 static void cpu_free(struct backend *backend, void *memory)
 {
-    free(memory);
+    void *given;
+
+    if (memory == NULL)
+        return;
+    memcpy(&given, (char *)memory - sizeof(void *), sizeof(void *));
+    free(given);
 }
 
 static void cpu_copy(struct backend *backend, void *to, const void *from, size_t bytes)
