@@ -11,7 +11,6 @@
 
 struct model {
     struct backend *backend;
-    const struct base_file *base;
     struct model_config config;
     struct model_weights weights;
     struct tensor inv_freq; /* [E/2] host */
@@ -237,22 +236,31 @@ static int open_rope(struct model *model, struct err *err)
 
 /* ------------------------------------------------------------------ open */
 
-static int open_tensor(struct model *model, const char *name, struct tensor *out, struct err *err)
+struct opening {
+    struct model *model;
+    const struct model_source *source;
+};
+
+static int open_tensor(const struct opening *o, const char *name, struct tensor *out,
+                       struct err *err)
 {
-    struct tensor host;
+    struct backend *b = o->model->backend;
+    struct tensor host, want = *out;
 
     out->data = NULL;
-    if (!base_file_tensor(model->base, name, &host))
+    if (!o->source->tensor(o->source->context, name, &host))
         return 0;
-    for (int i = 0; i < out->rank; i++)
-        assert(host.rank == out->rank && host.shape[i] == out->shape[i]);
-    if (model->backend->ops->weight_open(model->backend, &host, out, err))
+    assert(host.rank == want.rank);
+    for (int i = 0; i < want.rank; i++)
+        assert(host.shape[i] == want.shape[i]);
+    if (b->ops->weight_open(b, &host, out, err))
         return err_prefix(err, "%s", name);
     return 0;
 }
 
-static int open_weights(struct model *model, struct err *err)
+static int open_weights(const struct opening *o, struct err *err)
 {
+    struct model *model = o->model;
     struct model_weights *w = &model->weights;
     char name[MODEL_NAME_MAX];
 
@@ -261,36 +269,55 @@ static int open_weights(struct model *model, struct err *err)
     for (int32_t l = 0; l < model->config.layers; l++)
         for (int32_t i = 0; i < LAYER_TENSORS; i++) {
             snprintf(name, sizeof name, "model.layers.%d.%s", l, layer_tensors[i].name);
-            if (open_tensor(model, name, layer_tensor_at(&w->layer[l], i), err))
+            if (open_tensor(o, name, layer_tensor_at(&w->layer[l], i), err))
                 return -1;
+            assert(!layer_tensors[i].linear || layer_has(model, l, i));
         }
-    if (open_tensor(model, "model.embed_tokens.weight", &w->embed, err) ||
-        open_tensor(model, "model.norm.weight", &w->final_norm, err))
+    if (open_tensor(o, "model.embed_tokens.weight", &w->embed, err) ||
+        open_tensor(o, "model.norm.weight", &w->final_norm, err))
         return -1;
     if (model->config.tied_embeddings)
         w->head = w->embed;
-    else if (open_tensor(model, "lm_head.weight", &w->head, err))
+    else if (open_tensor(o, "lm_head.weight", &w->head, err))
         return -1;
+    assert(w->embed.data && w->final_norm.data && w->head.data);
     return 0;
 }
 
-int model_open(struct model **out, struct backend *backend, const struct base_file *base,
-               struct err *err)
+int model_open_source(struct model **out, struct backend *backend,
+                      const struct model_source *source, struct err *err)
 {
     struct model *model = calloc(1, sizeof *model);
+    struct opening opening = {.model = model, .source = source};
 
     *out = NULL;
     if (!model)
         return err_set(err, ERR_NO_MEMORY, "no memory for a model");
     model->backend = backend;
-    model->base = base;
-    model->config = *base_file_config(base);
-    if (open_rope(model, err) || open_weights(model, err)) {
+    model->config = *source->config;
+    if (open_rope(model, err) || open_weights(&opening, err)) {
         model_free(model);
         return -1;
     }
     *out = model;
     return 0;
+}
+
+static bool base_tensor(const void *context, const char *name, struct tensor *out)
+{
+    return base_file_tensor(context, name, out);
+}
+
+int model_open(struct model **out, struct backend *backend, const struct base_file *base,
+               struct err *err)
+{
+    struct model_source source = {
+        .config = base_file_config(base),
+        .tensor = base_tensor,
+        .context = base,
+    };
+
+    return model_open_source(out, backend, &source, err);
 }
 
 static void close_tensor(struct model *model, struct tensor *t)

@@ -14,6 +14,17 @@ struct model;
 
 int model_open(struct model **out, struct backend *backend, const struct base_file *base,
                struct err *err);
+
+/* The same from tensors that lie elsewhere: `tensor` looks one up by its canonical name, false when
+ * there is none. Shapes must be those of the configuration, and what it asks for must be there
+ * (base_file_open checks that; asserted here). The memory must outlive the model. */
+struct model_source {
+    const struct model_config *config;
+    bool (*tensor)(const void *context, const char *name, struct tensor *out);
+    const void *context;
+};
+int model_open_source(struct model **out, struct backend *backend,
+                      const struct model_source *source, struct err *err);
 void model_free(struct model *model);
 const struct model_config *model_get_config(const struct model *model);
 struct backend *model_backend(const struct model *model);
