@@ -101,7 +101,7 @@ static int cpu_weight_open(struct backend *backend, const struct tensor *host, s
 static void cpu_weight_close(struct backend *backend, struct tensor *weight)
 {
     if (weight->rank == 1)
-        free(weight->data);
+        cpu_free(backend, weight->data);
     weight->data = NULL;
 }
 
