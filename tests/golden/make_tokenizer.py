@@ -62,6 +62,8 @@ TEXTS = [
     "#include <stdio.h>\nint main(void)\n{\n\treturn 0;\n}\n", "for i in range(10):\n    print(i)\n", "a" * 300, " " * 300, "\n" * 100, "ab" * 200,
     "!" * 129, "1" * 65, "é" * 90, "👍" * 40, "the " * 60, "a" * 10 + " " * 10 + "1" * 10 + "!" * 10, "_under_score__", "...---...", "\\n\\t\\\\",
     "ÀÈÌÒÙ ǅ ʰ ª º", "٠١٢٣٤", "𝒳𝓎𝔷 𝟘𝟙𝟚", "ﬁ ﬀ ﬆ", "İıĞğ", "K Å Ω", "x²+y³=z⁴", "¡¿§¶•†‡", "€£¥₹", "→⇒∀∃∈", "\ud7ff\ue000",
+    # Younger than Unicode 14: letters, digits, marks, symbols; U+11DE0 is a digit for Digits alone.
+    "a\U00031350b", "a\U0001ccf01", "a\U00016d70\U00016d71", "x\u0897y", "\u1c89\u1c8a", "\U0001fae8!", "1\U00011de02",
 ]
 
 CONVERSATIONS = [
