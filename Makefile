@@ -37,7 +37,7 @@ endif
 
 # Every .c below these folders is part of the product; main.c alone has main().
 SRC := $(sort $(wildcard engine/base/*.c engine/*.c engine/cpu/*.c engine/codec/*.c storage/*.c server/*.c))
-OBJ := $(SRC:%.c=$(BUILD)/%.o)
+OBJ := $(SRC:%.c=$(BUILD)/%.o) $(BUILD)/storage/migrations_data.o
 LIB_OBJ := $(filter-out $(BUILD)/server/main.o,$(OBJ))
 
 # tests/unit/test_X.c is one cmocka program; the other files there are linked into each of them.
@@ -72,6 +72,13 @@ $(BUILD)/libgraft.a: $(LIB_OBJ) $(BUILD)/sources
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+
+# The migrations travel inside the binary.
+$(BUILD)/storage/migrations_data.c: migrations/embed.sh $(sort $(wildcard migrations/*.sql))
+	@mkdir -p $(@D)
+	sh migrations/embed.sh $(filter %.sql,$^) > $@
+$(BUILD)/storage/migrations_data.o: $(BUILD)/storage/migrations_data.c storage/migrations_data.h $(BUILD)/flags
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
 # Rebuild when the compiler or a flag changes, relink when a file comes or goes.
 $(BUILD)/flags: FORCE

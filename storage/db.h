@@ -19,12 +19,13 @@
  * Errors: a lost or refused connection, a timeout, a deadlock or a serialization failure is
  * ERR_UNAVAILABLE (503, try again) and the transaction is gone. The connection is opened again by
  * the next statement outside a transaction. Limits: a statement 5 s, a transaction idle 10 s, a
- * connect 5 s.
- */
+ * connect 5 s. Messages of ERR_UNAVAILABLE and ERR_INTERNAL are for the log, not for a client: they
+ * may name hosts and statements. */
 #ifndef GRAFT_STORAGE_DB_H
 #define GRAFT_STORAGE_DB_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "engine/base/err.h"
@@ -32,7 +33,12 @@
 struct db;
 struct db_result;
 
-enum db_role { DB_ROLE_APP, DB_ROLE_WORKER, DB_ROLE_OWNER };
+enum db_role {
+    DB_ROLE_APP,
+    DB_ROLE_WORKER,
+    DB_ROLE_OWNER,
+    DB_ROLE_LOGIN /* the login itself: for migrate.c and pg_cluster.c, before the roles exist */
+};
 
 /* `url`: a libpq connection string or URI; may hold a password, and is never logged. Copied. */
 int db_open(struct db **out, const char *url, enum db_role role, struct err *err);
@@ -57,6 +63,10 @@ int db_begin(struct db *db, const char *project, struct err *err);
 int db_commit(struct db *db, struct err *err);
 void db_rollback(struct db *db); /* fine without a transaction */
 bool db_in_transaction(const struct db *db);
+/* The rest of the transaction sees another project's rows: for the sweeper, which ends jobs of
+ * several tenants in one transaction. */
+int db_switch_tenant(struct db *db, const char *project, struct err *err);
+bool db_project_valid(const char *project); /* the shape of a uuid, lower case */
 
 /* ------------------------------------------------------------------ statements */
 
@@ -79,6 +89,7 @@ struct db_value {
     (const struct db_value[]){__VA_ARGS__}, \
         (int)(sizeof((const struct db_value[]){__VA_ARGS__}) / sizeof(struct db_value))
 #define DB_NO_ARGS NULL, 0
+#define DB_ARGS_MAX 48
 
 /* One statement, parameters apart from the text. `result` may be NULL. Inside a transaction a
  * failure dooms it: the caller rolls back. */

@@ -47,4 +47,9 @@ int events_list(struct db *db, const char *project, const char *job, const char 
 int events_since(struct db *db, const char *project, const char *job, int64_t since, int limit,
                  struct event_list *out, struct err *err);
 
+/* For the other modules of storage, inside a transaction of the project that has locked the job's
+ * lease row: one event, without a fence of its own. */
+int events_write(struct db *db, const char *project, const char *job, const struct event_new *event,
+                 struct err *err);
+
 #endif

@@ -188,13 +188,20 @@ struct job_success {
     const struct checkpoint_new *checkpoints; /* last ones, if not added yet; may be NULL */
     int checkpoint_count;
 };
-/* Model, checkpoints, result file, events, outbox row and the job's success: all, or (ERR_FENCED)
- * nothing. ERR_FENCED also where the job was cancelled. After ERR_UNAVAILABLE it may be called
+/* Model, checkpoints, result file, events, outbox row and the job's success: all, or (ERR_FENCED,
+ * ERR_CANCELLED) nothing. After ERR_UNAVAILABLE it may be called
  * again: if the first call had committed after all, the second says 0. */
 int jobs_commit_success(struct db *db, const struct lease *lease, const struct job_success *success,
                         struct err *err);
-/* `why`: its code, param and message become the job's error (code "" → "internal_error"). */
+/* `why`: ERR_INVALID and its kin give the job's error their code, param and message; other kinds
+ * are logged, and the client reads that the server failed (code server_error) or, for ERR_NO_SPACE
+ * and ERR_NO_MEMORY, what it lacked. */
 int jobs_commit_failure(struct db *db, const struct lease *lease, const struct err *why,
                         struct err *err);
+
+/* For leases.c, inside a transaction of the job's project and with its lease row locked: the end of
+ * a job that killed its workers. */
+int jobs_end_poisoned(struct db *db, const char *project, const char *id, int crashes,
+                      struct err *err);
 
 #endif

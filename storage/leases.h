@@ -6,9 +6,9 @@
  * shared storage by itself (LEASE_SELF_FENCE_SECONDS). A lease that ran out, or whose worker is
  * known to be dead, makes the job claimable again, after a back-off of 1, 5, 25 s ± 50 %.
  *
- * An attempt that ended without leave and without progress (a recovery checkpoint further than the
- * one before, or a change of state) counts as a crash; `poison` crashes in a row, and the job has
- * failed with code worker_crashed.
+ * An attempt that ended without leave and without a recovery checkpoint further than the one it
+ * began from counts as a crash; `poison` crashes in a row, and the job has failed with code
+ * worker_crashed. With poison 0 the end is nobody's fault and does not count.
  *
  * Roles: all functions here need DB_ROLE_WORKER. */
 #ifndef GRAFT_STORAGE_LEASES_H
@@ -20,6 +20,7 @@
 
 #include "storage/db.h"
 #include "storage/ids.h"
+#include "storage/workers.h"
 
 #define LEASE_SECONDS 30
 #define LEASE_RENEW_SECONDS 5
@@ -35,31 +36,16 @@ struct lease {
     int64_t attempt; /* 1, 2, … */
 };
 
-/* ------------------------------------------------------------------ workers */
-
-struct worker_identity {
-    char boot_id[UUID_SIZE]; /* /proc/sys/kernel/random/boot_id */
-    char pid_namespace[32];  /* /proc/self/ns/pid */
-    pid_t pid;
-    int64_t start_time; /* field 22 of /proc/PID/stat */
-};
-/* Of a process of this machine; ERR_NOT_FOUND where there is none (or only a zombie). */
-int worker_identity_read(pid_t pid, struct worker_identity *out, struct err *err);
-
-/* A row for this process; `id` is its name in leases. role: "train" or "infer". */
-int workers_register(struct db *db, const char *role, char id[ID_SIZE], struct err *err);
-/* The worker ended in order; it holds no leases any more. */
-int workers_unregister(struct db *db, const char *id, struct err *err);
-/* Ends every worker of this boot and pid namespace whose process is gone, and releases its leases
- * (they count as crashes). For the start of a server and for the supervisor when a child dies.
- * *jobs: released. */
-int workers_release_dead(struct db *db, int poison, int *jobs, struct err *err);
-
-/* ------------------------------------------------------------------ leases */
-
 /* The oldest job that waits, or found = false. Cheap enough to call each second. */
 int leases_claim(struct db *db, const char *worker, struct lease *out, bool *found,
                  struct err *err);
+/* For the modules that write in a worker's name: inside a transaction of the lease's project, locks
+ * the job's lease row to the transaction's end. ERR_FENCED, ERR_CANCELLED as in leases_renew. */
+int leases_lock(struct db *db, const struct lease *lease, struct err *err);
+/* Inside a transaction: lets go of a dead worker's leases, or (worker NULL) of those that ran out.
+ */
+int leases_let_go(struct db *db, const char *worker, int poison, int *jobs, struct err *err);
+
 /* Thirty more seconds. ERR_FENCED: not ours any more, touch nothing. ERR_CANCELLED: the client has
  * cancelled the job (its state says so already): stop, remove staging, claim the next. Anything
  * else: try again, and mind LEASE_SELF_FENCE_SECONDS. */

@@ -16,6 +16,10 @@ struct migrate_report {
     int version; /* number of the newest migration, now recorded */
 };
 
+/* Makes the three roles where absent and the current user a member: one statement, for
+ * pg_cluster.c, which has an administrator's connection. */
+extern const char migrate_roles_sql[];
+
 int migrate_run(const char *url, struct migrate_report *report, struct err *err);
 
 #endif

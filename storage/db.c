@@ -1,0 +1,461 @@
+#include "storage/db.h"
+
+#include <assert.h>
+#include <libpq-fe.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/base/log.h"
+#include "storage/db_result.h"
+
+#define COMMIT_RESOLVE_SECONDS 8 /* how long to ask what became of a COMMIT */
+
+struct db {
+    char *url;
+    enum db_role role;
+    PGconn *conn; /* NULL: never connected, or given up */
+    int depth;    /* of nested begins */
+    char tenant[37];
+    bool doomed; /* a statement failed, or an inner rollback: only rollback can end it */
+    bool wrote;  /* something may have been written: COMMIT's fate matters */
+    char sqlstate[6];
+};
+
+/* ------------------------------------------------------------------ errors */
+
+static bool connection_lost(const struct db *db)
+{
+    return db->conn == NULL || PQstatus(db->conn) != CONNECTION_OK;
+}
+
+static enum err_kind kind_of(const char *s)
+{
+    static const struct {
+        const char *prefix;
+        enum err_kind kind;
+    } map[] = {
+        {"08", ERR_UNAVAILABLE},    /* connection exception */
+        {"40", ERR_UNAVAILABLE},    /* serialization failure, deadlock */
+        {"55P03", ERR_UNAVAILABLE}, /* lock timeout */
+        {"57", ERR_UNAVAILABLE},    /* shutdown, crash, statement timeout */
+        {"25P03", ERR_UNAVAILABLE}, /* idle in transaction for too long */
+        {"25006", ERR_UNAVAILABLE}, /* read only: a standby, during failover */
+        {"53100", ERR_NO_SPACE},    {"53200", ERR_NO_MEMORY},
+        {"53", ERR_UNAVAILABLE}, /* too many connections */
+        {"23", ERR_INVALID},     /* unique, foreign key, check, not null */
+        {"22021", ERR_INVALID},  /* not UTF-8 */
+        {"22P05", ERR_INVALID},  /* a character that text can not hold */
+        {"28", ERR_UNAVAILABLE}, /* login refused */
+        {"58030", ERR_IO},       /* the server's disk */
+    };
+
+    for (size_t i = 0; i < sizeof map / sizeof *map; i++)
+        if (strncmp(s, map[i].prefix, strlen(map[i].prefix)) == 0)
+            return map[i].kind;
+    return ERR_INTERNAL;
+}
+
+/* `text` up to its first line end, since libpq's messages have several lines. */
+static int first_line(const char *text)
+{
+    return (int)strcspn(text, "\n");
+}
+
+static int fail(struct db *db, const PGresult *res, struct err *err)
+{
+    const char *state = res != NULL ? PQresultErrorField(res, PG_DIAG_SQLSTATE) : NULL;
+    const char *text = res != NULL ? PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY) : NULL;
+    enum err_kind kind;
+
+    snprintf(db->sqlstate, sizeof db->sqlstate, "%s", state != NULL ? state : "08000");
+    if (text == NULL)
+        text = PQerrorMessage(db->conn);
+    kind = connection_lost(db) ? ERR_UNAVAILABLE : kind_of(db->sqlstate);
+    if (db->depth > 0)
+        db->doomed = true;
+    if (kind == ERR_INTERNAL)
+        log_error("database: SQLSTATE %s: %.*s", db->sqlstate, first_line(text), text);
+    return err_set(err, kind, "database: %.*s (SQLSTATE %s)", first_line(text), text, db->sqlstate);
+}
+
+/* ------------------------------------------------------------------ connection */
+
+static void on_notice(void *context, const PGresult *res)
+{
+    const char *text = PQresultErrorField(res, PG_DIAG_MESSAGE_PRIMARY);
+
+    log_debug("database: %s", text != NULL ? text : "notice");
+}
+
+static const char *role_name(enum db_role role)
+{
+    switch (role) {
+    case DB_ROLE_APP:
+        return "graft_app";
+    case DB_ROLE_WORKER:
+        return "graft_worker";
+    case DB_ROLE_OWNER:
+        return "graft_owner";
+    case DB_ROLE_LOGIN:
+        return "none";
+    }
+    return "none";
+}
+
+static void disconnect(struct db *db)
+{
+    PQfinish(db->conn);
+    db->conn = NULL;
+}
+
+static int connect_now(struct db *db, struct err *err)
+{
+    /* What stands before `dbname` is a default that the URL may change. */
+    const char *keys[] = {"connect_timeout",  "keepalives_idle",  "keepalives_interval",
+                          "keepalives_count", "tcp_user_timeout", "application_name",
+                          "dbname",           "client_encoding",  NULL};
+    const char *values[] = {"5", "10", "5", "3", "15000", "graft", db->url, "UTF8", NULL};
+    char setup[640];
+    PGresult *res;
+
+    disconnect(db);
+    db->conn = PQconnectdbParams(keys, values, 1);
+    if (db->conn == NULL)
+        return err_set(err, ERR_NO_MEMORY, "database: out of memory");
+    if (PQstatus(db->conn) != CONNECTION_OK) {
+        const char *text = PQerrorMessage(db->conn);
+
+        err_set(err, ERR_UNAVAILABLE, "the database can not be reached: %.*s", first_line(text),
+                text);
+        disconnect(db);
+        return -1;
+    }
+    PQsetNoticeReceiver(db->conn, on_notice, NULL);
+    snprintf(setup, sizeof setup,
+             "SET ROLE %s; SET search_path = graft, pg_temp; SET timezone = 'UTC';"
+             "SET statement_timeout = '%s'; SET lock_timeout = '4s';"
+             "SET idle_in_transaction_session_timeout = '10s';"
+             "SET default_transaction_isolation = 'read committed'; SET row_security = on;"
+             "SET client_min_messages = warning",
+             role_name(db->role), db->role == DB_ROLE_LOGIN ? "120s" : "5s");
+    res = PQexec(db->conn, setup);
+    if (PQresultStatus(res) != PGRES_COMMAND_OK) {
+        fail(db, res, err);
+        err_prefix(err, "set up the session as %s (is the database migrated? graft migrate)",
+                   role_name(db->role));
+        PQclear(res);
+        disconnect(db);
+        return -1;
+    }
+    PQclear(res);
+    return 0;
+}
+
+int db_open(struct db **out, const char *url, enum db_role role, struct err *err)
+{
+    struct db *db = calloc(1, sizeof *db);
+
+    *out = NULL;
+    if (db == NULL || (db->url = strdup(url)) == NULL) {
+        free(db);
+        return err_set(err, ERR_NO_MEMORY, "open the database: out of memory");
+    }
+    db->role = role;
+    if (connect_now(db, err) != 0) {
+        db_close(db);
+        return -1;
+    }
+    *out = db;
+    return 0;
+}
+
+void db_close(struct db *db)
+{
+    if (db == NULL)
+        return;
+    disconnect(db); /* the server rolls an open transaction back */
+    free(db->url);
+    free(db);
+}
+
+int db_ping(struct db *db, struct err *err)
+{
+    return db_exec(db, "SELECT 1", DB_NO_ARGS, NULL, err);
+}
+
+const char *db_sqlstate(const struct db *db)
+{
+    return db->sqlstate;
+}
+
+/* ------------------------------------------------------------------ transactions */
+
+bool db_project_valid(const char *project)
+{
+    static const char shape[] = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
+
+    for (size_t i = 0; i < sizeof shape; i++) {
+        char c = project[i];
+
+        if (shape[i] == 'x' ? !((c >= '0' && c <= '9') || (c >= 'a' && c <= 'f')) : c != shape[i])
+            return false;
+    }
+    return true;
+}
+
+static int begin_once(struct db *db, const char *project, struct err *err)
+{
+    char sql[128];
+    PGresult *res;
+    int rc = 0;
+
+    /* One round trip. The project is hex digits and dashes, checked. */
+    snprintf(sql, sizeof sql, "BEGIN; SELECT set_config('app.tenant', '%s', true)", project);
+    res = PQexec(db->conn, sql);
+    if (PQresultStatus(res) != PGRES_TUPLES_OK)
+        rc = fail(db, res, err);
+    PQclear(res);
+    return rc;
+}
+
+int db_begin(struct db *db, const char *project, struct err *err)
+{
+    struct err first = {0};
+
+    if (project != NULL && !db_project_valid(project))
+        return err_set(err, ERR_INTERNAL, "\"%s\" is not a project", project);
+    if (db->depth > 0) {
+        if (project != NULL && strcmp(project, db->tenant) != 0)
+            return err_set(err, ERR_INTERNAL, "a transaction of another project is open");
+        db->depth++;
+        return 0;
+    }
+    db->doomed = db->wrote = false;
+    if (project == NULL)
+        project = "";
+    /* A connection that died while idle shows it here, where nothing is lost yet: once more. */
+    if (connection_lost(db) || begin_once(db, project, &first) != 0) {
+        if (!connection_lost(db)) {
+            if (err != NULL && !err_is_set(err))
+                *err = first;
+            return -1;
+        }
+        if (connect_now(db, err) != 0 || begin_once(db, project, err) != 0)
+            return -1;
+    }
+    snprintf(db->tenant, sizeof db->tenant, "%s", project);
+    db->depth = 1;
+    return 0;
+}
+
+int db_switch_tenant(struct db *db, const char *project, struct err *err)
+{
+    assert(db->depth > 0);
+    if (!db_project_valid(project))
+        return err_set(err, ERR_INTERNAL, "\"%s\" is not a project", project);
+    if (db_exec(db, "SELECT set_config('app.tenant', $1, true)", DB_ARGS(DB_TEXT(project)), NULL,
+                err) != 0)
+        return -1;
+    snprintf(db->tenant, sizeof db->tenant, "%s", project);
+    return 0;
+}
+
+static void end_transaction(struct db *db)
+{
+    db->depth = 0;
+    db->doomed = db->wrote = false;
+    db->tenant[0] = '\0';
+}
+
+void db_rollback(struct db *db)
+{
+    if (db->depth > 1) {
+        db->depth--;
+        db->doomed = true;
+        return;
+    }
+    if (db->depth == 1 && !connection_lost(db))
+        PQclear(PQexec(db->conn, "ROLLBACK"));
+    end_transaction(db);
+}
+
+bool db_in_transaction(const struct db *db)
+{
+    return db->depth > 0;
+}
+
+/* The transaction's number, "" where it has none because it wrote nothing. */
+static int transaction_number(struct db *db, char out[32], struct err *err)
+{
+    PGresult *res = PQexec(db->conn, "SELECT pg_current_xact_id_if_assigned()::text");
+    int rc = 0;
+
+    out[0] = '\0';
+    if (PQresultStatus(res) != PGRES_TUPLES_OK)
+        rc = fail(db, res, err);
+    else if (!PQgetisnull(res, 0, 0))
+        snprintf(out, 32, "%s", PQgetvalue(res, 0, 0));
+    PQclear(res);
+    return rc;
+}
+
+/* The connection was lost in COMMIT: ask over a new one. 0: it did commit. */
+static int resolve_commit(struct db *db, const char *number, struct err *err)
+{
+    time_t deadline = time(NULL) + COMMIT_RESOLVE_SECONDS;
+    char status[32] = "";
+
+    do {
+        const char *values[] = {number};
+        PGresult *res;
+
+        if (connection_lost(db) && connect_now(db, NULL) != 0) {
+            nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+            continue;
+        }
+        res = PQexecParams(db->conn, "SELECT pg_xact_status($1::text::xid8)", 1, NULL, values, NULL,
+                           NULL, 0);
+        if (PQresultStatus(res) == PGRES_TUPLES_OK)
+            snprintf(status, sizeof status, "%s",
+                     PQgetisnull(res, 0, 0) ? "unknown" : PQgetvalue(res, 0, 0));
+        PQclear(res);
+        if (strcmp(status, "in progress") != 0 && status[0] != '\0')
+            break;
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+    } while (time(NULL) < deadline);
+    if (strcmp(status, "committed") == 0) {
+        log_warn("database: the connection was lost in COMMIT; transaction %s did commit", number);
+        return 0;
+    }
+    return err_set(err, ERR_UNAVAILABLE, "the database connection was lost in COMMIT (%s)",
+                   status[0] != '\0' ? status : "its outcome is not known");
+}
+
+int db_commit(struct db *db, struct err *err)
+{
+    char number[32] = "";
+    PGresult *res;
+    int rc = 0;
+
+    assert(db->depth > 0);
+    if (db->doomed) {
+        db_rollback(db);
+        return err_set(err, ERR_INTERNAL, "commit of a transaction that has failed");
+    }
+    if (db->depth > 1) {
+        db->depth--;
+        return 0;
+    }
+    if (db->wrote && transaction_number(db, number, err) != 0) {
+        db_rollback(db);
+        return -1;
+    }
+    res = PQexec(db->conn, "COMMIT");
+    if (PQresultStatus(res) == PGRES_COMMAND_OK) {
+        if (strcmp(PQcmdStatus(res), "COMMIT") != 0)
+            rc = err_set(err, ERR_INTERNAL, "the database rolled the transaction back");
+    } else if (!connection_lost(db)) {
+        rc = fail(db, res, err);
+    } else if (number[0] != '\0') {
+        rc = resolve_commit(db, number, err);
+    } else if (db->wrote) {
+        rc = err_set(err, ERR_UNAVAILABLE, "the database connection was lost");
+    }
+    PQclear(res);
+    end_transaction(db);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ statements */
+
+static bool writes(const PGresult *res)
+{
+    static const char *const tags[] = {"INSERT", "UPDATE", "DELETE"};
+    const char *tag = PQcmdStatus((PGresult *)res);
+
+    for (size_t i = 0; i < sizeof tags / sizeof *tags; i++)
+        if (strncmp(tag, tags[i], strlen(tags[i])) == 0)
+            return true;
+    return false;
+}
+
+/* Only outside a transaction may a lost connection be replaced: inside, what was done is gone. */
+static int ready(struct db *db, struct err *err)
+{
+    if (db->depth > 0 && (db->doomed || connection_lost(db))) {
+        db->doomed = true;
+        return connection_lost(db)
+                   ? err_set(err, ERR_UNAVAILABLE, "the database connection was lost")
+                   : err_set(err, ERR_INTERNAL, "a statement in a transaction that has failed");
+    }
+    return connection_lost(db) ? connect_now(db, err) : 0;
+}
+
+int db_exec(struct db *db, const char *sql, const struct db_value *args, int count,
+            struct db_result **result, struct err *err)
+{
+    const char *values[DB_ARGS_MAX];
+    char numbers[DB_ARGS_MAX][32];
+    PGresult *res;
+
+    assert(count <= DB_ARGS_MAX);
+    if (result != NULL)
+        *result = NULL;
+    if (ready(db, err) != 0)
+        return -1;
+    for (int i = 0; i < count; i++) {
+        values[i] = numbers[i];
+        switch (args[i].kind) {
+        case DB_VALUE_NULL:
+            values[i] = NULL;
+            break;
+        case DB_VALUE_TEXT:
+            values[i] = args[i].text;
+            break;
+        case DB_VALUE_INT:
+            snprintf(numbers[i], sizeof numbers[i], "%lld", (long long)args[i].integer);
+            break;
+        case DB_VALUE_REAL:
+            if (isnan(args[i].real))
+                values[i] = NULL;
+            else
+                snprintf(numbers[i], sizeof numbers[i], "%.17g", args[i].real);
+            break;
+        case DB_VALUE_BOOL:
+            snprintf(numbers[i], sizeof numbers[i], "%s", args[i].integer ? "t" : "f");
+            break;
+        }
+    }
+    res = PQexecParams(db->conn, sql, count, NULL, values, NULL, NULL, 0);
+    if (PQresultStatus(res) != PGRES_TUPLES_OK && PQresultStatus(res) != PGRES_COMMAND_OK) {
+        fail(db, res, err);
+        PQclear(res);
+        return -1;
+    }
+    db->sqlstate[0] = '\0';
+    if (writes(res))
+        db->wrote = true;
+    if (result == NULL) {
+        PQclear(res);
+        return 0;
+    }
+    return db_result_wrap(res, result, err);
+}
+
+int db_script(struct db *db, const char *sql, struct err *err)
+{
+    PGresult *res;
+    int rc = 0;
+
+    if (ready(db, err) != 0)
+        return -1;
+    db->wrote = true;
+    res = PQexec(db->conn, sql);
+    if (PQresultStatus(res) != PGRES_TUPLES_OK && PQresultStatus(res) != PGRES_COMMAND_OK)
+        rc = fail(db, res, err);
+    PQclear(res);
+    return rc;
+}
