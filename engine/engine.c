@@ -1,0 +1,72 @@
+/* The facade of engine.h: opening and closing an engine and its parts. What works on an open engine
+ * is in dataset.c, trainer.c, session.c, recall.c, adapter.c and codec/. */
+#include <stdlib.h>
+
+#include "engine/backend.h"
+#include "engine/base_file.h"
+#include "engine/chat_template.h"
+#include "engine/engine_parts.h"
+#include "engine/model.h"
+#include "engine/tokenizer.h"
+
+/* The text side: tokenizer and template, from inside the base. */
+static int open_text(struct engine *engine, struct err *err)
+{
+    int32_t vocabulary = base_file_config(engine->base)->vocabulary;
+    const char *text;
+    size_t len;
+
+    text = base_file_tokenizer_json(engine->base, &len);
+    if (tokenizer_open(&engine->tokenizer, text, len, err) != 0)
+        return -1;
+    if (tokenizer_size(engine->tokenizer) > vocabulary)
+        return err_set(err, ERR_INVALID,
+                       "the tokenizer has %d tokens, the model only %d: they do not belong "
+                       "together",
+                       tokenizer_size(engine->tokenizer), vocabulary);
+    text = base_file_chat_template(engine->base, &len);
+    return chat_template_open(&engine->chat_template, text, len, engine->tokenizer, err);
+}
+
+int engine_open(struct engine **out, const char *base_path, const struct engine_options *options,
+                struct err *err)
+{
+    struct engine *engine = calloc(1, sizeof(*engine));
+
+    if (engine == NULL)
+        return err_set(err, ERR_NO_MEMORY, "out of memory for an engine");
+    engine->backend = calloc(1, sizeof(*engine->backend));
+    if (engine->backend == NULL) {
+        err_set(err, ERR_NO_MEMORY, "out of memory for an engine");
+        goto fail;
+    }
+    engine->threads = options->threads;
+    if (base_file_open(&engine->base, base_path, err) != 0 || open_text(engine, err) != 0 ||
+        backend_open(engine->backend, options->device, options->threads, err) != 0 ||
+        model_open(&engine->model, engine->backend, engine->base, err) != 0)
+        goto fail;
+    *out = engine;
+    return 0;
+fail:
+    engine_free(engine);
+    return -1;
+}
+
+void engine_free(struct engine *engine)
+{
+    if (engine == NULL)
+        return;
+    model_free(engine->model);
+    if (engine->backend != NULL)
+        backend_close(engine->backend);
+    free(engine->backend);
+    chat_template_free(engine->chat_template);
+    tokenizer_free(engine->tokenizer);
+    base_file_free(engine->base);
+    free(engine);
+}
+
+const struct engine_base_info *engine_info(const struct engine *engine)
+{
+    return base_file_info(engine->base);
+}
