@@ -1,0 +1,648 @@
+#include "engine/trainer.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/rng.h"
+#include "engine/base_file.h"
+#include "engine/codec/artifact.h"
+#include "engine/trainer_state.h"
+
+#define BETA1 0.9f
+#define BETA2 0.99f
+#define EPSILON 1e-8f
+#define MAX_NORM 1.0f
+#define STREAM_ORDER 1   /* of random numbers: the order of examples, by epoch */
+#define VALID_EXAMPLES 4 /* asked after each step */
+
+static double seconds_now(void)
+{
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ------------------------------------------------------------------ examples */
+
+static int32_t trained_rows(const struct dataset_example *e, int64_t *trained)
+{
+    int32_t rows = 0;
+
+    for (int32_t i = 1; i < e->length; i++)
+        if (e->weight[i] > 0) {
+            rows = i;
+            ++*trained;
+        }
+    return rows;
+}
+
+static int open_examples(struct trainer_examples *list, const struct engine_dataset *dataset,
+                         struct err *err)
+{
+    int64_t count = dataset ? dataset_count(dataset) : 0;
+
+    list->dataset = dataset;
+    if (count > INT32_MAX)
+        return err_set(err, ERR_INVALID, "a dataset of %lld examples is too large",
+                       (long long)count);
+    list->index = malloc((size_t)(count + 1) * sizeof *list->index);
+    list->rows = malloc((size_t)(count + 1) * sizeof *list->rows);
+    if (!list->index || !list->rows)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %lld examples", (long long)count);
+    for (int32_t i = 0; i < count; i++) {
+        struct dataset_example e = dataset_example(dataset, i);
+        int32_t rows = trained_rows(&e, &list->trained);
+
+        if (rows == 0)
+            continue;
+        list->index[list->count] = i;
+        list->rows[list->count++] = rows;
+        list->tokens += e.length;
+        list->longest = rows > list->longest ? rows : list->longest;
+    }
+    return 0;
+}
+
+/* ------------------------------------------------------------------ weights */
+
+/* Tensor `index` of weights or gradients; the tied head follows embed. */
+static struct tensor *tensor_at(const struct engine_trainer *t, const struct model_weights *weights,
+                                int32_t index)
+{
+    char name[MODEL_NAME_MAX];
+
+    return model_tensor(t->engine->model, (struct model_weights *)(uintptr_t)weights, index, name);
+}
+
+static bool is_trained(const struct engine_trainer *t, int32_t index)
+{
+    return t->options.train_embeddings || !model_tensor_is_embedding(t->engine->model, index);
+}
+
+static int64_t padded(int64_t elements) /* each tensor begins on a cache line */
+{
+    return (elements + 15) / 16 * 16;
+}
+
+/* The pages of the mapped base that were just copied will not be needed soon. */
+static void forget_pages(const struct tensor *host)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)host->data;
+    uintptr_t to = from + (uintptr_t)(tensor_elements(host) * dtype_size(host->dtype));
+
+    from = (from + page - 1) / page * page;
+    to = to / page * page;
+    if (to > from)
+        madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+/* Tensor `index` of the base as f32 to the backend's memory. */
+static int copy_base(struct engine_trainer *t, int32_t index, float *to, struct err *err)
+{
+    const struct model_weights *base = model_base_weights(t->engine->model);
+    char name[MODEL_NAME_MAX];
+    struct tensor host;
+    float part[4096];
+
+    model_tensor(t->engine->model, (struct model_weights *)(uintptr_t)base, index, name);
+    if (!base_file_tensor(t->engine->base, name, &host))
+        return err_set(err, ERR_INTERNAL, "the base has no tensor %s", name);
+    for (int64_t i = 0, n = tensor_elements(&host); i < n; i += 4096) {
+        int64_t count = n - i < 4096 ? n - i : 4096;
+
+        tensor_to_f32(&host, i, count, part);
+        t->engine->backend->ops->upload(t->engine->backend, to + i, part,
+                                        (size_t)count * sizeof *part);
+    }
+    forget_pages(&host);
+    return 0;
+}
+
+static int open_blocks(struct engine_trainer *t, struct err *err)
+{
+    struct backend *b = t->engine->backend;
+    float **block[] = {&t->w, &t->g, &t->m, &t->v};
+
+    for (size_t i = 0; i < sizeof block / sizeof block[0]; i++) {
+        *block[i] = b->ops->alloc(b, (size_t)t->parameters * sizeof(float), err);
+        if (!*block[i])
+            return err_prefix(err, "training %lld weights", (long long)t->parameters);
+    }
+    return 0;
+}
+
+static int open_parameters(struct engine_trainer *t, struct err *err)
+{
+    struct model *model = t->engine->model;
+    int32_t count = model_tensor_count(model);
+    int64_t at = 0;
+
+    t->parameter = calloc((size_t)count, sizeof *t->parameter);
+    if (!t->parameter)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %d tensors", count);
+    for (int32_t i = 0; i < count; i++)
+        if (is_trained(t, i))
+            t->parameters += padded(tensor_elements(tensor_at(t, &t->weights, i)));
+    if (open_blocks(t, err))
+        return -1;
+    for (int32_t i = 0; i < count; i++) {
+        struct tensor *w = tensor_at(t, &t->weights, i), *g = tensor_at(t, &t->grads, i);
+        struct parameter *p = &t->parameter[t->parameter_count];
+
+        if (!is_trained(t, i)) {
+            *w = *tensor_at(t, model_base_weights(model), i);
+            continue;
+        }
+        if (copy_base(t, i, t->w + at, err))
+            return -1;
+        w->data = t->w + at;
+        g->data = t->g + at;
+        p->w = *w;
+        p->g = *g;
+        p->m = p->v = *w;
+        p->m.data = t->m + at;
+        p->v.data = t->v + at;
+        p->decay = w->rank == 2;
+        at += padded(tensor_elements(w));
+        t->parameter_count++;
+    }
+    return 0;
+}
+
+static void tie_heads(struct engine_trainer *t)
+{
+    if (!model_get_config(t->engine->model)->tied_embeddings)
+        return;
+    t->weights.head = t->weights.embed;
+    t->grads.head = t->grads.embed;
+}
+
+/* ------------------------------------------------------------------ continuing a fine-tune */
+
+/* An embedding that the start delta changed but this job does not train gets a copy of its own. */
+static int thaw_embedding(struct engine_trainer *t, int32_t index, struct err *err)
+{
+    struct backend *b = t->engine->backend;
+    struct tensor *w = tensor_at(t, &t->weights, index);
+    int64_t n = padded(tensor_elements(w)),
+            count = model_get_config(t->engine->model)->tied_embeddings ? 1 : 2;
+
+    if (!t->frozen)
+        t->frozen = b->ops->alloc(b, (size_t)(n * count) * sizeof(float), err);
+    if (!t->frozen)
+        return -1;
+    w->data = (float *)t->frozen + (index == 0 ? 0 : n);
+    w->dtype = DTYPE_F32;
+    return copy_base(t, index, w->data, err);
+}
+
+static int add_difference(struct engine_trainer *t, const struct artifact *artifact, int32_t index,
+                          float *difference, struct err *err)
+{
+    struct backend *b = t->engine->backend;
+    struct tensor *w = tensor_at(t, &t->weights, index);
+    int64_t n = tensor_elements(w);
+    float part[4096];
+
+    if (!artifact_parts(artifact, index))
+        return 0;
+    if (!is_trained(t, index) && thaw_embedding(t, index, err))
+        return -1;
+    artifact_expand(artifact, index, difference);
+    for (int64_t i = 0; i < n; i += 4096) {
+        int64_t count = n - i < 4096 ? n - i : 4096;
+
+        b->ops->download(b, part, (float *)w->data + i, (size_t)count * sizeof *part);
+        for (int64_t k = 0; k < count; k++)
+            part[k] += difference[i + k];
+        b->ops->upload(b, (float *)w->data + i, part, (size_t)count * sizeof *part);
+    }
+    return b->ops->check(b, err);
+}
+
+static int add_start_delta(struct engine_trainer *t, const char *path, struct err *err)
+{
+    struct artifact_tensor *tensor = NULL;
+    struct artifact_expectation want = {.base_digest = base_file_info(t->engine->base)->digest};
+    struct artifact *artifact = NULL;
+    float *difference = NULL;
+    int64_t largest = 0;
+    int rc = -1;
+
+    if (artifact_tensors_of_model(t->engine->model, &tensor, &want.count, err))
+        return -1;
+    want.tensor = tensor;
+    if (artifact_open(&artifact, path, &want, err))
+        goto out;
+    for (int32_t i = 0; i < want.count; i++) {
+        int64_t n = (int64_t)tensor[i].rows * tensor[i].cols;
+
+        largest = n > largest ? n : largest;
+    }
+    difference = malloc((size_t)largest * sizeof *difference);
+    if (!difference) {
+        err_set(err, ERR_NO_MEMORY, "no memory for the delta that training continues from");
+        goto out;
+    }
+    for (int32_t i = 0; i < want.count; i++)
+        if (add_difference(t, artifact, i, difference, err))
+            goto out;
+    rc = 0;
+out:
+    free(difference);
+    artifact_free(artifact);
+    free(tensor);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ open, free */
+
+/* Everything that the trained weights depend on, for the recovery checkpoint. */
+static int digest_identity(struct engine_trainer *t, struct err *err)
+{
+    const struct engine_train_plan *p = &t->plan;
+    char start[SHA256_HEX] = "", text[512];
+    int64_t bytes;
+    struct sha256 *h;
+
+    if (t->options.start_delta && file_sha256(t->options.start_delta, start, &bytes, err))
+        return -1;
+    snprintf(text, sizeof text, "graft trainer 1|%s|%d|%d|%.17g|%lld|%d|%d|%s|",
+             base_file_info(t->engine->base)->digest, p->n_epochs, p->batch_size, p->learning_rate,
+             (long long)t->options.seed, (int)t->options.schedule, t->options.train_embeddings,
+             start);
+    h = sha256_new();
+    if (!h)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a digest");
+    sha256_update(h, text, strlen(text));
+    for (int32_t i = 0; i < t->train.count; i++) {
+        struct dataset_example e = dataset_example(t->train.dataset, t->train.index[i]);
+
+        sha256_update(h, &e.length, sizeof e.length);
+        sha256_update(h, e.token, (size_t)e.length * sizeof *e.token);
+        sha256_update(h, e.weight, (size_t)e.length * sizeof *e.weight);
+    }
+    sha256_final_hex(h, t->identity);
+    sha256_free(h);
+    return 0;
+}
+
+static int open_micro(struct engine_trainer *t, struct err *err)
+{
+    struct trainer_micro *m = &t->micro;
+    size_t rows = (size_t)t->max_rows;
+
+    m->token = malloc(rows * sizeof *m->token);
+    m->position = malloc(rows * sizeof *m->position);
+    m->target = malloc(rows * sizeof *m->target);
+    m->weight = malloc(rows * sizeof *m->weight);
+    m->cu_seqlens = malloc((rows + 1) * sizeof *m->cu_seqlens);
+    t->order = malloc((size_t)t->train.count * sizeof *t->order);
+    if (!m->token || !m->position || !m->target || !m->weight || !m->cu_seqlens || !t->order)
+        return err_set(err, ERR_NO_MEMORY, "no memory for batches of %d tokens", t->max_rows);
+    m->batch =
+        (struct batch){.token = m->token, .position = m->position, .cu_seqlens = m->cu_seqlens};
+    return 0;
+}
+
+static void estimate(struct engine_trainer *t)
+{
+    const struct model_config *config = model_get_config(t->engine->model);
+    int64_t weights = 0, base = base_file_info(t->engine->base)->parameters * 4;
+
+    for (int32_t i = 0; i < model_tensor_count(t->engine->model); i++)
+        if (is_trained(t, i))
+            weights += padded(tensor_elements(tensor_at(t, &t->weights, i)));
+    t->plan.checkpoint_bytes = trainer_checkpoint_bytes(weights);
+    t->plan.memory_bytes = weights * 16 + model_training_bytes(config, t->max_rows) + base;
+}
+
+static int check_options(const struct engine_train_options *o, struct err *err)
+{
+    if (o->n_epochs < 0 || o->n_epochs > 50)
+        return err_set(err, ERR_INVALID, "n_epochs is %d: it must be between 1 and 50",
+                       o->n_epochs);
+    if (o->batch_size < 0 || o->batch_size > 256)
+        return err_set(err, ERR_INVALID, "batch_size is %d: it must be between 1 and 256",
+                       o->batch_size);
+    if (!(o->learning_rate_multiplier >= 0 && o->learning_rate_multiplier <= 1e6))
+        return err_set(err, ERR_INVALID, "learning_rate_multiplier must be above 0");
+    return 0;
+}
+
+static int open_state(struct engine_trainer *t, const struct engine_dataset *train,
+                      const struct engine_dataset *validation, struct err *err)
+{
+    struct backend *b = t->engine->backend;
+    const int64_t one = 1;
+
+    if (check_options(&t->options, err) || open_examples(&t->train, train, err) ||
+        open_examples(&t->valid, validation, err))
+        return -1;
+    if (t->train.count == 0)
+        return err_set(err, ERR_INVALID, "no example of the training file trains anything");
+    trainer_plan(t);
+    if ((int64_t)t->plan.steps_per_epoch * t->plan.n_epochs > INT32_MAX)
+        return err_set(err, ERR_INVALID, "%d epochs of %d steps are too many", t->plan.n_epochs,
+                       t->plan.steps_per_epoch);
+    t->max_rows = trainer_micro_rows(&t->train, &t->valid, t->plan.batch_size);
+    if (model_weights_alloc(&t->weights, t->engine->model, err) ||
+        model_weights_alloc(&t->grads, t->engine->model, err))
+        return -1;
+    estimate(t);
+    if (digest_identity(t, err) || open_micro(t, err) || open_parameters(t, err))
+        return -1;
+    tie_heads(t);
+    if (t->options.start_delta && add_start_delta(t, t->options.start_delta, err))
+        return -1;
+    tie_heads(t);
+    t->norm = tensor_view(b->ops->alloc(b, sizeof(float), err), DTYPE_F32, 1, &one);
+    if (!t->norm.data)
+        return -1;
+    return model_training_open(&t->pass, t->engine->model, t->max_rows, err);
+}
+
+int engine_trainer_open(struct engine_trainer **out, struct engine *engine,
+                        const struct engine_dataset *train, const struct engine_dataset *validation,
+                        const struct engine_train_options *options, struct engine_train_plan *plan,
+                        struct err *err)
+{
+    struct engine_trainer *t = calloc(1, sizeof *t);
+    int rc;
+
+    *out = NULL;
+    if (!t)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a trainer");
+    t->engine = engine;
+    t->options = *options;
+    t->order_epoch = -1;
+    rc = open_state(t, train, validation, err);
+    t->options.start_delta = NULL; /* the caller's string */
+    if (rc) {
+        engine_trainer_free(t);
+        return -1;
+    }
+    if (plan)
+        *plan = t->plan;
+    *out = t;
+    return 0;
+}
+
+void engine_trainer_free(struct engine_trainer *t)
+{
+    if (!t)
+        return;
+    struct backend *b = t->engine->backend;
+    void *memory[] = {t->w, t->g, t->m, t->v, t->frozen, t->norm.data};
+
+    model_training_free(t->pass);
+    for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++)
+        if (memory[i])
+            b->ops->free(b, memory[i]);
+    model_weights_release(&t->weights);
+    model_weights_release(&t->grads);
+    free(t->parameter);
+    free(t->order);
+    free(t->micro.token);
+    free(t->micro.position);
+    free(t->micro.target);
+    free(t->micro.weight);
+    free(t->micro.cu_seqlens);
+    free(t->train.index);
+    free(t->train.rows);
+    free(t->valid.index);
+    free(t->valid.rows);
+    free(t);
+}
+
+/* ------------------------------------------------------------------ one pass over examples */
+
+struct examples_run {
+    const struct trainer_examples *list;
+    const int32_t *pick; /* [count] places in the list; NULL: from `first` on, round and round */
+    int32_t first, count;
+    bool backward;
+};
+
+struct examples_result {
+    double loss; /* mean over trained tokens, nats */
+    double accuracy;
+    int64_t tokens, trained;
+};
+
+static int32_t place_of(const struct examples_run *run, int32_t i)
+{
+    return run->pick ? run->pick[i] : (run->first + i) % run->list->count;
+}
+
+static void add_example(struct trainer_micro *m, const struct dataset_example *e, int32_t rows,
+                        double weight)
+{
+    int32_t at = m->batch.rows;
+
+    memcpy(m->token + at, e->token, (size_t)rows * sizeof *m->token);
+    memcpy(m->target + at, e->token + 1, (size_t)rows * sizeof *m->target);
+    for (int32_t i = 0; i < rows; i++) {
+        m->position[at + i] = i;
+        m->weight[at + i] = (float)((double)e->weight[i + 1] * weight);
+    }
+    m->batch.rows = at + rows;
+    m->cu_seqlens[++m->batch.docs] = m->batch.rows;
+}
+
+static int flush_micro(struct engine_trainer *t, const struct examples_run *run,
+                       struct examples_result *sum, struct err *err)
+{
+    struct model_loss loss;
+    struct model_loss_args args = {
+        .weights = &t->weights,
+        .grads = run->backward ? &t->grads : NULL,
+        .batch = &t->micro.batch,
+        .target = t->micro.target,
+        .weight = t->micro.weight,
+    };
+
+    if (t->micro.batch.rows == 0)
+        return 0;
+    if (model_loss(t->pass, &args, &loss, err))
+        return -1;
+    sum->loss += loss.weighted;
+    sum->accuracy += (double)loss.correct;
+    t->micro.batch.rows = t->micro.batch.docs = 0;
+    return 0;
+}
+
+static int run_examples(struct engine_trainer *t, const struct examples_run *run,
+                        struct examples_result *out, struct err *err)
+{
+    const struct trainer_examples *list = run->list;
+    double weight = 0;
+
+    *out = (struct examples_result){0};
+    for (int32_t i = 0; i < run->count; i++) {
+        struct dataset_example e = dataset_example(list->dataset, list->index[place_of(run, i)]);
+
+        out->tokens += e.length;
+        for (int32_t k = 1; k < e.length; k++) {
+            weight += (double)e.weight[k];
+            out->trained += e.weight[k] > 0;
+        }
+    }
+    t->micro.batch.rows = t->micro.batch.docs = t->micro.cu_seqlens[0] = 0;
+    for (int32_t i = 0; i < run->count; i++) {
+        int32_t place = place_of(run, i), rows = list->rows[place];
+        struct dataset_example e = dataset_example(list->dataset, list->index[place]);
+
+        if (t->micro.batch.rows + rows > t->max_rows && flush_micro(t, run, out, err))
+            return -1;
+        add_example(&t->micro, &e, rows, 1 / weight);
+    }
+    if (flush_micro(t, run, out, err))
+        return -1;
+    out->accuracy /= (double)out->trained;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ step */
+
+static int validate(struct engine_trainer *t, struct engine_step *out, struct err *err)
+{
+    struct examples_result result;
+    struct examples_run run = {.list = &t->valid};
+
+    out->valid_loss = out->valid_mean_token_accuracy = NAN;
+    out->full_valid_loss = out->full_valid_mean_token_accuracy = NAN;
+    if (t->valid.count == 0)
+        return 0;
+    run.first = (int32_t)((int64_t)(t->step - 1) * VALID_EXAMPLES % t->valid.count);
+    run.count = t->valid.count < VALID_EXAMPLES ? t->valid.count : VALID_EXAMPLES;
+    if (run_examples(t, &run, &result, err))
+        return -1;
+    out->valid_loss = result.loss;
+    out->valid_mean_token_accuracy = result.accuracy;
+    if (!out->epoch_end)
+        return 0;
+    run = (struct examples_run){.list = &t->valid, .count = t->valid.count};
+    if (run_examples(t, &run, &result, err))
+        return -1;
+    out->full_valid_loss = result.loss;
+    out->full_valid_mean_token_accuracy = result.accuracy;
+    return 0;
+}
+
+/* Clip and update; *norm as it was before clipping. */
+static int update(struct engine_trainer *t, double rate, double *norm, struct err *err)
+{
+    struct backend *b = t->engine->backend;
+    float value;
+
+    b->ops->gradient_norm(b, &(struct gradient_norm_args){
+                                 .parameter = t->parameter,
+                                 .count = t->parameter_count,
+                                 .norm = t->norm,
+                             });
+    b->ops->download(b, &value, t->norm.data, sizeof value);
+    if (b->ops->check(b, err))
+        return -1;
+    *norm = (double)value;
+    if (!isfinite(value))
+        return err_set(err, ERR_INVALID,
+                       "training diverged at step %d: the gradient is not finite; use a smaller "
+                       "learning_rate_multiplier than %g",
+                       t->step + 1, t->plan.learning_rate_multiplier);
+    b->ops->adamw(b, &(struct adamw_args){
+                         .parameter = t->parameter,
+                         .count = t->parameter_count,
+                         .norm = t->norm,
+                         .max_norm = MAX_NORM,
+                         .learning_rate = (float)rate,
+                         .beta1 = BETA1,
+                         .beta2 = BETA2,
+                         .epsilon = EPSILON,
+                         .weight_decay = 0.0f,
+                         .step = t->step + 1,
+                     });
+    return b->ops->check(b, err);
+}
+
+int engine_trainer_step(struct engine_trainer *t, struct engine_step *out, struct err *err)
+{
+    double begin = seconds_now();
+    int32_t epoch = t->step / t->plan.steps_per_epoch, in_epoch = t->step % t->plan.steps_per_epoch;
+    int32_t first = in_epoch * t->plan.batch_size, left = t->train.count - first;
+    struct examples_run run = {.list = &t->train, .backward = true};
+    struct examples_result result;
+
+    assert(t->step < t->plan.total_steps);
+    if (t->order_epoch != epoch) {
+        rng_permutation(t->order, t->train.count, (uint64_t)t->options.seed,
+                        (uint64_t)STREAM_ORDER << 32 | (uint32_t)epoch);
+        t->order_epoch = epoch;
+    }
+    run.pick = t->order + first;
+    run.count = left < t->plan.batch_size ? left : t->plan.batch_size;
+    *out = (struct engine_step){
+        .step = t->step + 1,
+        .total_steps = t->plan.total_steps,
+        .epoch = epoch + 1,
+        .epoch_end = in_epoch + 1 == t->plan.steps_per_epoch,
+        .finished = t->step + 1 == t->plan.total_steps,
+        .learning_rate = trainer_rate(t, t->step + 1),
+    };
+    if (run_examples(t, &run, &result, err) ||
+        update(t, out->learning_rate, &out->gradient_norm, err))
+        return -1;
+    t->step++;
+    out->train_loss = result.loss;
+    out->train_mean_token_accuracy = result.accuracy;
+    out->tokens = result.tokens;
+    out->trained_tokens = result.trained;
+    if (validate(t, out, err))
+        return -1;
+    out->seconds = seconds_now() - begin;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ for the engine's modules */
+
+const struct model_weights *trainer_weights(const struct engine_trainer *trainer)
+{
+    return &trainer->weights;
+}
+
+bool trainer_trains(const struct engine_trainer *t, int32_t index)
+{
+    return is_trained(t, index) ||
+           (t->frozen && tensor_at(t, &t->weights, index)->data !=
+                             tensor_at(t, model_base_weights(t->engine->model), index)->data);
+}
+
+int trainer_read(void *trainer, int32_t index, int64_t from, int64_t count, float *base,
+                 float *tuned, struct err *err)
+{
+    struct engine_trainer *t = trainer;
+    struct backend *b = t->engine->backend;
+    const struct model_weights *base_weights = model_base_weights(t->engine->model);
+    char name[MODEL_NAME_MAX];
+    struct tensor host;
+
+    model_tensor(t->engine->model, (struct model_weights *)(uintptr_t)base_weights, index, name);
+    if (!base_file_tensor(t->engine->base, name, &host))
+        return err_set(err, ERR_INTERNAL, "the base has no tensor %s", name);
+    tensor_to_f32(&host, from, count, base);
+    if (!trainer_trains(t, index)) {
+        memcpy(tuned, base, (size_t)count * sizeof *tuned);
+        return 0;
+    }
+    const struct tensor *w = tensor_at(t, &t->weights, index);
+    b->ops->download(b, tuned, (const float *)w->data + from, (size_t)count * sizeof *tuned);
+    return b->ops->check(b, err);
+}

@@ -1,0 +1,66 @@
+/* trainer_state.h: what trainer.c, trainer_plan.c and trainer_checkpoint.c share of one trainer. */
+#ifndef GRAFT_TRAINER_STATE_H
+#define GRAFT_TRAINER_STATE_H
+
+#include "engine/base/sha256.h"
+#include "engine/dataset.h"
+#include "engine/engine_parts.h"
+#include "engine/trainer.h"
+
+/* The examples of a dataset that train something, and of each how many rows need computing: those
+ * before its last trained token (later ones change nothing). */
+struct trainer_examples {
+    const struct engine_dataset *dataset; /* NULL: none */
+    int32_t *index;                       /* [count] in the dataset */
+    int32_t *rows;                        /* [count] */
+    int32_t count, longest;               /* longest: most rows of one */
+    int64_t tokens, trained;              /* of all of them */
+};
+
+/* One micro-batch being filled. */
+struct trainer_micro {
+    struct batch batch;
+    int32_t *token, *position, *target, *cu_seqlens;
+    float *weight;
+};
+
+struct engine_trainer {
+    struct engine *engine;
+    struct engine_train_options options;
+    struct engine_train_plan plan;
+    struct trainer_examples train, valid;
+    char identity[SHA256_HEX]; /* digest of everything that the result depends on */
+
+    struct model_weights weights, grads;
+    void *frozen;         /* own copy of embeddings that a start delta changed, or NULL */
+    float *w, *g, *m, *v; /* [parameters]: the trained tensors, one behind the other */
+    int64_t parameters;
+    struct parameter *parameter; /* views of those, one for each tensor */
+    int32_t parameter_count;
+    struct tensor norm; /* [1] */
+
+    struct model_training *pass;
+    struct trainer_micro micro;
+    int32_t max_rows;
+
+    int32_t step;        /* made so far */
+    int32_t order_epoch; /* the epoch that `order` is for, 0-based; -1: none yet */
+    int32_t *order;      /* [train.count] */
+};
+
+/* ------------------------------------------------------------------ trainer_plan.c */
+
+/* Turns auto into numbers and estimates what the job takes. */
+void trainer_plan(struct engine_trainer *trainer);
+/* The rate of 1-based step `step`. */
+double trainer_rate(const struct engine_trainer *trainer, int32_t step);
+/* Most rows of a micro-batch of such a job. */
+int32_t trainer_micro_rows(const struct trainer_examples *train,
+                           const struct trainer_examples *valid, int32_t batch_size);
+
+/* ------------------------------------------------------------------ trainer_checkpoint.c */
+
+/* Size of the recovery checkpoint of so many trained weights. */
+int64_t trainer_checkpoint_bytes(int64_t parameters);
+
+#endif
