@@ -2,12 +2,16 @@
 #
 #   make                  build/graft
 #   make BUILD=DIR        the same in another folder; each set of flags has its own
+#   make V=1              shows the commands
 #   make SAN=address      with AddressSanitizer and UBSan; SAN=thread: TSan; SAN=fuzzer: libFuzzer (clang)
 #
 # A new .c or .h in the product's folders needs no line here. Code for one processor family carries
 # function-level target attributes, so no file has flags of its own.
 
 BUILD ?= build
+V ?= 0
+Q := $(if $(filter 0,$(V)),@,)
+said = $(if $(filter 0,$(V)),@printf '  %-5s %s\n' $(1) $(2))
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 SAN ?=
 OPT ?= -O2 -g
@@ -63,22 +67,26 @@ endif
 all: $(BUILD)/graft
 
 $(BUILD)/graft: $(OBJ) $(BUILD)/sources
-	$(CC) $(LDFLAGS) -o $@ $(OBJ) $(LDLIBS)
+	$(call said,link,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $(OBJ) $(LDLIBS)
 
 $(BUILD)/libgraft.a: $(LIB_OBJ) $(BUILD)/sources
 	@rm -f $@
-	ar rcs $@ $(LIB_OBJ)
+	$(Q)ar rcs $@ $(LIB_OBJ)
 
 $(BUILD)/%.o: %.c $(BUILD)/flags
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
+	$(call said,cc,$<)
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -MMD -MP -c -o $@ $<
 
 # The migrations travel inside the binary.
-$(BUILD)/storage/migrations_data.c: migrations/embed.sh $(sort $(wildcard migrations/*.sql))
+MIGRATIONS := $(sort $(wildcard migrations/*.sql))
+$(BUILD)/storage/migrations_data.c: migrations/embed.sh $(MIGRATIONS) $(BUILD)/sources
 	@mkdir -p $(@D)
-	sh migrations/embed.sh $(filter %.sql,$^) > $@
+	$(call said,embed,migrations)
+	$(Q)sh migrations/embed.sh $(MIGRATIONS) > $@
 $(BUILD)/storage/migrations_data.o: $(BUILD)/storage/migrations_data.c storage/migrations_data.h $(BUILD)/flags
-	$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c -o $@ $<
 
 # Rebuild when the compiler or a flag changes, relink when a file comes or goes.
 $(BUILD)/flags: FORCE
@@ -87,15 +95,17 @@ $(BUILD)/flags: FORCE
 	@cmp -s $@ $@.new || cp $@.new $@
 $(BUILD)/sources: FORCE
 	@mkdir -p $(@D)
-	@echo '$(SRC) $(UNIT_SUPPORT)' > $@.new
+	@echo '$(SRC) $(UNIT_SUPPORT) $(MIGRATIONS)' > $@.new
 	@cmp -s $@ $@.new || cp $@.new $@
 
 # The archive lets the linker take just what a test uses.
 $(BUILD)/tests/unit/test_%: $(BUILD)/tests/unit/test_%.o $(UNIT_SUPPORT_OBJ) $(BUILD)/libgraft.a
-	$(CC) $(LDFLAGS) -o $@ $(filter %.o %.a,$^) $(LDLIBS) -lcmocka
+	$(call said,link,$@)
+	$(Q)$(CC) $(LDFLAGS) -o $@ $(filter %.o %.a,$^) $(LDLIBS) -lcmocka
 
 $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(filter %.o,$(FUZZ_MAIN)) $(BUILD)/libgraft.a
-	$(CC) $(LDFLAGS) $(filter -f%,$(FUZZ_MAIN)) -o $@ $(filter %.o %.a,$^) $(LDLIBS)
+	$(call said,link,$@)
+	$(Q)$(CC) $(LDFLAGS) $(filter -f%,$(FUZZ_MAIN)) -o $@ $(filter %.o %.a,$^) $(LDLIBS)
 
 unit-programs: $(UNIT_BIN)
 fuzz-programs: $(FUZZ_BIN)

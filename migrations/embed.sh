@@ -5,7 +5,7 @@ set -eu
 echo '#include "storage/migrations_data.h"'
 i=0
 for file in "$@"; do
-    echo "static const char sql_$i[] = {"
+    echo "static const char sql_${i}[] = {"
     od -An -v -tu1 "$file" | sed -e 's/[0-9][0-9]*/&,/g'
     echo '0};'
     i=$((i + 1))

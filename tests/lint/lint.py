@@ -118,8 +118,10 @@ def environment(tree):
 @rule("no exit() or abort() in library code: errors go to the caller")
 def no_exit(tree):
     for path in tree.sources("engine/", "storage/"):
+        # A forked child that can not become its program has nobody to return to.
+        calls = "exit|abort|quick_exit" + ("" if re.search(r"\bfork\(\)", tree.text(path) or "") else "|_exit")
         for number, line in enumerate(tree.lines(path), 1):
-            if re.search(r"(?<![\w.>])(exit|_exit|abort|quick_exit)\s*\(", strip_comment(line)):
+            if re.search(rf"(?<![\w.>])({calls})\s*\(", strip_comment(line)):
                 yield f"{path}:{number}: return an error instead of ending the process"
 
 
@@ -170,7 +172,8 @@ def headers(tree):
             name = path.split("/")[-1]
             if not text.startswith(f"/* {name}: "):
                 yield f"{path}:1: begin with /* {name}: one sentence what it is"
-            if not re.search(r"#ifndef GRAFT_\w+_H\n#define GRAFT_\w+_H\n", text):
+            # X_body.h is a template: included once for each of its forms.
+            if not path.endswith("_body.h") and not re.search(r"#ifndef GRAFT_\w+_H\n#define GRAFT_\w+_H\n", text):
                 yield f"{path}: no include guard GRAFT_..._H"
 
 
@@ -183,7 +186,8 @@ def looks(tree):
                     yield f"{path}:{number}: blank at the end"
                 if "\t" in line:
                     yield f"{path}:{number}: tab"
-                if path.endswith((".c", ".h")) and re.match(r"\s*typedef\s+struct\b", line):
+                # simd_X.h call the same name a struct here and a processor's vector there.
+                if path.endswith((".c", ".h")) and "/simd_" not in path and re.match(r"\s*typedef\s+struct\b", line):
                     yield f"{path}:{number}: say struct"
 
 
@@ -200,7 +204,7 @@ def unfinished(tree):
 
 @rule("no path of somebody's machine")
 def machine_paths(tree):
-    pattern = re.compile(r"(?<![\w.~$}/-])/(work|root|home/\w+|tmp/wt|tmp/peers|Users/\w+)(/|\b)")
+    pattern = re.compile(r"(?<![\w.~$}/-])/(work/|root/\w|home/\w+|tmp/wt|tmp/peers|Users/\w+)")
     for path in tree.paths:
         if path.startswith("tests/lint/"):
             continue
@@ -346,6 +350,8 @@ MORE_VIOLATIONS = [
     (json_at_the_edge, {"engine/engine.h": "#include <jansson.h>\n"}),
     (links, {"README.md": "[a](#nowhere)\n"}),
     (links, {"README.md": "see `engine/none.c`\n"}),
+    (no_exit, {"engine/a.c": "    _exit(70);\n"}),
+    (machine_paths, {"tests/a.py": 'open("/root/x")\n'}),
     (looks, {"engine/a.h": "typedef struct a a;\n"}),
     (looks, {"engine/a.c": "\tint a;\n"}),
 ]
