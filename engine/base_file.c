@@ -148,6 +148,14 @@ bool base_file_tensor(const struct base_file *base, const char *name, struct ten
     return true;
 }
 
+void base_file_done_with(const struct base_file *base, const char *name)
+{
+    const struct safetensors_tensor *t = safetensors_find(base->file, name);
+
+    if (t != NULL)
+        safetensors_done_with(base->file, t);
+}
+
 const char *base_file_tokenizer_json(const struct base_file *base, size_t *len)
 {
     *len = (size_t)base->tokenizer->bytes;

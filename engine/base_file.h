@@ -41,6 +41,9 @@ const struct model_config *base_file_config(const struct base_file *base);
 const struct engine_base_info *base_file_info(const struct base_file *base);
 /* View into the mapping; false when the base has no such tensor. */
 bool base_file_tensor(const struct base_file *base, const char *name, struct tensor *out);
+/* The tensor's values will not be needed soon: the kernel may drop their pages (they come back when
+ * they are read), so that a pass over a base larger than memory does not fill it. */
+void base_file_done_with(const struct base_file *base, const char *name);
 /* Text of tokenizer.json; of the chat template (NULL when it has none). Not NUL-terminated. */
 const char *base_file_tokenizer_json(const struct base_file *base, size_t *len);
 const char *base_file_chat_template(const struct base_file *base, size_t *len);

@@ -1,0 +1,17 @@
+/* import_gguf_tokenizer.h: the tokenizer in GGUF metadata as the text of a tokenizer.json, so that
+ * there is one path for tokenizers. */
+#ifndef GRAFT_IMPORT_GGUF_TOKENIZER_H
+#define GRAFT_IMPORT_GGUF_TOKENIZER_H
+
+#include <stddef.h>
+
+#include "engine/base/err.h"
+#include "engine/gguf.h"
+
+/* *text: malloc'ed, free() it. Pre-tokenizers (tokenizer.ggml.pre) that are known: smollm,
+ * llama-bpe, gpt-2, qwen2; others, and files that name none, are refused by name, since their ids
+ * would be a guess.
+ */
+int import_gguf_tokenizer(const struct gguf *file, char **text, size_t *len, struct err *err);
+
+#endif
