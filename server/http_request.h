@@ -44,7 +44,8 @@ struct http_upload {
     struct http_pair fields[HTTP_UPLOAD_FIELDS_MAX]; /* all but the file, in order */
     int field_count;
     bool has_file;
-    const char *file_name; /* as the client sent it: data, never a path */
+    const char *file_field; /* the name of the file's field */
+    const char *file_name;  /* as the client sent it: data, never a path */
     int64_t file_bytes;
     struct blob_writer *blob; /* NULL without a file; a handler that takes it sets it to NULL */
 };
@@ -58,15 +59,19 @@ struct http_request {
     char id[HTTP_REQUEST_ID_SIZE]; /* x-request-id */
     struct http_tenant tenant;
     struct api_context *api;
-    struct db *db;    /* this handler thread's connection; in no transaction */
-    json_t *json;     /* HTTP_BODY_JSON */
-    const char *body; /* its text, NUL-terminated */
+    struct db *db;       /* this handler thread's connection; in no transaction */
+    struct db **db_slot; /* the HTTP layer's own */
+    json_t *json;        /* HTTP_BODY_JSON */
+    const char *body;    /* its text, NUL-terminated */
     size_t body_len;
     struct http_upload *upload;  /* HTTP_BODY_UPLOAD */
     char remote[48];             /* the peer's address as text */
     const char *idempotency_key; /* Idempotency-Key header, NULL when absent */
 };
 
+/* For routes without a key: opens this handler thread's connection into request->db.
+ * ERR_UNAVAILABLE when the database is away or none is configured. */
+int http_request_database(struct http_request *request, struct err *err);
 /* First value of a query parameter; NULL when absent. */
 const char *http_request_query(const struct http_request *request, const char *name);
 /* A field of the upload; NULL when absent. */

@@ -58,7 +58,7 @@ struct http_later_options {
     void (*release)(void *context);
 };
 
-/* NULL with err: `release` has been called. */
+/* NULL with err: `release` has been called. After success the handler returns 0. */
 struct http_later *http_response_later(struct http_response *response,
                                        const struct http_later_options *options, struct err *err);
 

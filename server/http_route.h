@@ -18,7 +18,7 @@ struct http_request;
 struct http_response;
 
 enum http_auth {
-    HTTP_AUTH_NONE, /* request->tenant is empty, request->db is NULL until asked for */
+    HTTP_AUTH_NONE, /* request->tenant is empty, request->db NULL until http_request_database() */
     HTTP_AUTH_KEY,  /* a live project key: request->tenant is set, request->db is open */
 };
 
@@ -45,7 +45,17 @@ struct http_route {
     enum http_body body;
     int64_t body_limit;    /* bytes; more is 413 before it is read */
     bool slash_in_param;   /* %2F is legal inside the parameter: model ids only */
+    bool on_event_thread;  /* the handler never blocks and needs no database: it skips the queue */
     const char *operation; /* operationId in openapi.yaml; label in metrics */
 };
+
+/* Finds the route for a method ("HEAD" means "GET") and decoded path segments. NULL with *allow ""
+ * when no route has the path; NULL with *allow = "GET, HEAD, POST, OPTIONS" when another method
+ * has. params gets the values of `{name}` segments. A parameter with a slash matches only where
+ * slash_in_param is set. */
+struct http_path;
+const struct http_route *http_route_find(const struct http_route *routes, size_t count,
+                                         const char *method, const struct http_path *path,
+                                         const char **params, char allow[64]);
 
 #endif

@@ -30,9 +30,12 @@ struct http_server_options {
     bool insecure;                  /* plain HTTP beyond loopback, knowingly */
     const struct http_route *routes;
     size_t route_count;
-    const char *database_url;        /* NULL: every route with HTTP_AUTH_KEY answers 503 */
-    const char *data_dir;            /* of the blob store */
-    struct api_context *api;         /* handed to handlers; must outlive the server */
+    const char *database_url; /* NULL: every route with HTTP_AUTH_KEY answers 503 */
+    const char *data_dir;     /* of the blob store */
+    struct api_context *api;  /* handed to handlers; must outlive the server */
+    /* Called for each answered request, on event threads: operation (NULL: no route), status, and
+     * seconds from the headers to the answer's end. [nobody] */
+    void (*on_answer)(const char *operation, int status, double seconds);
     int event_threads;               /* [2] */
     int handler_threads;             /* [8] */
     int queue_length;                /* complete requests that wait for a handler [256] */
