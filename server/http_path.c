@@ -1,8 +1,9 @@
 #include "server/http_path.h"
 
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "engine/base/utf8.h"
 
 static int hex_value(char c)
 {
@@ -76,29 +77,6 @@ static int add_segment(struct http_path *path, const char *from, size_t len, cha
     return 0;
 }
 
-bool http_is_utf8(const char *text)
-{
-    const unsigned char *p = (const unsigned char *)text;
-    while (*p) {
-        unsigned c = *p++;
-        if (c < 0x80)
-            continue;
-        int more = c >= 0xf0 && c <= 0xf4 ? 3 : c >= 0xe0 && c < 0xf0 ? 2 : c >= 0xc2 && c < 0xe0;
-        if (!more)
-            return false;
-        uint32_t point = c & (0x3fu >> more);
-        for (int i = 0; i < more; i++) {
-            if ((*p & 0xc0) != 0x80)
-                return false;
-            point = point << 6 | (*p++ & 0x3fu);
-        }
-        if ((more == 2 && point < 0x800) || (more == 3 && point < 0x10000) || point > 0x10ffff ||
-            (point >= 0xd800 && point < 0xe000))
-            return false;
-    }
-    return true;
-}
-
 static int add_query_part(const char *from, size_t len, const char **part, char **out,
                           struct err *err)
 {
@@ -106,7 +84,7 @@ static int add_query_part(const char *from, size_t len, const char **part, char 
     long n = decode(from, len, true, text);
     if (n < 0)
         return err_set(err, ERR_INVALID, "the query string has a broken %%-escape");
-    if (strlen(text) != (size_t)n || !http_is_utf8(text))
+    if (strlen(text) != (size_t)n || !utf8_valid(text, (size_t)n))
         return err_set(err, ERR_INVALID, "the query string is not UTF-8 text");
     *part = text;
     *out = text + n + 1;

@@ -30,7 +30,4 @@ struct http_path {
 int http_path_parse(struct http_path *path, const char *target, struct err *err);
 void http_path_release(struct http_path *path);
 
-/* Well-formed UTF-8 (RFC 3629: no overlong forms, no surrogates, at most U+10FFFF). */
-bool http_is_utf8(const char *text);
-
 #endif

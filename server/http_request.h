@@ -40,6 +40,7 @@ struct http_tenant {
 /* The parts of a multipart/form-data body. The file's bytes are in the blob store's staging and
  * go away with the request unless the handler commits them. */
 #define HTTP_UPLOAD_FIELDS_MAX 16
+#define HTTP_UPLOAD_HEAD_MAX (64u << 10)
 struct http_upload {
     struct http_pair fields[HTTP_UPLOAD_FIELDS_MAX]; /* all but the file, in order */
     int field_count;
@@ -47,6 +48,8 @@ struct http_upload {
     const char *file_field; /* the name of the file's field */
     const char *file_name;  /* as the client sent it: data, never a path */
     int64_t file_bytes;
+    char *file_head; /* the first bytes of the file, for a look at its format */
+    size_t file_head_len;
     struct blob_writer *blob; /* NULL without a file; a handler that takes it sets it to NULL */
 };
 

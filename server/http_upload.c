@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/utf8.h"
 #include "server/api_context.h"
 #include "server/http_internal.h"
 #include "storage/blob_store.h"
@@ -30,7 +31,7 @@ static int begin_file(struct http_exchange *exchange, const struct multipart_par
     struct http_upload *upload = &exchange->upload;
     if (upload->has_file)
         return err_set(err, ERR_INVALID, "a second file; send one file in a request");
-    if (!http_is_utf8(part->file_name))
+    if (!utf8_valid(part->file_name, strlen(part->file_name)))
         return err_set(err, ERR_INVALID, "the file's name is not UTF-8");
     upload->file_field = keep(exchange, part->name, err);
     upload->file_name = upload->file_field ? keep(exchange, part->file_name, err) : NULL;
@@ -39,6 +40,9 @@ static int begin_file(struct http_exchange *exchange, const struct multipart_par
     struct api_context *api = exchange->server->options.api;
     if (!api || !api->blobs)
         return err_set(err, ERR_UNAVAILABLE, "this server has no blob store");
+    upload->file_head = malloc(HTTP_UPLOAD_HEAD_MAX);
+    if (!upload->file_head)
+        return err_set(err, ERR_NO_MEMORY, "out of memory");
     upload->has_file = true;
     return blob_begin(api->blobs, exchange->request.tenant.project_id, "upload", &upload->blob,
                       err);
@@ -51,7 +55,7 @@ static int on_part(void *context, const struct multipart_part *part, struct err 
     exchange->upload_in_file = part->has_file_name;
     if (part->has_file_name)
         return begin_file(exchange, part, err);
-    if (!http_is_utf8(part->name))
+    if (!utf8_valid(part->name, strlen(part->name)))
         return err_set(err, ERR_INVALID, "the field's name is not UTF-8");
     const char *name = keep(exchange, part->name, err);
     if (!name)
@@ -78,6 +82,10 @@ static int on_data(void *context, const char *data, size_t len, struct err *err)
         return err_set_code(err, ERR_TOO_LARGE, "file_too_large", "file",
                             "the file has more than %lld bytes", (long long)limit);
     upload->file_bytes += (int64_t)len;
+    size_t room = HTTP_UPLOAD_HEAD_MAX - upload->file_head_len;
+    size_t take = len < room ? len : room;
+    memcpy(upload->file_head + upload->file_head_len, data, take);
+    upload->file_head_len += take;
     return blob_write(upload->blob, data, len, err);
 }
 
@@ -88,7 +96,7 @@ static int on_part_end(void *context, struct err *err)
     if (exchange->upload_in_file)
         return 0;
     const struct strbuf *value = &exchange->upload_value;
-    if (strlen(value->data) != value->len || !http_is_utf8(value->data))
+    if (strlen(value->data) != value->len || !utf8_valid(value->data, value->len))
         return err_set(err, ERR_INVALID, "field \"%s\" is not UTF-8 text",
                        upload->fields[upload->field_count].name);
     const char *text = keep(exchange, value->data, err);
@@ -123,6 +131,8 @@ void http_upload_release(struct http_exchange *exchange)
         return;
     blob_abort(exchange->upload.blob);
     exchange->upload.blob = NULL;
+    free(exchange->upload.file_head);
+    exchange->upload.file_head = NULL;
     for (int i = 0; i < exchange->upload_text_count; i++)
         free(exchange->upload_text[i]);
     exchange->upload_text_count = 0;

@@ -1,0 +1,14 @@
+/* api_models.h: /v1/models: base models and the project's own fine-tunes. */
+#ifndef GRAFT_API_MODELS_H
+#define GRAFT_API_MODELS_H
+
+#include "server/http_request.h"
+#include "server/http_response.h"
+
+int api_models_list(struct http_request *request, struct http_response *response, struct err *err);
+int api_models_get(struct http_request *request, struct http_response *response, struct err *err);
+/* A fine-tune or a checkpoint; a base is 403. */
+int api_models_delete(struct http_request *request, struct http_response *response,
+                      struct err *err);
+
+#endif
