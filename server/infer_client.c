@@ -113,8 +113,12 @@ static void on_text(struct infer_client *c, const struct ipc_message *m)
     struct open_request *r = find(c, m->id);
     struct infer_event event = {.kind = INFER_TEXT, .text = m->text.text, .text_len = m->text.len};
 
-    if (r != NULL) /* else it was cancelled while this was under way */
-        r->fn(r->context, &event);
+    if (r == NULL) /* cancelled while this was under way */
+        return;
+    if (r->fn(r->context, &event) != 0) {
+        forget(c, r);
+        ipc_put_cancel(&c->out, m->id);
+    }
 }
 
 static void on_done(struct infer_client *c, const struct ipc_message *m)

@@ -34,7 +34,8 @@ struct infer_event {
     int32_t prompt_tokens, completion_tokens;
     const struct err *err; /* INFER_ERROR */
 };
-typedef void infer_event_fn(void *context, const struct infer_event *event);
+/* Returns 0, or -1 after INFER_TEXT to give the request up, as infer_client_cancel does. */
+typedef int infer_event_fn(void *context, const struct infer_event *event);
 
 int infer_client_open(struct infer_client **out, const struct infer_client_options *options,
                       struct err *err);

@@ -1,7 +1,6 @@
-#include <stdio.h>
+#include "server/cmd.h"
 
-int main(void)
+int main(int argc, char **argv)
 {
-    fputs("graft: nothing here yet\n", stderr);
-    return 2;
+    return cmd_main(argc, argv);
 }

@@ -11,10 +11,10 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "engine/base/log.h"
+#include "server/clock.h"
 #include "server/infer_client.h"
 
 #define YOUNG 5.0          /* s: a worker that dies younger waits before its next start */
@@ -42,14 +42,6 @@ struct supervisor {
     struct supervisor_stats stats;
 };
 
-static double now(void)
-{
-    struct timespec ts;
-
-    clock_gettime(CLOCK_BOOTTIME, &ts);
-    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
-}
-
 static void signal_set(sigset_t *set)
 {
     sigemptyset(set);
@@ -66,6 +58,15 @@ void supervisor_block_signals(void)
     signal_set(&set);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     signal(SIGPIPE, SIG_IGN);
+}
+
+void supervisor_unblock_interrupt(void)
+{
+    sigset_t set;
+
+    sigemptyset(&set);
+    sigaddset(&set, SIGINT);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
 }
 
 /* ------------------------------------------------------------------ starting */
@@ -94,7 +95,8 @@ int supervisor_open(struct supervisor **out, const struct supervisor_options *op
     sv->options = *options;
     sv->signals = sv->lifeline[0] = sv->lifeline[1] = -1;
     pthread_mutex_init(&sv->lock, NULL);
-    sv->count = (int)options->settings->workers + 1;
+    sv->stats.train_wanted = (int)options->settings->workers;
+    sv->count = sv->stats.train_wanted + 1;
     sv->workers = calloc((size_t)sv->count, sizeof *sv->workers);
     if (sv->workers == NULL) {
         err_set(err, ERR_NO_MEMORY, "supervisor: out of memory");
@@ -169,7 +171,7 @@ static int start(struct supervisor *sv, struct worker *w, struct err *err)
     if (pair[0] >= 0)
         infer_client_attach(sv->options.infer, pair[0]);
     w->pid = pid;
-    w->started = now();
+    w->started = clock_now();
     log_info("started %s worker, process %d", role_names[w->role], (int)pid);
     return 0;
 }
@@ -198,11 +200,11 @@ static void start_due(struct supervisor *sv)
         bool again = w->started > 0;
         struct err err = {0};
 
-        if (w->pid != 0 || now() < w->start_at)
+        if (w->pid != 0 || clock_now() < w->start_at)
             continue;
         if (start(sv, w, &err) != 0) { /* out of processes or descriptors: keep trying */
             log_error("%s", err.message);
-            w->start_at = now() + BACKOFF_MAX;
+            w->start_at = clock_now() + BACKOFF_MAX;
             continue;
         }
         count_alive(sv, again ? w : NULL);
@@ -213,7 +215,7 @@ static void start_due(struct supervisor *sv)
 
 static void bury(struct supervisor *sv, struct worker *w, int status)
 {
-    double age = now() - w->started;
+    double age = clock_now() - w->started;
 
     if (sv->stopping)
         log_info("%s worker %d has stopped", role_names[w->role], (int)w->pid);
@@ -233,7 +235,7 @@ static void bury(struct supervisor *sv, struct worker *w, int status)
             w->backoff = BACKOFF_MAX;
     }
     /* The first restart of a young one is at once too: only a second death in a row waits. */
-    w->start_at = now() + (w->backoff > BACKOFF_FIRST ? w->backoff : 0);
+    w->start_at = clock_now() + (w->backoff > BACKOFF_FIRST ? w->backoff : 0);
     w->pid = 0;
     count_alive(sv, NULL);
 }
@@ -271,14 +273,14 @@ static bool wait_for_signals(struct supervisor *sv, double seconds)
 int supervisor_run(struct supervisor *sv, struct err *err)
 {
     for (;;) {
-        double next = now() + 3600;
+        double next = clock_now() + 3600;
 
         start_due(sv);
         for (int i = 0; i < sv->count; i++) {
             if (sv->workers[i].pid == 0 && sv->workers[i].start_at < next)
                 next = sv->workers[i].start_at;
         }
-        if (wait_for_signals(sv, next - now()))
+        if (wait_for_signals(sv, next - clock_now()))
             return 0;
     }
 }
@@ -308,15 +310,13 @@ void supervisor_stop_training(struct supervisor *sv)
 
 void supervisor_stop(struct supervisor *sv, double seconds)
 {
-    double deadline = now() + seconds;
+    double deadline = clock_now() + seconds;
 
     sv->stopping = true;
     signal_role(sv, false, SIGTERM);
     reap(sv);
-    while (signal_role(sv, false, 0) && now() < deadline) {
-        if (wait_for_signals(sv, deadline - now()))
-            break;
-    }
+    while (signal_role(sv, false, 0) && clock_now() < deadline)
+        wait_for_signals(sv, deadline - clock_now());
     if (signal_role(sv, false, SIGKILL))
         log_warn("workers did not stop in time: killed; their jobs go on from the last checkpoint");
     for (int i = 0; i < sv->count; i++) {

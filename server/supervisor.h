@@ -36,6 +36,8 @@ struct supervisor_options {
 
 /* SIGTERM, SIGINT, SIGHUP and SIGCHLD are taken from a descriptor; SIGPIPE is ignored. */
 void supervisor_block_signals(void);
+/* Back to an ordinary SIGINT, for the way down. */
+void supervisor_unblock_interrupt(void);
 
 int supervisor_open(struct supervisor **out, const struct supervisor_options *options,
                     struct err *err);
@@ -43,13 +45,13 @@ int supervisor_open(struct supervisor **out, const struct supervisor_options *op
 int supervisor_run(struct supervisor *supervisor, struct err *err);
 /* Asks the train workers to stop (they save and release their jobs); returns at once. */
 void supervisor_stop_training(struct supervisor *supervisor);
-/* Asks all workers to stop, waits until `seconds` have passed, and kills those that are left. A
- * second SIGTERM or SIGINT cuts the wait short. */
+/* Asks all workers to stop, waits until `seconds` have passed, and kills those that are left. */
 void supervisor_stop(struct supervisor *supervisor, double seconds);
 void supervisor_free(struct supervisor *supervisor); /* kills what is left */
 
 struct supervisor_stats {
     int train_workers, infer_workers;       /* alive now */
+    int train_wanted;                       /* how many there should be */
     int64_t train_restarts, infer_restarts; /* deaths answered with a new process */
 };
 void supervisor_stats(struct supervisor *supervisor, struct supervisor_stats *out);

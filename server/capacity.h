@@ -1,0 +1,16 @@
+/* capacity.h: what this machine has left, so that a job that can not fit fails with words instead
+ * of being killed. */
+#ifndef GRAFT_CAPACITY_H
+#define GRAFT_CAPACITY_H
+
+#include <stdint.h>
+
+#include "engine/base/err.h"
+
+/* Bytes this process may hold in all: what it holds now plus what is free, the machine's or (where
+ * it is less) its cgroup's. INT64_MAX where nobody can tell. */
+int64_t capacity_memory(void);
+/* Bytes that an unprivileged writer can still put below `dir`. */
+int capacity_disk(const char *dir, int64_t *bytes, struct err *err);
+
+#endif

@@ -1,0 +1,244 @@
+#include "server/cmd.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "engine/base/json_text.h"
+#include "engine/base/log.h"
+
+#define NAMES(...) ((const char *const[]){__VA_ARGS__, NULL})
+#define OPTIONS(...) ((const struct setting_option[]){__VA_ARGS__, {NULL, NULL, NULL}})
+#define DATABASE "data", "database", "database_file", "log_level"
+
+static cmd_fn cmd_version, cmd_help;
+
+const struct cmd cmd_table[] = {
+    {"serve",
+     "--data DIR [--listen HOST:PORT] [--database URL] [--workers N]",
+     "run the API and its workers",
+     "Without --database a private PostgreSQL runs in the data directory. Stops on SIGTERM or\n"
+     "SIGINT: requests and workers get the drain time, jobs go on at the next start.",
+     {.settings =
+          NAMES("data", "listen", "database", "database_file", "workers", "tls_cert", "tls_key",
+                "insecure", "log_level", "threads", "http_threads", "handlers", "connections",
+                "max_body", "max_file", "header_deadline", "body_deadline", "drain", "heartbeat",
+                "fence", "sweep", "poll", "recovery", "collect", "grace", "max_attempts",
+                "infer_sequences", "infer_queue", "infer_context", "base_memory", "delta_memory")},
+     cmd_serve},
+    {"work",
+     "--role train --data DIR",
+     "run one worker; `serve` starts its own, a train-only node runs this",
+     "A train worker takes jobs from the database. An infer worker answers over the socket that\n"
+     "`graft serve` hands it, and is started by nobody else.",
+     {.settings =
+          NAMES(DATABASE, "threads", "heartbeat", "fence", "poll", "recovery", "max_attempts",
+                "infer_sequences", "infer_queue", "infer_context", "base_memory", "delta_memory"),
+      .options = OPTIONS({"--role", "train|infer", "what the worker does"},
+                         {"--lifeline-fd", "FD", "exit when this descriptor ends (set by serve)"},
+                         {"--socket-fd", "FD", "socket to the server (set by serve)"})},
+     cmd_work},
+    {"migrate",
+     "--data DIR | --database URL",
+     "bring the database to this version's schema",
+     NULL,
+     {.settings = NAMES(DATABASE)},
+     cmd_migrate},
+    {"key create",
+     "--data DIR --org O --project P",
+     "make an API key and print it, once",
+     "Organization and project are created when they are new. Works beside a running server and\n"
+     "without one. Only the key's hash is kept.",
+     {.settings = NAMES(DATABASE),
+      .options = OPTIONS({"--org", "NAME", "organization"}, {"--project", "NAME", "project"})},
+     cmd_key_create},
+    {"key revoke",
+     "--data DIR KEY_ID",
+     "end an API key's life",
+     NULL,
+     {.settings = NAMES(DATABASE), .args_min = 1, .args_max = 1},
+     cmd_key_revoke},
+    {"model list",
+     "--data DIR",
+     "list base models",
+     NULL,
+     {.settings = NAMES(DATABASE)},
+     cmd_model_list},
+    {"collect",
+     "--data DIR [--grace SECONDS]",
+     "remove blobs that no row names and staging of dead attempts",
+     "`serve` does this by itself every --collect seconds.",
+     {.settings = NAMES(DATABASE, "grace")},
+     cmd_collect},
+    {"version", "", "print the version", NULL, {.settings = NULL}, cmd_version},
+    {"help", "[COMMAND]", "explain a command", NULL, {.args_max = 2}, cmd_help},
+};
+const size_t cmd_count = sizeof cmd_table / sizeof cmd_table[0];
+
+/* ------------------------------------------------------------------ help */
+
+static void print_list(FILE *out)
+{
+    fprintf(out, "usage: graft COMMAND [OPTIONS]\n\n");
+    for (size_t i = 0; i < cmd_count; i++)
+        fprintf(out, "  %-14s %s\n", cmd_table[i].name, cmd_table[i].summary);
+    fprintf(out, "\n`graft help COMMAND` says more.\n");
+}
+
+static void print_command(FILE *out, const struct cmd *cmd)
+{
+    fprintf(out, "usage: graft %s %s\n\n%s.\n", cmd->name, cmd->arguments, cmd->summary);
+    if (cmd->text != NULL)
+        fprintf(out, "%s\n", cmd->text);
+    if (cmd->spec.settings != NULL || cmd->spec.options != NULL)
+        fprintf(out, "\n");
+    settings_print_help(out, &cmd->spec);
+}
+
+/* The command that `first` (and `second`, for names of two words) name; *words is how many of them
+ * were used. */
+static const struct cmd *find(const char *first, const char *second, int *words)
+{
+    for (size_t i = 0; i < cmd_count; i++) {
+        const char *name = cmd_table[i].name;
+        size_t n = strlen(first);
+
+        if (strcmp(name, first) == 0) {
+            *words = 1;
+            return &cmd_table[i];
+        }
+        if (second != NULL && strncmp(name, first, n) == 0 && name[n] == ' ' &&
+            strcmp(name + n + 1, second) == 0) {
+            *words = 2;
+            return &cmd_table[i];
+        }
+    }
+    return NULL;
+}
+
+/* "key" alone names a family. */
+static bool print_family(FILE *out, const char *first)
+{
+    size_t n = strlen(first);
+    bool found = false;
+
+    for (size_t i = 0; i < cmd_count; i++) {
+        const struct cmd *c = &cmd_table[i];
+
+        if (strncmp(c->name, first, n) == 0 && c->name[n] == ' ') {
+            fprintf(out, "%susage: graft %s %s\n       %s\n", found ? "\n" : "", c->name,
+                    c->arguments, c->summary);
+            found = true;
+        }
+    }
+    return found;
+}
+
+static int cmd_help(const struct settings *settings, const struct setting_args *args,
+                    struct err *err)
+{
+    const char *first = args->arg_count > 0 ? args->args[0] : NULL;
+    const char *second = args->arg_count > 1 ? args->args[1] : NULL;
+    const struct cmd *cmd;
+    int words;
+
+    if (first == NULL) {
+        print_list(stdout);
+        return CMD_DONE;
+    }
+    cmd = find(first, second, &words);
+    if (cmd != NULL && words == args->arg_count) {
+        print_command(stdout, cmd);
+        return CMD_DONE;
+    }
+    if (second == NULL && print_family(stdout, first))
+        return CMD_DONE;
+    err_set(err, ERR_INVALID, "there is no command \"%s%s%s\"", first, second != NULL ? " " : "",
+            second != NULL ? second : "");
+    return CMD_USAGE;
+}
+
+static int cmd_version(const struct settings *settings, const struct setting_args *args,
+                       struct err *err)
+{
+    printf("graft %s\n", GRAFT_VERSION);
+    return CMD_DONE;
+}
+
+/* ------------------------------------------------------------------ dispatch */
+
+static bool wants_help(int argc, char **argv)
+{
+    for (int i = 0; i < argc; i++) {
+        if (strcmp(argv[i], "--") == 0)
+            return false;
+        if (strcmp(argv[i], "--help") == 0 || strcmp(argv[i], "-h") == 0)
+            return true;
+    }
+    return false;
+}
+
+enum log_level cmd_log_level(const struct settings *settings)
+{
+    const char *name = settings->log_level;
+
+    return strcmp(name, "debug") == 0   ? LOG_LEVEL_DEBUG
+           : strcmp(name, "warn") == 0  ? LOG_LEVEL_WARN
+           : strcmp(name, "error") == 0 ? LOG_LEVEL_ERROR
+                                        : LOG_LEVEL_INFO;
+}
+
+static int run(const struct cmd *cmd, int argc, char **argv)
+{
+    struct settings settings;
+    struct setting_args args;
+    struct err err = {0};
+    int code;
+
+    if (settings_load(&settings, &args, &cmd->spec, argc, argv, &err) != 0) {
+        fprintf(stderr, "graft: %s\nsee: graft help %s\n", err.message, cmd->name);
+        return CMD_USAGE;
+    }
+    log_setup(cmd->name, cmd_log_level(&settings));
+    json_text_setup();
+    code = cmd->run(&settings, &args, &err);
+    if (err_is_set(&err))
+        fprintf(stderr, "graft: %s\n", err.message);
+    if (code == CMD_USAGE)
+        fprintf(stderr, "see: graft help %s\n", cmd->name);
+    settings_release(&settings);
+    if (fflush(stdout) != 0 && code == CMD_DONE) {
+        fprintf(stderr, "graft: standard output could not be written\n");
+        return CMD_FAILED;
+    }
+    return code;
+}
+
+int cmd_main(int argc, char **argv)
+{
+    const struct cmd *cmd;
+    int words;
+
+    if (argc < 2) {
+        print_list(stderr);
+        return CMD_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0) {
+        print_list(stdout);
+        return CMD_DONE;
+    }
+    if (strcmp(argv[1], "--version") == 0)
+        argv[1] += 2;
+    cmd = find(argv[1], argc > 2 ? argv[2] : NULL, &words);
+    if (cmd == NULL && argc > 2 && wants_help(argc - 2, argv + 2) && print_family(stdout, argv[1]))
+        return CMD_DONE;
+    if (cmd == NULL) {
+        if (!print_family(stderr, argv[1]))
+            fprintf(stderr, "graft: there is no command \"%s\"\nsee: graft help\n", argv[1]);
+        return CMD_USAGE;
+    }
+    if (wants_help(argc - 1 - words, argv + 1 + words)) {
+        print_command(stdout, cmd);
+        return CMD_DONE;
+    }
+    return run(cmd, argc - 1 - words, argv + 1 + words);
+}

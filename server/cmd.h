@@ -1,0 +1,52 @@
+/* cmd.h: the subcommands of the program, in one table (cmd.c).
+ *
+ * Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage. Results go to
+ * standard output, everything else to standard error. */
+#ifndef GRAFT_CMD_H
+#define GRAFT_CMD_H
+
+#include "engine/base/err.h"
+#include "engine/base/log.h"
+#include "server/settings.h"
+
+#define GRAFT_VERSION "0.1.0"
+
+#define CMD_DONE 0
+#define CMD_FAILED 1
+#define CMD_USAGE 2
+
+struct cmd {
+    const char *name;      /* one or two words: "serve", "key create" */
+    const char *arguments; /* of the usage line, behind the name */
+    const char *summary;   /* one line, for the list */
+    const char *text;      /* more, for `graft help NAME`; NULL: nothing */
+    struct setting_spec spec;
+    /* Returns a CMD_ code; with CMD_FAILED or CMD_USAGE, err has the reason. */
+    int (*run)(const struct settings *settings, const struct setting_args *args, struct err *err);
+};
+
+extern const struct cmd cmd_table[];
+extern const size_t cmd_count;
+
+int cmd_main(int argc, char **argv);
+enum log_level cmd_log_level(const struct settings *settings);
+
+/* The commands. Indices of their options are beside their tables in cmd.c. */
+typedef int cmd_fn(const struct settings *settings, const struct setting_args *args,
+                   struct err *err);
+cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_revoke, cmd_model_import,
+    cmd_model_list, cmd_collect, cmd_bench_train;
+
+enum { CMD_WORK_ROLE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET };
+enum { CMD_KEY_ORG, CMD_KEY_PROJECT };
+enum { CMD_MODEL_NAME };
+enum {
+    CMD_BENCH_MODEL,
+    CMD_BENCH_DEVICE,
+    CMD_BENCH_SEQ,
+    CMD_BENCH_BATCH,
+    CMD_BENCH_STEPS,
+    CMD_BENCH_EMBEDDINGS
+};
+
+#endif

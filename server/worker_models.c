@@ -1,0 +1,277 @@
+#include "server/worker_models.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/log.h"
+
+struct worker_delta {
+    struct worker_delta *next;
+    struct worker_base *base;
+    char *tenant;
+    char sha256[65];
+    struct engine_delta *engine_delta;
+    int64_t bytes;
+    int32_t pins;
+    uint64_t used;
+};
+
+struct worker_models {
+    struct worker_models_options options;
+    struct worker_base *bases;
+    struct worker_delta *deltas;
+    uint64_t clock;
+};
+
+/* ------------------------------------------------------------------ unloading */
+
+static void free_delta(struct worker_delta *d)
+{
+    engine_delta_free(d->engine_delta);
+    free(d->tenant);
+    free(d);
+}
+
+static void remove_delta(struct worker_models *m, struct worker_delta *delta)
+{
+    struct worker_delta **p = &m->deltas;
+
+    assert(delta->pins == 0);
+    while (*p != delta)
+        p = &(*p)->next;
+    *p = delta->next;
+    free_delta(delta);
+}
+
+static void free_base(struct worker_base *b)
+{
+    engine_session_free(b->session);
+    engine_free(b->engine);
+    free(b);
+}
+
+void worker_models_drop(struct worker_models *m, struct worker_base *base)
+{
+    struct worker_base **p = &m->bases;
+
+    engine_session_free(base->session); /* before the deltas that its sequences point to */
+    base->session = NULL;
+    for (struct worker_delta *d = m->deltas, *next; d != NULL; d = next) {
+        next = d->next;
+        if (d->base == base)
+            remove_delta(m, d);
+    }
+    while (*p != base)
+        p = &(*p)->next;
+    *p = base->next;
+    free_base(base);
+}
+
+/* Until `more` bytes fit, or all that is left is in use. */
+static void make_room_for_base(struct worker_models *m, int64_t more)
+{
+    for (;;) {
+        struct worker_base *oldest = NULL;
+        int64_t bytes = more;
+
+        for (struct worker_base *b = m->bases; b != NULL; b = b->next) {
+            bytes += b->bytes;
+            if (b->active == 0 && (oldest == NULL || b->used < oldest->used))
+                oldest = b;
+        }
+        if (bytes <= m->options.base_bytes || oldest == NULL)
+            return;
+        log_info("unloading base %.12s to make room", oldest->digest);
+        worker_models_drop(m, oldest);
+    }
+}
+
+static void make_room_for_delta(struct worker_models *m, const struct worker_delta *keep)
+{
+    for (;;) {
+        struct worker_delta *oldest = NULL;
+        int64_t bytes = 0;
+
+        for (struct worker_delta *d = m->deltas; d != NULL; d = d->next) {
+            bytes += d->bytes;
+            if (d->pins == 0 && d != keep && (oldest == NULL || d->used < oldest->used))
+                oldest = d;
+        }
+        if (bytes <= m->options.delta_bytes || oldest == NULL)
+            return;
+        remove_delta(m, oldest);
+    }
+}
+
+/* ------------------------------------------------------------------ bases */
+
+static int load_base(struct worker_models *m, const char *digest, const char *path,
+                     struct worker_base **out, struct err *err)
+{
+    const struct engine_options engine = {.device = "cpu", .threads = m->options.threads};
+    const struct engine_session_options session = {.max_sequences = m->options.max_sequences,
+                                                   .max_context = m->options.max_context};
+    struct engine_base_info info;
+    struct worker_base *b;
+
+    if (engine_base_read(path, &info, err) != 0)
+        return -1;
+    if (strcmp(info.digest, digest) != 0)
+        return err_set(err, ERR_INTERNAL, "base file has digest %.12s, not %.12s", info.digest,
+                       digest);
+    b = calloc(1, sizeof *b);
+    if (b == NULL)
+        return err_set(err, ERR_NO_MEMORY, "base model: out of memory");
+    memcpy(b->digest, info.digest, sizeof b->digest);
+    b->bytes = 2 * info.bytes_16bit; /* f32 in memory */
+    make_room_for_base(m, b->bytes);
+    if (engine_open(&b->engine, path, &engine, err) != 0 ||
+        engine_session_open(&b->session, b->engine, &session, err) != 0) {
+        free_base(b);
+        return -1;
+    }
+    b->next = m->bases;
+    m->bases = b;
+    log_info("loaded base %.12s, %lld parameters", b->digest, (long long)info.parameters);
+    *out = b;
+    return 0;
+}
+
+int worker_models_base(struct worker_models *m, const char *digest, const char *path,
+                       struct worker_base **out, struct err *err)
+{
+    struct worker_base *b = m->bases;
+
+    while (b != NULL && strcmp(b->digest, digest) != 0)
+        b = b->next;
+    if (b == NULL && load_base(m, digest, path, &b, err) != 0)
+        return -1;
+    b->used = ++m->clock;
+    *out = b;
+    return 0;
+}
+
+/* ------------------------------------------------------------------ deltas */
+
+/* What lies at `path` is what the database says it is, or it is not used. */
+static int check_artifact(const char *path, const char *sha256, struct err *err)
+{
+    char found[65];
+    int64_t bytes;
+
+    if (access(path, R_OK) != 0 && errno == ENOENT)
+        return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
+                            "the model was deleted");
+    if (file_sha256(path, found, &bytes, err) != 0)
+        return -1;
+    if (strcmp(found, sha256) != 0)
+        return err_set(err, ERR_INTERNAL, "artifact %.12s is damaged on disk: it hashes to %.12s",
+                       sha256, found);
+    return 0;
+}
+
+static int load_delta(struct worker_models *m, struct worker_base *base, const char *tenant,
+                      const char *sha256, const char *path, struct worker_delta **out,
+                      struct err *err)
+{
+    struct worker_delta *d;
+
+    if (check_artifact(path, sha256, err) != 0)
+        return -1;
+    d = calloc(1, sizeof *d);
+    if (d == NULL)
+        return err_set(err, ERR_NO_MEMORY, "delta: out of memory");
+    d->base = base;
+    d->tenant = strdup(tenant);
+    memcpy(d->sha256, sha256, strnlen(sha256, sizeof d->sha256 - 1));
+    if (d->tenant == NULL) {
+        err_set(err, ERR_NO_MEMORY, "delta: out of memory");
+        goto fail;
+    }
+    if (engine_delta_open(&d->engine_delta, base->engine, path, err) != 0)
+        goto fail;
+    d->bytes = engine_delta_bytes(d->engine_delta);
+    d->next = m->deltas;
+    m->deltas = d;
+    make_room_for_delta(m, d);
+    *out = d;
+    return 0;
+fail:
+    free_delta(d);
+    return -1;
+}
+
+int worker_models_pin(struct worker_models *m, struct worker_base *base, const char *tenant,
+                      const char *sha256, const char *path, struct worker_delta **out,
+                      struct err *err)
+{
+    struct worker_delta *d = m->deltas;
+
+    while (d != NULL &&
+           (d->base != base || strcmp(d->sha256, sha256) != 0 || strcmp(d->tenant, tenant) != 0))
+        d = d->next;
+    if (d == NULL && load_delta(m, base, tenant, sha256, path, &d, err) != 0)
+        return -1;
+    d->used = ++m->clock;
+    d->pins++;
+    *out = d;
+    return 0;
+}
+
+void worker_models_unpin(struct worker_delta *delta)
+{
+    assert(delta->pins > 0);
+    delta->pins--; /* it may go when the next one is loaded, never inside a step */
+}
+
+const struct engine_delta *worker_delta_engine(const struct worker_delta *delta)
+{
+    return delta->engine_delta;
+}
+
+/* ------------------------------------------------------------------ the whole */
+
+int worker_models_open(struct worker_models **out, const struct worker_models_options *options,
+                       struct err *err)
+{
+    struct worker_models *m = calloc(1, sizeof *m);
+
+    if (m == NULL)
+        return err_set(err, ERR_NO_MEMORY, "models: out of memory");
+    m->options = *options;
+    *out = m;
+    return 0;
+}
+
+void worker_models_free(struct worker_models *models)
+{
+    if (models == NULL)
+        return;
+    for (struct worker_delta *d = models->deltas; d != NULL; d = d->next)
+        d->pins = 0;
+    while (models->bases != NULL)
+        worker_models_drop(models, models->bases);
+    free(models);
+}
+
+struct worker_base *worker_models_first(struct worker_models *models)
+{
+    return models->bases;
+}
+
+void worker_models_stats(const struct worker_models *models, struct worker_models_stats *out)
+{
+    *out = (struct worker_models_stats){0};
+    for (const struct worker_base *b = models->bases; b != NULL; b = b->next) {
+        out->bases++;
+        out->base_bytes += b->bytes;
+    }
+    for (const struct worker_delta *d = models->deltas; d != NULL; d = d->next) {
+        out->deltas++;
+        out->delta_bytes += d->bytes;
+    }
+}

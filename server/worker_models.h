@@ -1,0 +1,65 @@
+/* worker_models.h: what an infer worker keeps loaded: base models, each with its engine and its
+ * continuous batch, and the deltas on them.
+ *
+ * A base is named by the digest of its values, a delta by (tenant, SHA-256 of its artifact): never
+ * by a name that could come to mean something else, and never shared by two tenants. Both are
+ * loaded when first asked for, stay while in use, and go least-recently-used first when the loaded
+ * ones exceed their bytes. The one just asked for always stays.
+ *
+ * One thread. */
+#ifndef GRAFT_WORKER_MODELS_H
+#define GRAFT_WORKER_MODELS_H
+
+#include <stdint.h>
+
+#include "engine/base/err.h"
+#include "engine/engine.h"
+
+struct worker_models_options {
+    int64_t base_bytes, delta_bytes; /* kept loaded at most */
+    int32_t threads;                 /* of an engine; 0: one for each core */
+    int32_t max_sequences, max_context;
+};
+
+struct worker_delta;
+
+struct worker_base {
+    struct worker_base *next;
+    char digest[65];
+    struct engine *engine;
+    struct engine_session *session;
+    int64_t bytes;
+    int32_t active; /* requests in its session: the owner counts */
+    uint64_t used;  /* clock of the cache */
+};
+
+struct worker_models;
+
+int worker_models_open(struct worker_models **out, const struct worker_models_options *options,
+                       struct err *err);
+void worker_models_free(struct worker_models *models);
+
+/* The base with this digest, loaded from `path` where it is not there. */
+int worker_models_base(struct worker_models *models, const char *digest, const char *path,
+                       struct worker_base **out, struct err *err);
+/* The delta, pinned until worker_models_unpin. Its file's SHA-256 is checked when it is loaded; an
+ * artifact of another base is refused. */
+int worker_models_pin(struct worker_models *models, struct worker_base *base, const char *tenant,
+                      const char *sha256, const char *path, struct worker_delta **out,
+                      struct err *err);
+void worker_models_unpin(struct worker_delta *delta);
+const struct engine_delta *worker_delta_engine(const struct worker_delta *delta);
+
+/* Unloads a base whose session has failed, with its deltas. No request may use it any more. */
+void worker_models_drop(struct worker_models *models, struct worker_base *base);
+
+/* All loaded bases, for the step loop. */
+struct worker_base *worker_models_first(struct worker_models *models);
+
+struct worker_models_stats {
+    int32_t bases, deltas;
+    int64_t base_bytes, delta_bytes;
+};
+void worker_models_stats(const struct worker_models *models, struct worker_models_stats *out);
+
+#endif
