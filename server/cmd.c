@@ -57,6 +57,17 @@ const struct cmd cmd_table[] = {
      NULL,
      {.settings = NAMES(DATABASE), .args_min = 1, .args_max = 1},
      cmd_key_revoke},
+    {"model import",
+     "PATH --name NAME --data DIR",
+     "import a base model",
+     "PATH is a Hugging Face directory (config.json, *.safetensors, tokenizer.json) or a .gguf\n"
+     "file. All projects can then fine-tune NAME and chat with it. Works beside a running server\n"
+     "and without one.",
+     {.settings = NAMES(DATABASE),
+      .options = OPTIONS({"--name", "NAME", "the model's id in the API"}),
+      .args_min = 1,
+      .args_max = 1},
+     cmd_model_import},
     {"model list",
      "--data DIR",
      "list base models",
