@@ -1,0 +1,448 @@
+/* The serving pass: right against the reference, and blind to batch, chunks, threads and kernels.
+ */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/base/rng.h"
+#include "engine/cpu/cpu_backend.h"
+#include "tests/unit/reference_model.h"
+
+#define V 70
+#define LEN 150 /* crosses two blocks of keys */
+#define SLOTS 6
+
+struct fixture {
+    struct memory_model *memory;
+    struct backend backend;
+    struct model *model;
+    struct model_decoder *decoder;
+    struct kv_cache cache;
+};
+
+static struct model_config config_of(void)
+{
+    struct model_config c = memory_model_config(2, true, true, true);
+
+    c.context = 2 * LEN;
+    return c;
+}
+
+static void open_fixture(struct fixture *f, enum dtype dtype, int threads,
+                         const struct cpu_kernels *kernels)
+{
+    struct model_config config = config_of();
+    struct err err = {0};
+
+    f->memory = memory_model_new(&config, dtype, 21);
+    struct model_source source = memory_model_source(f->memory);
+    assert_int_equal(cpu_backend_open(&f->backend, threads, kernels, &err), 0);
+    assert_int_equal(model_open_source(&f->model, &f->backend, &source, &err), 0);
+    assert_int_equal(model_decoder_open(&f->decoder, f->model, 2 * LEN, LEN, &err), 0);
+    assert_int_equal(model_kv_cache_open(&f->cache, f->model, SLOTS, 2 * LEN, &err), 0);
+}
+
+static void close_fixture(struct fixture *f)
+{
+    model_kv_cache_close(&f->cache, f->model);
+    model_decoder_free(f->decoder);
+    model_free(f->model);
+    backend_close(&f->backend);
+    memory_model_free(f->memory);
+}
+
+static int32_t token_of(int32_t sequence, int32_t position)
+{
+    return (int32_t)(rng_at(9, (uint64_t)sequence, (uint64_t)position) % V);
+}
+
+/* A piece of one sequence, for one step. */
+struct piece {
+    int32_t sequence, from, to;
+    const struct adapter *adapter;
+};
+
+/* Runs pieces of sequences together; sequence s lies in slot s. logits: of each piece's last row.
+ */
+static void run_pieces(struct fixture *f, const struct piece *piece, int32_t count, float *logits)
+{
+    static int32_t token[2 * LEN], position[2 * LEN];
+    int32_t cu_seqlens[SLOTS + 1] = {0}, logit_row[SLOTS];
+    const struct adapter *adapter[SLOTS];
+    struct batch_slot slot[SLOTS];
+    struct batch batch = {.token = token,
+                          .position = position,
+                          .docs = count,
+                          .cu_seqlens = cu_seqlens,
+                          .slot = slot};
+    struct err err = {0};
+
+    for (int32_t i = 0; i < count; i++) {
+        for (int32_t p = piece[i].from; p < piece[i].to; p++) {
+            token[batch.rows] = token_of(piece[i].sequence, p);
+            position[batch.rows++] = p;
+        }
+        cu_seqlens[i + 1] = batch.rows;
+        logit_row[i] = batch.rows - 1;
+        adapter[i] = piece[i].adapter;
+        slot[i] = (struct batch_slot){piece[i].sequence, piece[i].from};
+    }
+    batch.segments = (struct row_segments){count, cu_seqlens, adapter};
+    assert_int_equal(model_decode(f->decoder,
+                                  &(struct model_decode_args){.batch = &batch,
+                                                              .cache = &f->cache,
+                                                              .logit_row = logit_row,
+                                                              .logit_count = count,
+                                                              .logits = logits},
+                                  &err),
+                     0);
+}
+
+/* The whole sequence in one piece, alone. */
+static void run_alone(struct fixture *f, int32_t sequence, const struct adapter *adapter,
+                      float *logits)
+{
+    run_pieces(f, &(struct piece){sequence, 0, LEN, adapter}, 1, logits);
+}
+
+static void test_logits_are_the_references(void **state)
+{
+    struct fixture f;
+    float logits[V];
+    static double x[LEN * 40], want[LEN * V];
+    int32_t token[LEN], position[LEN], cu_seqlens[2] = {0, LEN};
+    struct batch batch = {
+        .rows = LEN, .token = token, .position = position, .docs = 1, .cu_seqlens = cu_seqlens};
+    double difference = 0, size = 0;
+
+    open_fixture(&f, DTYPE_F32, 2, NULL);
+    run_alone(&f, 0, NULL, logits);
+    for (int32_t i = 0; i < LEN; i++) {
+        token[i] = token_of(0, i);
+        position[i] = i;
+    }
+    struct reference *r = reference_new(f.memory);
+    reference_forward(r, &batch, x);
+    reference_head(r, LEN, x, want);
+    for (int32_t i = 0; i < V; i++) {
+        double w = want[(LEN - 1) * V + i];
+
+        difference += ((double)logits[i] - w) * ((double)logits[i] - w);
+        size += w * w;
+    }
+    assert_true(sqrt(difference / size) < 5e-6);
+    reference_free(r);
+    close_fixture(&f);
+}
+
+static void test_chunks_and_company_change_nothing(void **state)
+{
+    struct fixture f;
+    float alone[3][V], mixed[3 * V], last[V];
+
+    open_fixture(&f, DTYPE_F32, 2, NULL);
+    for (int32_t s = 0; s < 3; s++)
+        run_alone(&f, s, NULL, alone[s]);
+    model_kv_cache_close(&f.cache, f.model);
+    struct err err = {0};
+    assert_int_equal(model_kv_cache_open(&f.cache, f.model, SLOTS, 2 * LEN, &err), 0);
+
+    /* Sequence 1 in odd pieces and at last token by token, the others beside it. */
+    run_pieces(&f, (struct piece[]){{1, 0, 17, NULL}}, 1, mixed);
+    run_pieces(&f, (struct piece[]){{0, 0, 64, NULL}, {1, 17, 81, NULL}}, 2, mixed);
+    run_pieces(&f, (struct piece[]){{2, 0, 90, NULL}, {1, 81, 148, NULL}, {0, 64, 65, NULL}}, 3,
+               mixed);
+    run_pieces(&f, (struct piece[]){{1, 148, 149, NULL}, {0, 65, LEN, NULL}}, 2, mixed);
+    assert_memory_equal(mixed + V, alone[0], sizeof alone[0]);
+    run_pieces(&f, (struct piece[]){{2, 90, LEN, NULL}, {1, 149, LEN, NULL}}, 2, mixed);
+    assert_memory_equal(mixed, alone[2], sizeof alone[2]);
+    assert_memory_equal(mixed + V, alone[1], sizeof alone[1]);
+    run_alone(&f, 1, NULL, last);
+    assert_memory_equal(last, alone[1], sizeof last);
+    close_fixture(&f);
+}
+
+static void test_threads_and_kernels_change_nothing(void **state)
+{
+    float want[V], got[V];
+    struct fixture f;
+
+    open_fixture(&f, DTYPE_F32, 1, &cpu_kernels_plain);
+    run_alone(&f, 4, NULL, want);
+    close_fixture(&f);
+    for (const struct cpu_kernels *const *k = cpu_kernels_usable(); *k; k++)
+        for (int threads = 1; threads <= 3; threads++) {
+            open_fixture(&f, DTYPE_F32, threads, *k);
+            run_alone(&f, 4, NULL, got);
+            assert_memory_equal(got, want, sizeof want);
+            close_fixture(&f);
+        }
+}
+
+static void test_half_weights_are_read_as_they_are(void **state)
+{
+    const enum dtype dtypes[] = {DTYPE_BF16, DTYPE_F16};
+
+    for (int i = 0; i < 2; i++) {
+        struct fixture f, wide;
+        float half[V], full[V];
+
+        open_fixture(&f, dtypes[i], 2, NULL);
+        open_fixture(&wide, DTYPE_F32, 2, NULL);
+        for (int32_t t = 0; t < wide.memory->count; t++) /* the same values, in F32 */
+            tensor_to_f32(&f.memory->tensor[t], 0, tensor_elements(&f.memory->tensor[t]),
+                          wide.memory->tensor[t].data);
+        struct err err = {0};
+        struct model_source source = memory_model_source(wide.memory);
+        model_decoder_free(wide.decoder);
+        model_kv_cache_close(&wide.cache, wide.model);
+        model_free(wide.model);
+        assert_int_equal(model_open_source(&wide.model, &wide.backend, &source, &err), 0);
+        assert_int_equal(model_decoder_open(&wide.decoder, wide.model, 2 * LEN, LEN, &err), 0);
+        assert_int_equal(model_kv_cache_open(&wide.cache, wide.model, SLOTS, 2 * LEN, &err), 0);
+        run_alone(&f, 0, NULL, half);
+        run_alone(&wide, 0, NULL, full);
+        assert_memory_equal(half, full, sizeof half);
+        close_fixture(&f);
+        close_fixture(&wide);
+    }
+}
+
+/* ------------------------------------------------------------------ adapters */
+
+/* A fine-tune of every part of the model, as an adapter and as changed weights. */
+struct tuned {
+    struct adapter adapter;
+    struct adapter_layer layer[2];
+    struct packed_delta *packed[32];
+    int32_t packed_count;
+    void *memory[64];
+    int32_t memory_count;
+    struct memory_model *merged; /* base + difference */
+};
+
+static float *keep(struct tuned *t, size_t floats)
+{
+    float *p = calloc(floats, sizeof *p);
+
+    assert_non_null(p);
+    t->memory[t->memory_count++] = p;
+    return p;
+}
+
+static struct tensor *merged_tensor(struct tuned *t, int32_t layer, const char *stem)
+{
+    char name[MODEL_NAME_MAX];
+
+    if (layer < 0)
+        snprintf(name, sizeof name, "%s", stem);
+    else
+        snprintf(name, sizeof name, "model.layers.%d.%s", layer, stem);
+    for (int32_t i = 0; i < t->merged->count; i++)
+        if (strcmp(t->merged->name[i], name) == 0)
+            return &t->merged->tensor[i];
+    fail_msg("no tensor %s", name);
+    return NULL;
+}
+
+static struct packed_delta *add_signs(struct fixture *f, struct tuned *t, struct tensor *w,
+                                      uint64_t seed, bool per_row)
+{
+    int32_t rows = (int32_t)w->shape[0], cols = (int32_t)w->shape[1], words = (cols + 31) / 32;
+    uint32_t *bits = (uint32_t *)keep(t, (size_t)(rows * words));
+    float *scale = keep(t, (size_t)rows), *value = w->data;
+    struct err err = {0};
+
+    for (int32_t r = 0; r < rows; r++) {
+        scale[r] = 0.02f + (per_row ? 0.001f * (float)r : 0);
+        for (int32_t c = 0; c < cols; c++) {
+            bool plus = rng_at(seed, (uint64_t)r, (uint64_t)c) & 1;
+
+            bits[r * words + c / 32] |= (uint32_t)plus << c % 32;
+            value[r * cols + c] += plus ? scale[r] : -scale[r];
+        }
+    }
+    assert_int_equal(
+        f->backend.ops->delta_pack(&f->backend,
+                                   &(struct delta_tensor){.kind = DELTA_SIGN,
+                                                          .rows = rows,
+                                                          .cols = cols,
+                                                          .bits = bits,
+                                                          .scale = scale,
+                                                          .scale_count = per_row ? rows : 1},
+                                   &t->packed[t->packed_count], &err),
+        0);
+    return t->packed[t->packed_count++];
+}
+
+static struct packed_delta *add_dense(struct fixture *f, struct tuned *t, struct tensor *w,
+                                      uint64_t seed)
+{
+    int32_t rows = (int32_t)w->shape[0], cols = (int32_t)w->shape[1];
+    uint16_t *half = (uint16_t *)keep(t, (size_t)(rows * cols));
+    float *value = w->data;
+    struct err err = {0};
+
+    for (int32_t i = 0; i < rows * cols; i++) {
+        half[i] = f32_to_f16(0.1f * (float)rng_unit_at(seed, 1, (uint64_t)i) - 0.05f);
+        value[i] += f16_to_f32(half[i]);
+    }
+    assert_int_equal(f->backend.ops->delta_pack(
+                         &f->backend,
+                         &(struct delta_tensor){.kind = DELTA_DENSE,
+                                                .rows = rows,
+                                                .cols = cols,
+                                                .dense = tensor_view(half, DTYPE_F16, 2, w->shape)},
+                         &t->packed[t->packed_count], &err),
+                     0);
+    return t->packed[t->packed_count++];
+}
+
+static struct tensor replace(struct tuned *t, struct tensor *vector, uint64_t seed)
+{
+    float *own = keep(t, (size_t)vector->shape[0]), *value = vector->data;
+
+    for (int32_t i = 0; i < vector->shape[0]; i++)
+        own[i] = value[i] += 0.2f * (float)rng_unit_at(seed, 2, (uint64_t)i);
+    return tensor_view(own, DTYPE_F32, 1, vector->shape);
+}
+
+static void make_tuned(struct fixture *f, struct tuned *t, uint64_t seed)
+{
+    struct model_config config = config_of();
+
+    memset(t, 0, sizeof *t);
+    t->merged = memory_model_new(&config, DTYPE_F32, 21);
+    t->adapter.layer = t->layer;
+    for (int32_t l = 0; l < 2; l++) {
+        struct adapter_layer *a = &t->layer[l];
+
+        a->q.delta = add_signs(f, t, merged_tensor(t, l, "self_attn.q_proj.weight"), seed, true);
+        a->k.delta = add_signs(f, t, merged_tensor(t, l, "self_attn.k_proj.weight"), seed, false);
+        a->o.delta = add_signs(f, t, merged_tensor(t, l, "self_attn.o_proj.weight"), seed, true);
+        a->up.delta = add_signs(f, t, merged_tensor(t, l, "mlp.up_proj.weight"), seed, true);
+        a->down.delta = add_dense(f, t, merged_tensor(t, l, "mlp.down_proj.weight"), seed);
+        a->attn_norm = replace(t, merged_tensor(t, l, "input_layernorm.weight"), seed);
+        a->k_norm = replace(t, merged_tensor(t, l, "self_attn.k_norm.weight"), seed);
+        a->mlp_norm = replace(t, merged_tensor(t, l, "post_attention_layernorm.weight"), seed);
+        a->v.b = replace(t, merged_tensor(t, l, "self_attn.v_proj.bias"), seed);
+    }
+    t->adapter.final_norm = replace(t, merged_tensor(t, -1, "model.norm.weight"), seed);
+    t->adapter.embed = t->adapter.head =
+        add_dense(f, t, merged_tensor(t, -1, "model.embed_tokens.weight"), seed);
+}
+
+static void free_tuned(struct fixture *f, struct tuned *t)
+{
+    for (int32_t i = 0; i < t->packed_count; i++) {
+        assert_true(f->backend.ops->delta_bytes(t->packed[i]) > 0);
+        f->backend.ops->delta_free(&f->backend, t->packed[i]);
+    }
+    for (int32_t i = 0; i < t->memory_count; i++)
+        free(t->memory[i]);
+    memory_model_free(t->merged);
+}
+
+static void test_an_adapter_is_base_plus_difference(void **state)
+{
+    struct fixture f, merged;
+    struct tuned t;
+    struct err err = {0};
+    float adapted[V], want[V], base[V];
+    double difference = 0, size = 0, moved = 0;
+
+    open_fixture(&f, DTYPE_F32, 2, NULL);
+    make_tuned(&f, &t, 31);
+    run_alone(&f, 0, &t.adapter, adapted);
+    run_alone(&f, 0, NULL, base);
+    open_fixture(&merged, DTYPE_F32, 2, NULL);
+    model_decoder_free(merged.decoder);
+    model_kv_cache_close(&merged.cache, merged.model);
+    model_free(merged.model);
+    struct model_source source = memory_model_source(t.merged);
+    assert_int_equal(model_open_source(&merged.model, &merged.backend, &source, &err), 0);
+    assert_int_equal(model_decoder_open(&merged.decoder, merged.model, LEN, 1, &err), 0);
+    assert_int_equal(model_kv_cache_open(&merged.cache, merged.model, 1, LEN, &err), 0);
+    run_alone(&merged, 0, NULL, want);
+    for (int32_t i = 0; i < V; i++) {
+        difference += pow((double)(adapted[i] - want[i]), 2);
+        moved += pow((double)(base[i] - want[i]), 2);
+        size += pow((double)want[i], 2);
+    }
+    assert_true(sqrt(difference / size) < 1e-5);
+    assert_true(sqrt(moved / size) > 0.1); /* else this test would see nothing */
+    close_fixture(&merged);
+    free_tuned(&f, &t);
+    close_fixture(&f);
+}
+
+static void test_tenants_do_not_touch_each_other(void **state)
+{
+    struct fixture f;
+    struct tuned a, b;
+    float alone[4][V], mixed[4 * V];
+
+    open_fixture(&f, DTYPE_F32, 2, NULL);
+    make_tuned(&f, &a, 41);
+    make_tuned(&f, &b, 42);
+    const struct adapter *of[4] = {&a.adapter, NULL, &b.adapter, &a.adapter};
+    for (int32_t s = 0; s < 4; s++)
+        run_alone(&f, s, of[s], alone[s]);
+    for (int32_t at = 0; at < LEN; at += 30) { /* all four together, in pieces */
+        struct piece piece[4];
+
+        for (int32_t s = 0; s < 4; s++)
+            piece[s] = (struct piece){s, at, at + 30, of[s]};
+        run_pieces(&f, piece, 4, mixed);
+    }
+    for (int32_t s = 0; s < 4; s++)
+        assert_memory_equal(mixed + s * V, alone[s], sizeof alone[s]);
+    assert_memory_not_equal(alone[0], alone[3], sizeof alone[0]);
+    free_tuned(&f, &a);
+    free_tuned(&f, &b);
+    close_fixture(&f);
+}
+
+static void test_bad_deltas_are_refused(void **state)
+{
+    struct fixture f;
+    struct packed_delta *packed;
+    struct err err = {0};
+    float scale[2] = {1, 1};
+    uint32_t bits[3] = {0};
+
+    open_fixture(&f, DTYPE_F32, 1, NULL);
+    assert_int_equal(f.backend.ops->delta_pack(&f.backend,
+                                               &(struct delta_tensor){.kind = DELTA_SIGN,
+                                                                      .rows = 3,
+                                                                      .cols = 5,
+                                                                      .bits = bits,
+                                                                      .scale = scale,
+                                                                      .scale_count = 2},
+                                               &packed, &err),
+                     -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    close_fixture(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_logits_are_the_references),
+        cmocka_unit_test(test_chunks_and_company_change_nothing),
+        cmocka_unit_test(test_threads_and_kernels_change_nothing),
+        cmocka_unit_test(test_half_weights_are_read_as_they_are),
+        cmocka_unit_test(test_an_adapter_is_base_plus_difference),
+        cmocka_unit_test(test_tenants_do_not_touch_each_other),
+        cmocka_unit_test(test_bad_deltas_are_refused),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
