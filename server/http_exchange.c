@@ -36,7 +36,8 @@ void *http_exchange_target(void *context, const char *target, struct MHD_Connect
     int64_t deadline = http_now_ms() + server->options.header_deadline_ms;
     if (deadline < atomic_load(&connection->deadline))
         atomic_store(&connection->deadline, deadline);
-    /* MHD answers some malformed requests by itself and then never tells us of their end. */
+    /* MHD answers some malformed requests by itself; should a version of it not tell us of their
+     * end, they end here or with the connection. */
     http_exchange_free(connection->orphan);
     connection->orphan = NULL;
     struct http_exchange *exchange = calloc(1, sizeof(*exchange));
@@ -87,6 +88,7 @@ void http_exchange_completed(void *context, struct MHD_Connection *mhd, void **s
         return;
     *slot = NULL;
     struct http_connection *connection = exchange->connection;
+    connection->orphan = NULL;
     atomic_store(&connection->between, true);
     atomic_store(&connection->deadline, http_now_ms() + server->options.idle_ms);
     if (exchange->phase == HTTP_PHASE_ANSWER) {

@@ -9,7 +9,6 @@
 
 #define RING_DEFAULT (256u << 10)
 #define WAKE_MS 50     /* a stream is resumed at most this often */
-#define PING_MS 15000  /* of silence */
 #define STALL_MS 60000 /* a client that takes nothing for so long is cut */
 #define POLL_MS 250    /* between two looks for clients that have gone */
 
@@ -244,7 +243,7 @@ static ssize_t read_ring(void *context, uint64_t position, char *out, size_t max
         n = MHD_CONTENT_READER_END_WITH_ERROR;
     } else if (later->state == LATER_FINISHED) {
         n = MHD_CONTENT_READER_END_OF_STREAM;
-    } else if (now - later->spoke >= PING_MS && max >= sizeof(ping) - 1) {
+    } else if (now - later->spoke >= later->server->options.ping_ms && max >= sizeof(ping) - 1) {
         memcpy(out, ping, sizeof(ping) - 1);
         n = sizeof(ping) - 1;
     } else {
@@ -333,7 +332,7 @@ static bool tick(struct http_later *later, int64_t now, bool abort_all)
         return false;
     bool open = later->state == LATER_WAITING || later->state == LATER_STREAMING;
     if (later->suspended && now - later->woken >= WAKE_MS &&
-        (later->used > 0 || now - later->spoke >= PING_MS))
+        (later->used > 0 || now - later->spoke >= later->server->options.ping_ms))
         wake(later, now);
     if (!open || later->gone_told)
         return false;

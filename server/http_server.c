@@ -96,6 +96,7 @@ static int set_options(struct http_server *server, const struct http_server_opti
     o->header_deadline_ms = (int)or_default(o->header_deadline_ms, 10000);
     o->idle_ms = (int)or_default(o->idle_ms, 75000);
     o->body_deadline_ms = (int)or_default(o->body_deadline_ms, 60000);
+    o->ping_ms = (int)or_default(o->ping_ms, 15000);
     o->upload_bytes_per_second = or_default(o->upload_bytes_per_second, 8192);
     return 0;
 }

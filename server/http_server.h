@@ -45,6 +45,7 @@ struct http_server_options {
     int header_deadline_ms;          /* connect (or request line) to complete headers [10000] */
     int idle_ms;                     /* a kept connection without a request [75000] */
     int body_deadline_ms;            /* a JSON body, whole; and an upload's grace [60000] */
+    int ping_ms;                     /* a stream's silence before a comment is sent [15000] */
     int64_t upload_bytes_per_second; /* after the grace an upload slower than this is cut [8192] */
 };
 
