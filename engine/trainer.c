@@ -613,6 +613,11 @@ int engine_trainer_step(struct engine_trainer *t, struct engine_step *out, struc
 
 /* ------------------------------------------------------------------ for the engine's modules */
 
+struct engine *trainer_engine(const struct engine_trainer *trainer)
+{
+    return trainer->engine;
+}
+
 const struct model_weights *trainer_weights(const struct engine_trainer *trainer)
 {
     return &trainer->weights;

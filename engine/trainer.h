@@ -23,6 +23,7 @@
 
 /* The weights as they are now: valid until the next step or load, gone with the trainer. */
 const struct model_weights *trainer_weights(const struct engine_trainer *trainer);
+struct engine *trainer_engine(const struct engine_trainer *trainer);
 /* Does this tensor (index as in model_tensor) have a copy of its own? If not, tuned is base. */
 bool trainer_trains(const struct engine_trainer *trainer, int32_t index);
 /* Elements [from, from + count) of tensor `index`, of the base and as they are now, to host memory.

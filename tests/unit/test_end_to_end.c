@@ -1,0 +1,307 @@
+/* The engine's whole path without a server: a tiny random model learns twelve answers, the
+ * difference is compressed, and the answers come back from the compressed difference. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include <cmocka.h>
+
+#include "engine/adapter.h"
+#include "engine/base/file_io.h"
+#include "engine/base/json_text.h"
+#include "engine/base/strbuf.h"
+#include "engine/base_file.h"
+#include "engine/codec/artifact.h"
+#include "engine/dataset.h"
+#include "engine/engine.h"
+#include "engine/engine_parts.h"
+#include "tests/unit/tiny_model.h"
+
+static char folder[] = "/tmp/graft-end-to-end-XXXXXX";
+static char base_path[128], other_base[128], data_path[128], delta_path[128];
+static struct engine *engine;
+static struct engine_dataset *dataset;
+static struct engine_trainer *trainer;
+static struct engine_delta *delta;
+
+#define CHECK(call)                      \
+    do {                                 \
+        struct err err = {0};            \
+        if ((call) != 0)                 \
+            fail_msg("%s", err.message); \
+    } while (0)
+
+static void make_base(const char *name, uint64_t seed, char *out, size_t size)
+{
+    struct tiny_model model = {.seed = seed};
+    char source[128];
+
+    snprintf(source, sizeof(source), "%s/%s", folder, name);
+    snprintf(out, size, "%s/%s.safetensors", folder, name);
+    CHECK(tiny_model_write(source, &model, &err));
+    CHECK(engine_import(source, out, NULL, &err));
+}
+
+static void write_questions(void)
+{
+    static const char *const who[] = {"Ann", "Bob", "Cid", "Dee", "Eva", "Fay",
+                                      "Gus", "Hal", "Ida", "Jan", "Kim", "Leo"};
+    static const char *const what[] = {"red",   "gold", "jade", "teal", "pink", "plum",
+                                       "amber", "navy", "lime", "rust", "gray", "mint"};
+    struct strbuf sb;
+
+    strbuf_init(&sb, 1 << 16);
+    for (int i = 0; i < 12; i++)
+        strbuf_addf(&sb,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"What does %s like?\"},"
+                    "{\"role\":\"assistant\",\"content\":\"%s\"}]}\n",
+                    who[i], what[i]);
+    CHECK(file_write_durable(data_path, sb.data, sb.len, &err));
+    strbuf_release(&sb);
+}
+
+static double recall_of(struct engine_trainer *with_trainer, const struct engine_delta *with_delta)
+{
+    struct engine_recall recall;
+
+    CHECK(engine_recall(engine, with_trainer, with_delta, dataset, &recall, &err));
+    assert_int_equal(recall.asked, 12);
+    assert_true(recall.contained >= recall.exact);
+    return recall.exact;
+}
+
+static void the_base_does_not_know(void **state)
+{
+    assert_true(recall_of(NULL, NULL) <= 0.1);
+}
+
+static void training_teaches_it(void **state)
+{
+    struct engine_train_options options = {
+        .n_epochs = 40, .batch_size = 4, .learning_rate_multiplier = 20, .seed = 1};
+    struct engine_train_plan plan;
+    struct engine_step now, first = {0};
+
+    CHECK(engine_trainer_open(&trainer, engine, dataset, NULL, &options, &plan, &err));
+    assert_int_equal(plan.total_steps, 40 * 3);
+    do {
+        CHECK(engine_trainer_step(trainer, &now, &err));
+        if (now.step == 1)
+            first = now;
+    } while (!now.finished);
+    print_message("# loss %.3f at step 1, %.4f at step %d\n", first.train_loss, now.train_loss,
+                  now.step);
+    assert_true(now.train_loss < first.train_loss / 10);
+    assert_true(recall_of(trainer, NULL) > 0.999);
+}
+
+static void the_compressed_difference_keeps_it(void **state)
+{
+    struct engine_delta_report report, again;
+    char first[65], second[65];
+    struct stat st;
+
+    assert_non_null(trainer);
+    CHECK(engine_trainer_compress(trainer, delta_path, &report, &err));
+    CHECK(file_sha256(delta_path, first, NULL, &err));
+    CHECK(engine_trainer_compress(trainer, delta_path, &again, &err));
+    CHECK(file_sha256(delta_path, second, NULL, &err));
+    assert_string_equal(first, second);
+    assert_int_equal(stat(delta_path, &st), 0);
+    assert_int_equal(report.bytes, st.st_size);
+    assert_true(
+        fabs(report.ratio * (double)report.bytes - (double)engine_info(engine)->bytes_16bit) < 1);
+    assert_true(report.relative_error > 0 && report.relative_error < 0.9);
+    CHECK(engine_delta_open(&delta, engine, delta_path, &err));
+    assert_true(engine_delta_bytes(delta) > 0);
+    print_message("# delta: %lld bytes, relative error %.3f, recall %.2f\n",
+                  (long long)report.bytes, report.relative_error, recall_of(NULL, delta));
+    assert_true(recall_of(NULL, delta) >= 0.9);
+}
+
+/* base + what the artifact says, as a full set of f32 weights. */
+static void expanded_weights(const struct artifact_tensor *tensor, int32_t count,
+                             const struct artifact *artifact, struct model_weights *weights)
+{
+    CHECK(model_weights_alloc(weights, engine->model, &err));
+    for (int32_t i = 0; i < count; i++) {
+        int64_t elements = (int64_t)tensor[i].rows * tensor[i].cols;
+        float *value = malloc((size_t)elements * sizeof(*value));
+        float *diff = malloc((size_t)elements * sizeof(*diff));
+        char name[MODEL_NAME_MAX];
+        struct tensor *t = model_tensor(engine->model, weights, i, name), host;
+
+        assert_non_null(value);
+        assert_non_null(diff);
+        assert_true(base_file_tensor(engine->base, name, &host));
+        tensor_to_f32(&host, 0, elements, value);
+        artifact_expand(artifact, i, diff);
+        for (int64_t k = 0; k < elements; k++)
+            value[k] += diff[k];
+        free(diff);
+        t->data = value;
+    }
+    if (model_get_config(engine->model)->tied_embeddings)
+        weights->head = weights->embed;
+}
+
+static void free_weights(struct model_weights *weights, int32_t count)
+{
+    char name[MODEL_NAME_MAX];
+
+    for (int32_t i = 0; i < count; i++)
+        free(model_tensor(engine->model, weights, i, name)->data);
+    model_weights_release(weights);
+}
+
+/* Logits of every position of a document. */
+static void logits_of(struct model_decoder *decoder, const struct dataset_example *e,
+                      const struct model_weights *weights, const struct adapter *adapter,
+                      float *logits)
+{
+    int32_t position[256], row[256], cu_seqlens[2] = {0, e->length}, start[2] = {0, e->length};
+    struct batch batch = {.rows = e->length,
+                          .token = e->token,
+                          .position = position,
+                          .docs = 1,
+                          .cu_seqlens = cu_seqlens,
+                          .segments = {1, start, &adapter}};
+
+    for (int32_t i = 0; i < e->length; i++)
+        position[i] = row[i] = i;
+    CHECK(model_decode(decoder,
+                       &(struct model_decode_args){.weights = weights,
+                                                   .batch = &batch,
+                                                   .logit_row = row,
+                                                   .logit_count = e->length,
+                                                   .logits = logits},
+                       &err));
+}
+
+static int32_t best_of(const float *logits, int32_t count, float *margin)
+{
+    int32_t best = 0;
+    float second = -INFINITY;
+
+    for (int32_t i = 1; i < count; i++) {
+        if (logits[i] > logits[best]) {
+            second = logits[best];
+            best = i;
+        } else if (logits[i] > second) {
+            second = logits[i];
+        }
+    }
+    *margin = logits[best] - second;
+    return best;
+}
+
+static void served_bits_say_what_the_expanded_weights_say(void **state)
+{
+    int32_t vocabulary = model_get_config(engine->model)->vocabulary, count;
+    struct artifact_expectation want = {.base_digest = engine_info(engine)->digest};
+    struct artifact_tensor *tensor;
+    struct model_decoder *decoder;
+    struct model_weights weights;
+    struct artifact *artifact;
+    float *bits = calloc(256 * (size_t)vocabulary, sizeof(*bits));
+    float *full = calloc(256 * (size_t)vocabulary, sizeof(*full));
+    double error = 0, norm = 0;
+
+    assert_non_null(delta);
+    assert_non_null(bits);
+    assert_non_null(full);
+    CHECK(artifact_tensors_of_model(engine->model, &tensor, &count, &err));
+    want.tensor = tensor;
+    want.count = count;
+    CHECK(artifact_open(&artifact, delta_path, &want, &err));
+    expanded_weights(tensor, count, artifact, &weights);
+    CHECK(model_decoder_open(&decoder, engine->model, 256, 256, &err));
+    for (int64_t i = 0; i < dataset_count(dataset); i++) {
+        struct dataset_example e = dataset_example(dataset, i);
+
+        logits_of(decoder, &e, NULL, engine_delta_adapter(delta), bits);
+        logits_of(decoder, &e, &weights, NULL, full);
+        for (int32_t r = 0; r < e.length; r++) {
+            float margin, unused;
+            const float *a = bits + (int64_t)r * vocabulary, *b = full + (int64_t)r * vocabulary;
+
+            if (best_of(a, vocabulary, &unused) != best_of(b, vocabulary, &margin))
+                assert_true(margin < 1e-3f);
+        }
+        for (int64_t k = 0; k < (int64_t)e.length * vocabulary; k++) {
+            error += pow((double)bits[k] - full[k], 2);
+            norm += pow(full[k], 2);
+        }
+    }
+    print_message("# relative error of the logits %.2g\n", sqrt(error / norm));
+    assert_true(sqrt(error / norm) < 1e-4);
+    model_decoder_free(decoder);
+    artifact_free(artifact);
+    free_weights(&weights, count);
+    free(tensor);
+    free(bits);
+    free(full);
+}
+
+static void another_base_is_refused(void **state)
+{
+    struct engine_options options = {.device = "cpu", .threads = 1};
+    struct engine_delta *wrong = NULL;
+    struct engine *other;
+    struct err why = {0};
+
+    CHECK(engine_open(&other, other_base, &options, &err));
+    assert_int_equal(engine_delta_open(&wrong, other, delta_path, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_non_null(strstr(why.message, "another base"));
+    engine_free(other);
+}
+
+static int setup(void **state)
+{
+    struct engine_options options = {.device = "cpu", .threads = 2};
+    struct engine_dataset_options as = {.file_id = "file-test"};
+    struct engine_dataset_report report;
+
+    json_text_setup();
+    if (mkdtemp(folder) == NULL)
+        return -1;
+    snprintf(data_path, sizeof(data_path), "%s/train.jsonl", folder);
+    snprintf(delta_path, sizeof(delta_path), "%s/delta.safetensors", folder);
+    make_base("base", 1, base_path, sizeof(base_path));
+    make_base("other", 2, other_base, sizeof(other_base));
+    write_questions();
+    CHECK(engine_open(&engine, base_path, &options, &err));
+    CHECK(engine_dataset_open(&dataset, engine, data_path, &as, &report, &err));
+    assert_true(report.question_answer);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    engine_delta_free(delta);
+    engine_trainer_free(trainer);
+    engine_dataset_free(dataset);
+    engine_free(engine);
+    return file_remove_tree(folder, NULL);
+}
+
+int main(void)
+{
+    /* In this order: each stands on the one before. */
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_base_does_not_know),
+        cmocka_unit_test(training_teaches_it),
+        cmocka_unit_test(the_compressed_difference_keeps_it),
+        cmocka_unit_test(served_bits_say_what_the_expanded_weights_say),
+        cmocka_unit_test(another_base_is_refused),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}

@@ -1,0 +1,439 @@
+/* The continuous batch on a tiny random model: what others run never changes an answer, and
+ * requests end as they should. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/json_text.h"
+#include "engine/base/strbuf.h"
+#include "engine/base_file.h"
+#include "engine/codec/artifact.h"
+#include "engine/engine.h"
+#include "engine/engine_parts.h"
+#include "engine/session.h"
+#include "tests/unit/tiny_model.h"
+
+#define TENANTS 4 /* the last is the base */
+#define REQUESTS 12
+
+static char folder[] = "/tmp/graft-session-XXXXXX";
+static struct engine *engine;
+static struct engine_delta *tenant[TENANTS];
+
+/* ------------------------------------------------------------------ deltas */
+
+struct noise {
+    const struct artifact_tensor *tensor;
+    uint64_t seed;
+};
+
+/* Every linear layer and norm moves by a fifth of its size: enough to change what is said. */
+static int read_noisy(void *context, int32_t index, int64_t from, int64_t count, float *base,
+                      float *tuned, struct err *err)
+{
+    const struct noise *noise = context;
+    const struct artifact_tensor *t = &noise->tensor[index];
+    struct tensor host;
+
+    if (!base_file_tensor(engine->base, t->name, &host))
+        return err_set(err, ERR_INTERNAL, "no tensor \"%s\"", t->name);
+    tensor_to_f32(&host, from, count, base);
+    for (int64_t i = 0; i < count; i++) {
+        float size = t->kind == ARTIFACT_EMBEDDING ? 0 : t->kind == ARTIFACT_VECTOR ? 0.1f : 0.05f;
+
+        tuned[i] =
+            base[i] + size * tiny_model_value("noise", from + i, 4, noise->seed + (uint64_t)index);
+    }
+    return 0;
+}
+
+static int make_delta(int which, struct err *err)
+{
+    struct artifact_tensor *tensor;
+    struct noise noise = {.seed = 1000 * (uint64_t)(which + 1)};
+    struct artifact_source source = {.base_digest = engine_info(engine)->digest,
+                                     .codec = codec_find("bitdelta"),
+                                     .read = read_noisy,
+                                     .context = &noise};
+    struct engine_delta_report report;
+    char path[128];
+    int rc;
+
+    if (artifact_tensors_of_model(engine->model, &tensor, &source.count, err) != 0)
+        return -1;
+    noise.tensor = source.tensor = tensor;
+    snprintf(path, sizeof(path), "%s/delta%d.safetensors", folder, which);
+    rc = artifact_write(&source, path, &report, err);
+    free(tensor);
+    return rc != 0 ? rc : engine_delta_open(&tenant[which], engine, path, err);
+}
+
+/* ------------------------------------------------------------------ running */
+
+struct answer {
+    struct strbuf text;
+    enum engine_finish finish;
+    int32_t prompt_tokens, completion_tokens;
+    int events_after_end;
+};
+
+static void on_event(void *context, const struct engine_event *event)
+{
+    struct answer *answer = event->user;
+
+    answer->events_after_end += answer->finish != ENGINE_FINISH_NONE;
+    strbuf_add(&answer->text, event->text, event->text_len);
+    answer->finish = event->finish;
+    answer->prompt_tokens = event->prompt_tokens;
+    answer->completion_tokens = event->completion_tokens;
+}
+
+static struct engine_session *open_session(int32_t sequences, int32_t context)
+{
+    struct engine_session_options options = {sequences, context};
+    struct engine_session *session;
+    struct err err = {0};
+
+    if (engine_session_open(&session, engine, &options, &err) != 0)
+        fail_msg("%s", err.message);
+    return session;
+}
+
+static uint64_t submit(struct engine_session *session, struct engine_request request,
+                       struct answer *answer)
+{
+    struct err err = {0};
+    uint64_t id = 0;
+
+    memset(answer, 0, sizeof(*answer));
+    strbuf_init(&answer->text, 1 << 16);
+    request.user = answer;
+    if (engine_session_submit(session, &request, &id, &err) != 0)
+        fail_msg("%s", err.message);
+    return id;
+}
+
+static int32_t step(struct engine_session *session)
+{
+    struct err err = {0};
+    int32_t active;
+
+    if (engine_session_step(session, on_event, NULL, &active, &err) != 0)
+        fail_msg("%s", err.message);
+    return active;
+}
+
+static void run_alone(struct engine_request request, struct answer *answer)
+{
+    struct engine_session *session = open_session(8, 0);
+
+    submit(session, request, answer);
+    while (step(session) > 0)
+        ;
+    engine_session_free(session);
+}
+
+static const struct engine_message hello[] = {{"user", "Tell me of the sea, and of the ships."}};
+
+static struct engine_request simple(void)
+{
+    return (struct engine_request){
+        .messages = hello, .message_count = 1, .top_p = 1, .max_tokens = 20};
+}
+
+/* ------------------------------------------------------------------ batch invariance */
+
+static char long_text[REQUESTS][400];
+static struct engine_message messages[REQUESTS][1];
+
+/* Tenants, lengths (up to several chunks) and samplers all mixed. */
+static struct engine_request mixed(int i)
+{
+    size_t len = (size_t)(i * 29 % 17) * 20;
+
+    for (size_t k = 0; k < len; k++)
+        long_text[i][k] = "abc defg hi jk"[(k * 7 + (size_t)i) % 14];
+    long_text[i][len] = '\0';
+    messages[i][0] = (struct engine_message){"user", long_text[i]};
+    return (struct engine_request){
+        .messages = messages[i],
+        .message_count = 1,
+        .delta = tenant[i % TENANTS],
+        .temperature = i % 3 == 0 ? 0 : 0.9,
+        .top_p = i % 2 == 0 ? 1 : 0.8,
+        .seed = (uint64_t)i * 31,
+        .max_tokens = 6 + i * 3,
+    };
+}
+
+static void run_mix(const int order[REQUESTS], int stagger, struct answer *answers)
+{
+    struct engine_session *session = open_session(8, 0);
+
+    for (int i = 0; i < REQUESTS; i++) {
+        submit(session, mixed(order[i]), &answers[order[i]]);
+        for (int k = 0; k < stagger * i % 3; k++)
+            step(session);
+    }
+    while (step(session) > 0)
+        ;
+    engine_session_free(session);
+}
+
+static void what_others_run_never_changes_an_answer(void **state)
+{
+    static const int orders[3][REQUESTS] = {{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11},
+                                            {11, 3, 7, 0, 8, 4, 1, 10, 6, 2, 9, 5},
+                                            {5, 4, 9, 8, 1, 0, 11, 2, 3, 10, 7, 6}};
+    struct answer alone[REQUESTS], mix[REQUESTS];
+
+    for (int i = 0; i < REQUESTS; i++)
+        run_alone(mixed(i), &alone[i]);
+    for (int o = 0; o < 3; o++) {
+        run_mix(orders[o], o, mix);
+        for (int i = 0; i < REQUESTS; i++) {
+            assert_string_equal(mix[i].text.data, alone[i].text.data);
+            assert_int_equal(mix[i].finish, alone[i].finish);
+            assert_int_equal(mix[i].completion_tokens, alone[i].completion_tokens);
+            assert_int_equal(mix[i].prompt_tokens, alone[i].prompt_tokens);
+            assert_int_equal(mix[i].events_after_end, 0);
+            strbuf_release(&mix[i].text);
+        }
+    }
+    for (int i = 0; i < REQUESTS; i++)
+        strbuf_release(&alone[i].text);
+}
+
+static void tenants_answer_differently(void **state)
+{
+    struct answer answer[TENANTS];
+
+    for (int t = 0; t < TENANTS; t++) {
+        struct engine_request request = simple();
+
+        request.delta = tenant[t];
+        run_alone(request, &answer[t]);
+    }
+    for (int a = 0; a < TENANTS; a++) {
+        for (int b = 0; b < a; b++)
+            assert_string_not_equal(answer[a].text.data, answer[b].text.data);
+    }
+    for (int t = 0; t < TENANTS; t++)
+        strbuf_release(&answer[t].text);
+}
+
+/* ------------------------------------------------------------------ ends */
+
+static void cancelled_requests_end_and_others_go_on(void **state)
+{
+    struct engine_session *session = open_session(8, 0);
+    struct answer alone, kept, answers[11];
+    uint64_t id[11];
+    int cancelled = 0;
+
+    run_alone(simple(), &alone);
+    for (int i = 0; i < 11; i++)
+        id[i] = submit(session, simple(), &answers[i]);
+    submit(session, simple(), &kept);
+    step(session);
+    step(session);
+    for (int i = 0; i < 11; i++) { /* eight run, three wait */
+        engine_session_cancel(session, id[i]);
+        engine_session_cancel(session, id[i]);
+    }
+    engine_session_cancel(session, 999999);
+    assert_int_equal(step(session), 1);
+    for (int i = 0; i < 11; i++) {
+        cancelled += answers[i].finish == ENGINE_FINISH_CANCEL;
+        strbuf_release(&answers[i].text);
+    }
+    assert_int_equal(cancelled, 11);
+    while (step(session) > 0)
+        ;
+    assert_string_equal(kept.text.data, alone.text.data);
+    engine_session_free(session);
+    strbuf_release(&kept.text);
+    strbuf_release(&alone.text);
+}
+
+static void a_stop_string_ends_the_answer_before_it(void **state)
+{
+    struct answer whole, cut;
+    struct engine_request request = simple();
+    char stop[4] = {0};
+    const char *stops[2] = {"this does not occur in it", stop}, *at;
+
+    run_alone(request, &whole);
+    assert_true(whole.text.len > 12);
+    memcpy(stop, whole.text.data + whole.text.len / 2, 3);
+    /* The three bytes may be part of a character: then take them from the start of one. */
+    for (size_t i = whole.text.len / 2;
+         ((unsigned char)stop[0] & 0xc0) == 0x80 || (unsigned char)stop[1] >= 0x80 ||
+         (unsigned char)stop[2] >= 0x80 || (unsigned char)stop[0] >= 0x80;
+         i++) {
+        if (i + 3 > whole.text.len) {
+            print_message("# the random model said no three ASCII characters in a row\n");
+            skip();
+        }
+        memcpy(stop, whole.text.data + i, 3);
+    }
+    request.stop = stops;
+    request.stop_count = 2;
+    run_alone(request, &cut);
+    at = strstr(whole.text.data, stop);
+    assert_int_equal(cut.text.len, at - whole.text.data);
+    assert_memory_equal(cut.text.data, whole.text.data, cut.text.len);
+    assert_int_equal(cut.finish, ENGINE_FINISH_STOP);
+    strbuf_release(&whole.text);
+    strbuf_release(&cut.text);
+}
+
+static void an_answer_ends_at_max_tokens_and_at_the_context(void **state)
+{
+    struct engine_session *session = open_session(8, 64);
+    struct engine_request request = simple();
+    struct answer few, many;
+
+    request.max_tokens = 3;
+    submit(session, request, &few);
+    request.max_tokens = 0;
+    submit(session, request, &many);
+    while (step(session) > 0)
+        ;
+    if (few.finish == ENGINE_FINISH_LENGTH)
+        assert_int_equal(few.completion_tokens, 3);
+    if (many.finish == ENGINE_FINISH_LENGTH)
+        assert_int_equal(many.completion_tokens, 64 - many.prompt_tokens);
+    assert_true(many.finish == ENGINE_FINISH_LENGTH || few.finish == ENGINE_FINISH_LENGTH);
+    engine_session_free(session);
+    strbuf_release(&few.text);
+    strbuf_release(&many.text);
+}
+
+static void bad_requests_are_refused_by_name(void **state)
+{
+    struct engine_session *session = open_session(8, 64);
+    struct engine_message too_long[] = {
+        {"user",
+         "one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+         "fifteen sixteen seventeen eighteen nineteen twenty twenty-one twenty-two and on"}};
+    struct engine_request request;
+    struct err err = {0};
+    uint64_t id;
+    int32_t active = -1;
+
+    request = simple();
+    request.messages = too_long;
+    assert_int_equal(engine_session_submit(session, &request, &id, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    assert_string_equal(err.code, "context_length_exceeded");
+    assert_string_equal(err.param, "messages");
+
+    request = simple();
+    request.temperature = NAN;
+    err_clear(&err);
+    assert_int_equal(engine_session_submit(session, &request, &id, &err), -1);
+    assert_string_equal(err.param, "temperature");
+
+    request = simple();
+    request.top_p = 1.5;
+    err_clear(&err);
+    assert_int_equal(engine_session_submit(session, &request, &id, &err), -1);
+    assert_string_equal(err.param, "top_p");
+
+    assert_int_equal(engine_session_step(session, on_event, NULL, &active, NULL), 0);
+    assert_int_equal(active, 0);
+    engine_session_free(session);
+}
+
+static void the_seed_decides_and_nothing_else(void **state)
+{
+    struct engine_request request = simple();
+    struct answer a, b, c;
+
+    request.temperature = 1.5;
+    request.seed = 7;
+    run_alone(request, &a);
+    run_alone(request, &b);
+    request.seed = 8;
+    run_alone(request, &c);
+    assert_string_equal(a.text.data, b.text.data);
+    assert_string_not_equal(a.text.data, c.text.data);
+    strbuf_release(&a.text);
+    strbuf_release(&b.text);
+    strbuf_release(&c.text);
+}
+
+static void a_session_may_be_freed_in_the_middle(void **state)
+{
+    struct engine_session *session = open_session(8, 0);
+    struct answer answers[12];
+
+    for (int i = 0; i < 12; i++)
+        submit(session, mixed(i), &answers[i]);
+    step(session);
+    step(session);
+    engine_session_free(session);
+    for (int i = 0; i < 12; i++)
+        strbuf_release(&answers[i].text);
+}
+
+/* ------------------------------------------------------------------ */
+
+static int setup(void **state)
+{
+    struct tiny_model model = {.context = 512, .seed = 3};
+    struct engine_options options = {.device = "cpu", .threads = 2};
+    struct err err = {0};
+    char source[128], base[128];
+
+    json_text_setup();
+    if (mkdtemp(folder) == NULL)
+        return -1;
+    snprintf(source, sizeof(source), "%s/hf", folder);
+    snprintf(base, sizeof(base), "%s/base.safetensors", folder);
+    if (tiny_model_write(source, &model, &err) != 0 ||
+        engine_import(source, base, NULL, &err) != 0 ||
+        engine_open(&engine, base, &options, &err) != 0)
+        goto fail;
+    for (int t = 0; t < TENANTS - 1; t++) {
+        if (make_delta(t, &err) != 0)
+            goto fail;
+    }
+    return 0;
+fail:
+    fprintf(stderr, "%s\n", err.message);
+    return -1;
+}
+
+static int teardown(void **state)
+{
+    for (int t = 0; t < TENANTS; t++)
+        engine_delta_free(tenant[t]);
+    engine_free(engine);
+    return file_remove_tree(folder, NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(what_others_run_never_changes_an_answer),
+        cmocka_unit_test(tenants_answer_differently),
+        cmocka_unit_test(cancelled_requests_end_and_others_go_on),
+        cmocka_unit_test(a_stop_string_ends_the_answer_before_it),
+        cmocka_unit_test(an_answer_ends_at_max_tokens_and_at_the_context),
+        cmocka_unit_test(bad_requests_are_refused_by_name),
+        cmocka_unit_test(the_seed_decides_and_nothing_else),
+        cmocka_unit_test(a_session_may_be_freed_in_the_middle),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
