@@ -337,6 +337,7 @@ struct backend_ops {
 struct backend {
     const struct backend_ops *ops;
     void *state;
+    int threads; /* of the host that work for it */
 };
 
 /* device: "cpu". threads: 0 means one for each core this process may use. */

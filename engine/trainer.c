@@ -44,12 +44,18 @@ static int32_t trained_rows(const struct dataset_example *e, int64_t *trained)
     return rows;
 }
 
-static int open_examples(struct trainer_examples *list, const struct engine_dataset *dataset,
+static struct dataset_example example_at(const struct trainer_examples *list, int32_t i)
+{
+    return list->source.example(list->source.context, list->index[i]);
+}
+
+static int open_examples(struct trainer_examples *list, const struct trainer_source *source,
                          struct err *err)
 {
-    int64_t count = dataset ? dataset_count(dataset) : 0;
+    int64_t count = source ? source->count : 0;
 
-    list->dataset = dataset;
+    if (source)
+        list->source = *source;
     if (count > INT32_MAX)
         return err_set(err, ERR_INVALID, "a dataset of %lld examples is too large",
                        (long long)count);
@@ -58,7 +64,7 @@ static int open_examples(struct trainer_examples *list, const struct engine_data
     if (!list->index || !list->rows)
         return err_set(err, ERR_NO_MEMORY, "no memory for %lld examples", (long long)count);
     for (int32_t i = 0; i < count; i++) {
-        struct dataset_example e = dataset_example(dataset, i);
+        struct dataset_example e = source->example(source->context, i);
         int32_t rows = trained_rows(&e, &list->trained);
 
         if (rows == 0)
@@ -284,7 +290,7 @@ static int digest_identity(struct engine_trainer *t, struct err *err)
         return err_set(err, ERR_NO_MEMORY, "no memory for a digest");
     sha256_update(h, text, strlen(text));
     for (int32_t i = 0; i < t->train.count; i++) {
-        struct dataset_example e = dataset_example(t->train.dataset, t->train.index[i]);
+        struct dataset_example e = example_at(&t->train, i);
 
         sha256_update(h, &e.length, sizeof e.length);
         sha256_update(h, e.token, (size_t)e.length * sizeof *e.token);
@@ -338,8 +344,8 @@ static int check_options(const struct engine_train_options *o, struct err *err)
     return 0;
 }
 
-static int open_state(struct engine_trainer *t, const struct engine_dataset *train,
-                      const struct engine_dataset *validation, struct err *err)
+static int open_state(struct engine_trainer *t, const struct trainer_source *train,
+                      const struct trainer_source *validation, struct err *err)
 {
     struct backend *b = t->engine->backend;
     const int64_t one = 1;
@@ -370,10 +376,10 @@ static int open_state(struct engine_trainer *t, const struct engine_dataset *tra
     return model_training_open(&t->pass, t->engine->model, t->max_rows, err);
 }
 
-int engine_trainer_open(struct engine_trainer **out, struct engine *engine,
-                        const struct engine_dataset *train, const struct engine_dataset *validation,
-                        const struct engine_train_options *options, struct engine_train_plan *plan,
-                        struct err *err)
+int trainer_open(struct engine_trainer **out, struct engine *engine,
+                 const struct trainer_source *train, const struct trainer_source *validation,
+                 const struct engine_train_options *options, struct engine_train_plan *plan,
+                 struct err *err)
 {
     struct engine_trainer *t = calloc(1, sizeof *t);
     int rc;
@@ -394,6 +400,30 @@ int engine_trainer_open(struct engine_trainer **out, struct engine *engine,
         *plan = t->plan;
     *out = t;
     return 0;
+}
+
+static struct dataset_example dataset_example_at(const void *dataset, int64_t i)
+{
+    return dataset_example(dataset, i);
+}
+
+static struct trainer_source source_of(const struct engine_dataset *dataset)
+{
+    return (struct trainer_source){
+        .context = dataset,
+        .count = dataset ? dataset_count(dataset) : 0,
+        .example = dataset_example_at,
+    };
+}
+
+int engine_trainer_open(struct engine_trainer **out, struct engine *engine,
+                        const struct engine_dataset *train, const struct engine_dataset *validation,
+                        const struct engine_train_options *options, struct engine_train_plan *plan,
+                        struct err *err)
+{
+    struct trainer_source from_train = source_of(train), from_validation = source_of(validation);
+
+    return trainer_open(out, engine, &from_train, &from_validation, options, plan, err);
 }
 
 void engine_trainer_free(struct engine_trainer *t)
@@ -488,7 +518,7 @@ static int run_examples(struct engine_trainer *t, const struct examples_run *run
 
     *out = (struct examples_result){0};
     for (int32_t i = 0; i < run->count; i++) {
-        struct dataset_example e = dataset_example(list->dataset, list->index[place_of(run, i)]);
+        struct dataset_example e = example_at(list, place_of(run, i));
 
         out->tokens += e.length;
         for (int32_t k = 1; k < e.length; k++) {
@@ -499,7 +529,7 @@ static int run_examples(struct engine_trainer *t, const struct examples_run *run
     t->micro.batch.rows = t->micro.batch.docs = t->micro.cu_seqlens[0] = 0;
     for (int32_t i = 0; i < run->count; i++) {
         int32_t place = place_of(run, i), rows = list->rows[place];
-        struct dataset_example e = dataset_example(list->dataset, list->index[place]);
+        struct dataset_example e = example_at(list, place);
 
         if (t->micro.batch.rows + rows > t->max_rows && flush_micro(t, run, out, err))
             return -1;

@@ -14,12 +14,26 @@
 #ifndef GRAFT_TRAINER_H
 #define GRAFT_TRAINER_H
 
+#include "engine/dataset.h"
 #include "engine/engine.h"
 #include "engine/model.h"
 
 #define TRAINER_ROWS 1024      /* tokens of a micro-batch */
 #define TRAINER_WARM_UP 50     /* steps */
 #define TRAINER_BASE_RATE 1e-4 /* what a learning_rate_multiplier of 1 means */
+
+/* Examples from anywhere: a dataset, or a bench's random tokens. They must outlive the trainer. */
+struct trainer_source {
+    const void *context;
+    int64_t count; /* 0: none */
+    struct dataset_example (*example)(const void *context, int64_t i);
+};
+
+/* engine_trainer_open on such examples; `validation` may be NULL. */
+int trainer_open(struct engine_trainer **out, struct engine *engine,
+                 const struct trainer_source *train, const struct trainer_source *validation,
+                 const struct engine_train_options *options, struct engine_train_plan *plan,
+                 struct err *err);
 
 /* The weights as they are now: valid until the next step or load, gone with the trainer. */
 const struct model_weights *trainer_weights(const struct engine_trainer *trainer);

@@ -3,18 +3,17 @@
 #define GRAFT_TRAINER_STATE_H
 
 #include "engine/base/sha256.h"
-#include "engine/dataset.h"
 #include "engine/engine_parts.h"
 #include "engine/trainer.h"
 
 /* The examples of a dataset that train something, and of each how many rows need computing: those
  * before its last trained token (later ones change nothing). */
 struct trainer_examples {
-    const struct engine_dataset *dataset; /* NULL: none */
-    int32_t *index;                       /* [count] in the dataset */
-    int32_t *rows;                        /* [count] */
-    int32_t count, longest;               /* longest: most rows of one */
-    int64_t tokens, trained;              /* of all of them */
+    struct trainer_source source;
+    int32_t *index;          /* [count] in the source */
+    int32_t *rows;           /* [count] */
+    int32_t count, longest;  /* longest: most rows of one */
+    int64_t tokens, trained; /* of all of them */
 };
 
 /* One micro-batch being filled. */
