@@ -165,7 +165,15 @@ static void on_event(void *context, const struct engine_event *event)
     if (event->finish == ENGINE_FINISH_NONE)
         return;
     done.id = a->id;
-    ipc_put_done(&w->out, &done);
+    if (event->finish == ENGINE_FINISH_ERROR) {
+        struct err broken = {0};
+
+        err_set(&broken, ERR_INTERNAL,
+                "the model's output is not a number: the fine-tune is broken");
+        ipc_put_error(&w->out, a->id, &broken);
+    } else {
+        ipc_put_done(&w->out, &done);
+    }
     w->tokens += event->completion_tokens;
     finish(w, a);
 }
