@@ -394,8 +394,21 @@ static void take_body(struct http_exchange *exchange, const char *data, size_t l
     }
 }
 
+/* A connection that was suspended before its body is asked once more before the body is read. */
+static enum MHD_Result access_keyed(struct http_exchange *exchange)
+{
+    exchange->phase = HTTP_PHASE_BODY;
+    if (exchange->refused)
+        return refuse(exchange, 0, false, &exchange->refusal);
+    exchange->started = http_now_ms();
+    set_body_deadline(exchange);
+    return MHD_YES;
+}
+
 static enum MHD_Result access_body(struct http_exchange *exchange, const char *data, size_t *size)
 {
+    if (exchange->phase == HTTP_PHASE_KEYED)
+        exchange->phase = HTTP_PHASE_BODY;
     if (exchange->phase != HTTP_PHASE_BODY)
         return MHD_YES; /* suspended in this very round: it stays in MHD's buffer */
     take_body(exchange, data, *size);
@@ -438,6 +451,8 @@ enum MHD_Result http_exchange_access(void *server, struct MHD_Connection *mhd, c
         return access_head(exchange, method, version);
     if (*size > 0)
         return access_body(exchange, data, size);
+    if (exchange->phase == HTTP_PHASE_KEYED)
+        return access_keyed(exchange);
     if (exchange->phase == HTTP_PHASE_BODY)
         return access_complete(exchange);
     if (exchange->phase == HTTP_PHASE_HANDLER)

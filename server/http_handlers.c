@@ -114,8 +114,7 @@ void http_exchange_run(struct http_exchange *exchange, struct db **db)
         http_response_error(response, 0, &err);
 }
 
-/* Before an upload's body: is the key good? The answer to a bad one waits until the body is
- * through, of which nothing is kept. */
+/* Before an upload's body: is the key good? */
 static void run_key(struct http_exchange *exchange, struct db **db)
 {
     exchange->request.db_slot = db;
@@ -123,7 +122,7 @@ static void run_key(struct http_exchange *exchange, struct db **db)
         exchange->refused = true;
     exchange->request.db = NULL;
     exchange->request.db_slot = NULL;
-    exchange->phase = HTTP_PHASE_BODY;
+    exchange->phase = HTTP_PHASE_KEYED;
 }
 
 /* ------------------------------------------------------------------ threads */

@@ -11,7 +11,7 @@
  *   answer queued     libmicrohttpd writes it                                    event thread
  *   completed         freed                                                      event thread
  *
- * MHD before 1.0 takes an answer only before the body or after it. So whatever is wrong is kept in
+ * MHD takes an answer only before the body or after it. So what is wrong with a body is kept in
  * `refusal` and what still comes of the body is thrown away, 64 MiB at most, then the connection is
  * cut. A suspended connection can not vanish: while an exchange is queued, handled, or waits for a
  * later answer, its pointer is valid on every thread. */
@@ -99,6 +99,7 @@ enum http_phase {
     HTTP_PHASE_HEAD,    /* born */
     HTTP_PHASE_BODY,    /* reading the body */
     HTTP_PHASE_KEY,     /* suspended before an upload's body: the key is looked up */
+    HTTP_PHASE_KEYED,   /* it has been: MHD calls once more before the body */
     HTTP_PHASE_HANDLER, /* suspended: queued, handled, or waiting for a later answer */
     HTTP_PHASE_ANSWER,  /* queued at MHD */
 };
