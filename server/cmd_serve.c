@@ -17,6 +17,7 @@
 #include "server/cmd.h"
 #include "server/http_server.h"
 #include "server/infer_client.h"
+#include "server/metrics.h"
 #include "server/supervisor.h"
 #include "server/sweeper.h"
 #include "storage/db.h"
@@ -115,6 +116,7 @@ static int start_http(struct server *s, struct err *err)
         .database_url = s->storage.url,
         .data_dir = t->data,
         .api = &s->api,
+        .on_answer = metrics_count_request,
         .event_threads = (int)t->http_threads,
         .handler_threads = (int)t->handlers,
         .max_connections = (int)t->connections,
