@@ -80,7 +80,9 @@ static int parse_role(const json_t *message, int index, const char **role, struc
     for (size_t i = 0; *role != NULL && i < sizeof known / sizeof known[0]; i++) {
         if (strcmp(*role, known[i]) != 0)
             continue;
-        if (strcmp(*role, "function") == 0) /* the deprecated name of the same thing */
+        if (strcmp(*role, "developer") == 0) /* the newer name of the same thing */
+            *role = "system";
+        if (strcmp(*role, "function") == 0) /* the older one */
             *role = "tool";
         return 0;
     }

@@ -76,6 +76,7 @@ static void text_parts_are_one_text(void **state)
                            "{\"role\":\"user\",\"content\":[{\"type\":\"text\",\"text\":\"a\"},"
                            "{\"type\":\"text\",\"text\":\"b\"}]}]}"),
                      0);
+    assert_string_equal(chat.messages[0].role, "system");
     assert_string_equal(chat.messages[1].content, "");
     assert_string_equal(chat.messages[2].content, "ab");
 }
