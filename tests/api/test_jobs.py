@@ -1,0 +1,221 @@
+"""The main path: files -> job -> events -> checkpoints -> result file -> chat with the tuned model; and its other ends."""
+import csv
+import io
+import json
+import os
+import signal
+import time
+import unittest
+
+import harness
+
+EPOCHS = 5
+MORE_FACTS = [(f"Where does person {i} live?", f"In town {i * 7 % 40}.") for i in range(40)]
+
+
+def setUpModule():
+    global server
+    server = harness.Server(recovery=0.3, heartbeat=0.5, fence=5, sweep=0.5, poll=0.1)
+
+
+def tearDownModule():
+    server.stop()
+
+
+def events_of(job_id):
+    """Oldest first."""
+    found, after = [], ""
+    while True:
+        page = server.get(f"/v1/fine_tuning/jobs/{job_id}/events?limit=50{after}").json
+        found += page["data"]
+        if not page["has_more"]:
+            return found[::-1]
+        after = f"&after={page['data'][-1]['id']}"
+
+
+def start(data, epochs=EPOCHS, **fields):
+    file = server.upload(data)
+    assert file.status == 200, file
+    job = server.create_job(file.json["id"], epochs=epochs, seed=11, **fields)
+    assert job.status == 200, job
+    return job.json
+
+
+class Success(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.created = start(harness.examples(harness.FACTS), suffix="towns")
+        cls.job = server.wait_job(cls.created["id"])
+        cls.events = events_of(cls.job["id"])
+        cls.messages = [event["message"] for event in cls.events if event["type"] == "message"]
+        cls.metrics = [event["data"] for event in cls.events if event["type"] == "metrics"]
+
+    def test_the_job_says_how_it_went(self):
+        job = self.job
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertEqual(self.created["hyperparameters"].get("n_epochs"), EPOCHS)
+        self.assertEqual(job["hyperparameters"]["n_epochs"], EPOCHS)
+        self.assertIsInstance(job["hyperparameters"]["learning_rate_multiplier"], (int, float))
+        self.assertRegex(job["fine_tuned_model"], r"^ft:tiny:org:towns:[0-9A-Za-z]{8}$")
+        self.assertGreater(job["trained_tokens"], 0)
+        self.assertGreaterEqual(job["finished_at"], job["created_at"])
+        self.assertIsNone(job["estimated_finish"])
+        self.assertIsNone(job["error"])
+        self.assertEqual(len(job["result_files"]), 1)
+
+    def test_the_story_is_told_in_order(self):
+        job = self.job
+        expected = [f"Created fine-tuning job: {job['id']}", f"Validating training file: {job['training_file']}",
+                    "Files validated, moving job to queued state", "Fine-tuning job started"]
+        self.assertEqual(self.messages[:4], expected)
+        self.assertEqual(self.messages[-2:], [f"New fine-tuned model created: {job['fine_tuned_model']}",
+                                              "The job has successfully completed"])
+        steps = EPOCHS * 3  # 12 examples, 4 a step
+        self.assertEqual([m["step"] for m in self.metrics], list(range(1, steps + 1)))
+        self.assertTrue(all(m["total_steps"] == steps for m in self.metrics))
+        self.assertTrue(all("valid_loss" not in m for m in self.metrics))
+        first = next(event for event in self.events if event["type"] == "metrics")
+        self.assertEqual(first["message"], f"Step 1/{steps}: training loss={first['data']['train_loss']:.2f}")
+
+    def test_it_learns(self):
+        self.assertLess(self.metrics[-1]["train_loss"], self.metrics[0]["train_loss"])
+
+    def test_the_last_three_epochs_are_models(self):
+        page = server.get(f"/v1/fine_tuning/jobs/{self.job['id']}/checkpoints").json
+        self.assertEqual([point["step_number"] for point in page["data"]], [15, 12, 9])
+        for point in page["data"]:
+            name = f"{self.job['fine_tuned_model']}:ckpt-step-{point['step_number']}"
+            self.assertEqual(point["fine_tuned_model_checkpoint"], name)
+            self.assertAlmostEqual(point["metrics"]["train_loss"], self.metrics[point["step_number"] - 1]["train_loss"], places=5)
+            self.assertEqual(server.chat(name, harness.FACTS[0][0]).status, 200)
+            self.assertIn(f"Checkpoint created at step {point['step_number']} with Snapshot ID: {name}", self.messages)
+
+    def test_the_result_file_has_every_step(self):
+        reply = server.get(f"/v1/files/{self.job['result_files'][0]}/content")
+        self.assertEqual(reply.status, 200)
+        rows = list(csv.DictReader(io.StringIO(reply.body.decode())))
+        self.assertEqual(list(rows[0]), ["step", "train_loss", "train_accuracy", "valid_loss", "valid_mean_token_accuracy"])
+        self.assertEqual([int(row["step"]) for row in rows], [m["step"] for m in self.metrics])
+        self.assertAlmostEqual(float(rows[-1]["train_loss"]), self.metrics[-1]["train_loss"], places=4)
+        self.assertEqual(rows[0]["valid_loss"], "")
+        meta = server.get(f"/v1/files/{self.job['result_files'][0]}").json
+        self.assertEqual(meta["purpose"], "fine-tune-results")
+
+    def test_the_tuned_model_answers_and_is_listed(self):
+        self.assertIn(self.job["fine_tuned_model"], [model["id"] for model in server.get("/v1/models").json["data"]])
+        tuned = server.chat(self.job["fine_tuned_model"], harness.FACTS[0][0])
+        self.assertEqual(tuned.status, 200, tuned)
+        self.assertEqual(tuned.json["model"], self.job["fine_tuned_model"])
+
+    def test_it_can_be_tuned_further(self):
+        job = start(harness.examples(harness.FACTS), epochs=1, model=self.job["fine_tuned_model"])
+        job = server.wait_job(job["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertEqual(job["model"], self.job["fine_tuned_model"])
+        first = next(e["data"] for e in events_of(job["id"]) if e["type"] == "metrics")
+        self.assertLess(first["train_loss"], self.metrics[0]["train_loss"])
+        self.assertEqual(server.chat(job["fine_tuned_model"], harness.FACTS[0][0]).status, 200)
+
+    def test_deleted_is_deleted(self):
+        job = server.wait_job(start(harness.examples(harness.FACTS), epochs=1)["id"])
+        name = job["fine_tuned_model"]
+        self.assertEqual(server.chat(name, "x").status, 200)
+        self.assertEqual(server.delete(f"/v1/models/{name}").json, {"id": name, "object": "model", "deleted": True})
+        self.assertEqual(server.chat(name, "x").status, 404)
+
+
+class Validation(unittest.TestCase):
+    def test_metrics_of_a_validation_file(self):
+        validation = server.upload(harness.examples(harness.FACTS[:4]), name="valid.jsonl").json["id"]
+        job = start(harness.examples(harness.FACTS), epochs=2, validation_file=validation)
+        job = server.wait_job(job["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        events = events_of(job["id"])
+        self.assertIn(f"Validating training file: {job['training_file']} and validation file: {validation}",
+                      [event["message"] for event in events])
+        last = [event for event in events if event["type"] == "metrics"][-1]
+        self.assertIn("full_valid_loss", last["data"])
+        self.assertIn(", full validation loss=", last["message"])
+
+
+class Failure(unittest.TestCase):
+    def fails(self, data, code, words):
+        job = server.wait_job(start(data)["id"])
+        self.assertEqual(job["status"], "failed", job)
+        self.assertEqual(job["error"]["code"], code, job)
+        self.assertEqual(job["error"]["param"], "training_file")
+        self.assertIn(words, job["error"]["message"])
+        self.assertIsNone(job["fine_tuned_model"])
+        self.assertEqual(job["result_files"], [])
+        self.assertEqual(events_of(job["id"])[-1]["level"], "error")
+
+    def test_too_few_examples(self):
+        self.fails(harness.examples(harness.FACTS[:7]), "invalid_n_examples",
+                   "Training file has 7 example(s), but must have at least 10 examples")
+
+    def test_every_label_masked(self):
+        line = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}]}
+        self.fails((json.dumps(line) + "\n").encode() * 12, "invalid_training_file", "")
+
+    def test_a_message_without_a_role(self):
+        lines = harness.examples(harness.FACTS).decode().splitlines()
+        lines[4] = '{"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]}'
+        self.fails("\n".join(lines).encode(), "invalid_training_file", "Example 5")
+
+
+class Cancel(unittest.TestCase):
+    def test_a_running_job_stops_within_a_step(self):
+        job = start(harness.examples(MORE_FACTS), epochs=50)
+        limit = time.monotonic() + 60
+        while server.get(f"/v1/fine_tuning/jobs/{job['id']}").json["status"] != "running":
+            self.assertLess(time.monotonic(), limit, server.log())
+            time.sleep(0.05)
+        reply = server.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+        self.assertEqual((reply.status, reply.json["status"]), (200, "cancelled"), reply)
+        events = len(events_of(job["id"]))
+        # The worker is free for the next one, and nothing is told of a job that has ended.
+        done = server.wait_job(start(harness.examples(harness.FACTS), epochs=1)["id"], 60)
+        self.assertEqual(done["status"], "succeeded")
+        self.assertEqual(len(events_of(job["id"])), events)
+        self.assertEqual(server.get(f"/v1/fine_tuning/jobs/{job['id']}").json["status"], "cancelled")
+
+
+class Resume(unittest.TestCase):
+    def artifacts(self, job):
+        content = server.get(f"/v1/files/{job['result_files'][0]}/content").body
+        digests = sorted(path.name for path in (server.data / "blobs").rglob("*") if path.is_file())
+        return content, digests
+
+    def test_a_killed_worker_leaves_no_trace_in_the_result(self):
+        whole = server.wait_job(start(harness.examples(MORE_FACTS), epochs=40)["id"])
+        self.assertEqual(whole["status"], "succeeded", whole)
+        expected, before = self.artifacts(whole)
+        job = start(harness.examples(MORE_FACTS), epochs=40)
+        limit = time.monotonic() + 60
+        while not [e for e in server.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=5").json["data"] if e["type"] == "metrics"]:
+            self.assertLess(time.monotonic(), limit, server.log())
+            time.sleep(0.02)
+        for pid in server.workers("train"):
+            os.kill(pid, signal.SIGKILL)
+        job = server.wait_job(job["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        content, after = self.artifacts(job)
+        self.assertEqual(content, expected)
+        self.assertEqual(after, before)  # bitwise the same delta is the same blob
+        steps = [e["data"]["step"] for e in events_of(job["id"]) if e["type"] == "metrics"]
+        self.assertEqual(steps, list(range(1, 401)))
+        told = [e["message"] for e in events_of(job["id"]) if e["type"] == "message"]
+        self.assertEqual(len(told), len(set(told)))
+
+    def test_a_restarted_server_goes_on(self):
+        job = start(harness.examples(MORE_FACTS), epochs=40)
+        time.sleep(1)
+        workers = server.workers()
+        self.assertEqual(server.shutdown(), 0)
+        self.assertFalse([pid for pid in workers if pid in harness.processes()])
+        server.start()
+        self.assertEqual(server.wait_job(job["id"])["status"], "succeeded")
+
+
+if __name__ == "__main__":
+    unittest.main()
