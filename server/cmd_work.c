@@ -42,6 +42,6 @@ int cmd_work(const struct settings *settings, const struct setting_args *args, s
     if (worker_setup(lifeline, err) != 0)
         return CMD_FAILED;
     rc = strcmp(role, "infer") == 0 ? worker_infer_run(settings, socket_fd, err)
-                                    : err_set(err, ERR_INVALID, "training is not linked yet");
+                                    : worker_train_run(settings, err);
     return rc == 0 ? CMD_DONE : CMD_FAILED;
 }

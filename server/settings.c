@@ -32,7 +32,7 @@ const struct setting setting_table[] = {
      "listen beyond loopback without TLS"},
     {"log_level", "--log-level", "GRAFT_LOG_LEVEL", "LEVEL", SETTING_STRING, "info", 0, 0,
      AT(log_level), "debug, info, warn or error"},
-    {"workers", "--workers", "GRAFT_WORKERS", "N", SETTING_COUNT, "0", 0, 64, AT(workers),
+    {"workers", "--workers", "GRAFT_WORKERS", "N", SETTING_COUNT, "1", 0, 64, AT(workers),
      "train workers to run"},
     {"threads", "--threads", "GRAFT_THREADS", "N", SETTING_COUNT, "0", 0, 1024, AT(threads),
      "engine threads of a worker; 0: one for each core"},

@@ -1,0 +1,61 @@
+/* The train worker: takes a job, holds its lease, and brings it to its end. What a job does between
+ * is in worker_job.c. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/base/log.h"
+#include "server/worker.h"
+#include "server/worker_job.h"
+#include "storage/db.h"
+#include "storage/leases.h"
+#include "storage/storage.h"
+
+/* With a URL the database is somebody else's to start; without one, a worker that was started by
+ * hand shares the private database as any other command does. */
+static int open_storage(struct storage *storage, const struct settings *settings, struct err *err)
+{
+    if (settings->database[0] != '\0')
+        return storage_attach(storage, settings->data, settings->database, err);
+    return storage_open(storage, settings->data, NULL, err);
+}
+
+/* One look for work. Trouble with the database is no reason to die: it is the same for the next
+ * process. */
+static void look_for_work(struct worker_job_context *cx, const char *worker)
+{
+    struct err err = {0};
+    struct lease lease;
+    bool found = false;
+
+    if (leases_claim(cx->db, worker, &lease, &found, &err) != 0) {
+        log_warn("claim: %s", err.message);
+        worker_sleep(cx->settings->poll);
+        return;
+    }
+    if (found)
+        worker_job_run(cx, &lease);
+    else
+        worker_sleep(cx->settings->poll);
+}
+
+int worker_train_run(const struct settings *settings, struct err *err)
+{
+    struct worker_job_context cx = {.settings = settings};
+    struct storage storage = {0};
+    char worker[ID_SIZE];
+    int rc = -1;
+
+    if (open_storage(&storage, settings, err) != 0 ||
+        db_open(&cx.db, storage.url, DB_ROLE_WORKER, err) != 0 ||
+        workers_register(cx.db, "train", worker, err) != 0)
+        goto out;
+    cx.blobs = storage.blobs;
+    cx.url = storage.url;
+    while (!worker_stopping())
+        look_for_work(&cx, worker);
+    rc = workers_unregister(cx.db, worker, err);
+out:
+    db_close(cx.db);
+    storage_release(&storage);
+    return rc;
+}
