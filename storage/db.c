@@ -64,6 +64,22 @@ static int first_line(const char *text)
     return (int)strcspn(text, "\n");
 }
 
+static void disconnect(struct db *db)
+{
+    PQfinish(db->conn);
+    db->conn = NULL;
+}
+
+/* The connection is over, though libpq may see it only at the next call: the server said good-bye
+ * (FATAL, PANIC), or the error is libpq's own (no SQLSTATE). */
+static bool farewell(const PGresult *res)
+{
+    const char *severity = PQresultErrorField(res, PG_DIAG_SEVERITY_NONLOCALIZED);
+
+    return PQresultErrorField(res, PG_DIAG_SQLSTATE) == NULL ||
+           (severity != NULL && (strcmp(severity, "FATAL") == 0 || strcmp(severity, "PANIC") == 0));
+}
+
 static int fail(struct db *db, const PGresult *res, struct err *err)
 {
     const char *state = res != NULL ? PQresultErrorField(res, PG_DIAG_SQLSTATE) : NULL;
@@ -73,12 +89,15 @@ static int fail(struct db *db, const PGresult *res, struct err *err)
     snprintf(db->sqlstate, sizeof db->sqlstate, "%s", state != NULL ? state : "08000");
     if (text == NULL)
         text = PQerrorMessage(db->conn);
-    kind = connection_lost(db) ? ERR_UNAVAILABLE : kind_of(db->sqlstate);
+    kind = connection_lost(db) || farewell(res) ? ERR_UNAVAILABLE : kind_of(db->sqlstate);
     if (db->depth > 0)
         db->doomed = true;
     if (kind == ERR_INTERNAL)
         log_error("database: SQLSTATE %s: %.*s", db->sqlstate, first_line(text), text);
-    return err_set(err, kind, "database: %.*s (SQLSTATE %s)", first_line(text), text, db->sqlstate);
+    err_set(err, kind, "database: %.*s (SQLSTATE %s)", first_line(text), text, db->sqlstate);
+    if (farewell(res))
+        disconnect(db);
+    return -1;
 }
 
 /* ------------------------------------------------------------------ connection */
@@ -103,12 +122,6 @@ static const char *role_name(enum db_role role)
         return "none";
     }
     return "none";
-}
-
-static void disconnect(struct db *db)
-{
-    PQfinish(db->conn);
-    db->conn = NULL;
 }
 
 static int connect_now(struct db *db, struct err *err)
@@ -308,6 +321,7 @@ static int resolve_commit(struct db *db, const char *number, struct err *err)
     time_t deadline = time(NULL) + COMMIT_RESOLVE_SECONDS;
     char status[32] = "";
 
+    disconnect(db);
     do {
         const char *values[] = {number};
         PGresult *res;
@@ -357,7 +371,7 @@ int db_commit(struct db *db, struct err *err)
     if (PQresultStatus(res) == PGRES_COMMAND_OK) {
         if (strcmp(PQcmdStatus(res), "COMMIT") != 0)
             rc = err_set(err, ERR_INTERNAL, "the database rolled the transaction back");
-    } else if (!connection_lost(db)) {
+    } else if (!connection_lost(db) && !farewell(res)) {
         rc = fail(db, res, err);
     } else if (number[0] != '\0') {
         rc = resolve_commit(db, number, err);

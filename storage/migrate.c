@@ -46,10 +46,8 @@ static int make_roles(struct db *db, struct err *err)
         return -1;
     if (have || db_script(db, migrate_roles_sql, &why) == 0)
         return 0;
-    if (strcmp(db_sqlstate(db), "42501") != 0) {
-        *err = why;
-        return -1;
-    }
+    if (strcmp(db_sqlstate(db), "42501") != 0)
+        return err_set(err, why.kind, "%s", why.message);
     return err_set(err, ERR_INVALID,
                    "this database login may not make roles. Let an administrator run: "
                    "CREATE ROLE graft_owner NOLOGIN; CREATE ROLE graft_app NOLOGIN; "

@@ -28,6 +28,7 @@
 #define FAST_STOP_SECONDS 20
 #define KILL_STOP_SECONDS 10
 #define LOG_MAX_BYTES (16 << 20) /* then the log begins anew, one old one is kept */
+#define PID_IMPOSSIBLE 99999999  /* Linux's largest is 2^22 */
 #define SOCKET_NAME "/.s.PGSQL.5432"
 
 struct pg_cluster {
@@ -308,7 +309,49 @@ static pid_t running_pid(const struct pg_cluster *c)
 {
     pid_t pid = (pid_t)number_in(c->pgdata, "postmaster.pid");
 
-    return pg_process_alive(pid, c->pgdata) ? pid : 0;
+    return pg_process_look(pid, c->pgdata) == PG_PROCESS_OURS ? pid : 0;
+}
+
+/* postmaster.pid of a killed postmaster, whose pid is now a zombie's (nobody reaps where graft is a
+ * container's first process) or another program's. PostgreSQL would take that for a running one and
+ * refuse. Put a pid there that can not exist, and leave it the rest of the file, by which it makes
+ * sure that no backend of the old cluster is left. */
+static int disarm_stale_pid(const struct pg_cluster *c, struct err *err)
+{
+    pid_t pid = (pid_t)number_in(c->pgdata, "postmaster.pid");
+    char *path = NULL, *text = NULL, *rest, *fresh = NULL, *socket_lock = NULL;
+    size_t len;
+    int rc = -1;
+
+    if (pg_process_look(pid, c->pgdata) != PG_PROCESS_OTHER)
+        return 0;
+    path = path_in(c->pgdata, "postmaster.pid");
+    if (path == NULL || file_read_all(path, 65536, &text, &len, err) != 0)
+        goto out;
+    rest = strchr(text, '\n');
+    if (asprintf(&fresh, "%d%s", PID_IMPOSSIBLE, rest != NULL ? rest : "\n") < 0) {
+        fresh = NULL;
+        err_set(err, ERR_NO_MEMORY, "out of memory");
+        goto out;
+    }
+    if (file_write_durable(path, fresh, strlen(fresh), err) != 0)
+        goto out;
+    if (c->user.change && chown(path, c->user.uid, c->user.gid) != 0) {
+        err_set_errno(err, errno, "chown %s", path);
+        goto out;
+    }
+    socket_lock = path_in(c->sockets, &SOCKET_NAME ".lock"[1]); /* holds the same pid */
+    if (socket_lock == NULL || (unlink(socket_lock) != 0 && errno != ENOENT)) {
+        err_set_errno(err, socket_lock != NULL ? errno : ENOMEM, "remove the old socket's lock");
+        goto out;
+    }
+    rc = 0;
+out:
+    free(socket_lock);
+    free(fresh);
+    free(text);
+    free(path);
+    return rc;
 }
 
 static int start(struct pg_cluster *c, const struct pg_binaries *bin, struct err *err)
@@ -427,7 +470,7 @@ static int bring_up(struct pg_cluster *c, struct err *err)
         return -1;
     if (major == 0 && create(c, &bin, err) != 0)
         return -1;
-    if (start(c, &bin, err) != 0 || wait_until_up(c, err) != 0)
+    if (disarm_stale_pid(c, err) != 0 || start(c, &bin, err) != 0 || wait_until_up(c, err) != 0)
         return -1;
     c->started = true;
     return prepare(c, err);
@@ -449,7 +492,7 @@ static bool wait_gone(const struct pg_cluster *c, pid_t pid, double seconds)
 {
     double deadline = now_seconds() + seconds;
 
-    while (pg_process_alive(pid, c->pgdata)) {
+    while (pg_process_look(pid, c->pgdata) == PG_PROCESS_OURS) {
         if (now_seconds() > deadline)
             return false;
         nap();

@@ -88,7 +88,7 @@ static void become(const struct pg_process *p, char *const envp[])
     if (null < 0 || dup2(null, 0) < 0 || dup2(p->output, 1) < 0 || dup2(p->output, 2) < 0)
         _exit(126);
     folder = open(p->data, O_PATH | O_DIRECTORY | O_CLOEXEC);
-    if (folder < 0 || fchdir(folder) != 0 || dup2(folder, DATA_FD) < 0) /* the copy stays open */
+    if (folder < 0 || dup2(folder, DATA_FD) < 0 || chdir("/") != 0) /* the copy stays open */
         _exit(126);
     if (p->user->change && (setgroups(1, &p->user->gid) != 0 || setgid(p->user->gid) != 0 ||
                             setuid(p->user->uid) != 0))
@@ -171,15 +171,18 @@ static bool zombie(pid_t pid)
     return paren == NULL || paren[1] == '\0' || paren[2] == 'Z' || paren[2] == 'X';
 }
 
-bool pg_process_alive(pid_t pid, const char *data)
+enum pg_process_state pg_process_look(pid_t pid, const char *data)
 {
     struct stat cwd, ours;
     char path[64];
 
-    if (pid <= 1 || (kill(pid, 0) != 0 && errno == ESRCH) || zombie(pid))
-        return false;
+    if (pid <= 1 || (kill(pid, 0) != 0 && errno == ESRCH))
+        return PG_PROCESS_GONE;
+    if (zombie(pid))
+        return PG_PROCESS_OTHER;
     snprintf(path, sizeof path, "/proc/%d/cwd", (int)pid);
     if (stat(path, &cwd) != 0 || stat(data, &ours) != 0)
-        return false;
-    return cwd.st_dev == ours.st_dev && cwd.st_ino == ours.st_ino;
+        return errno == ENOENT ? PG_PROCESS_GONE : PG_PROCESS_UNKNOWN;
+    return cwd.st_dev == ours.st_dev && cwd.st_ino == ours.st_ino ? PG_PROCESS_OURS
+                                                                  : PG_PROCESS_OTHER;
 }

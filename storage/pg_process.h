@@ -29,7 +29,7 @@ struct pg_process {
     const struct pg_user *user;
     const char *program;     /* absolute */
     const char *const *argv; /* NULL-ended, ≤ 63 */
-    const char *data;        /* absolute path of the data folder: the child's working directory */
+    const char *data;        /* absolute path of the data folder */
     int output;              /* a file descriptor for its stdout and stderr */
 };
 
@@ -39,7 +39,12 @@ int pg_process_run(const struct pg_process *process, int *status, struct err *er
  * reaps it by mistake. */
 int pg_process_start(const struct pg_process *process, struct err *err);
 
-/* True while `pid` is a process (not a zombie) whose working directory is `data`. */
-bool pg_process_alive(pid_t pid, const char *data);
+enum pg_process_state {
+    PG_PROCESS_GONE,
+    PG_PROCESS_OURS,    /* alive, and its working directory is `data`: postmasters live there */
+    PG_PROCESS_OTHER,   /* the pid is a zombie's, or of a process that works elsewhere */
+    PG_PROCESS_UNKNOWN, /* this user may not look */
+};
+enum pg_process_state pg_process_look(pid_t pid, const char *data);
 
 #endif
