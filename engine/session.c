@@ -347,11 +347,12 @@ static void end_cancelled(struct engine_session *s, const struct listener *to)
             continue;
         }
         *at = q->next;
+        if (s->waiting_end == &q->next)
+            s->waiting_end = at; /* before the event: it may submit */
         s->waiting_count--;
         tell(to, q, "", 0, ENGINE_FINISH_CANCEL);
         sequence_free(q);
     }
-    s->waiting_end = at;
 }
 
 static void admit(struct engine_session *s)

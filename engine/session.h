@@ -7,7 +7,7 @@
  * on what else runs. Rows of one fine-tune lie together, so that its bits are read once.
  *
  * A sequence holds a slot of the kv cache from its first step to its end; those without one wait in
- * the order they came. A step allocates nothing. */
+ * the order they came. A step allocates nothing. An event may submit and cancel. */
 #ifndef GRAFT_SESSION_H
 #define GRAFT_SESSION_H
 

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -264,6 +265,119 @@ static void cancelled_requests_end_and_others_go_on(void **state)
     strbuf_release(&alone.text);
 }
 
+/* Each cancelled request is followed by a new one, from inside of the event. */
+static void on_event_submit(void *context, const struct engine_event *event)
+{
+    struct answer *answer = event->user;
+
+    if (event->finish == ENGINE_FINISH_CANCEL)
+        submit(context, simple(), answer + 1);
+    on_event(NULL, event);
+}
+
+static void an_event_may_submit(void **state)
+{
+    struct engine_session *session = open_session(1, 0);
+    struct answer answers[6], alone; /* 0, 2, 4 are cancelled; 1, 3, 5 follow them */
+    uint64_t id[6];
+    int32_t active;
+
+    run_alone(simple(), &alone);
+    for (int i = 0; i < 6; i += 2)
+        id[i] = submit(session, simple(), &answers[i]);
+    step(session); /* one runs, two wait, the last of them at the queue's end */
+    for (int i = 0; i < 6; i += 2)
+        engine_session_cancel(session, id[i]);
+    do {
+        assert_int_equal(engine_session_step(session, on_event_submit, session, &active, NULL), 0);
+    } while (active > 0);
+    for (int i = 0; i < 6; i++) {
+        if (i % 2 == 1)
+            assert_string_equal(answers[i].text.data, alone.text.data);
+        else
+            assert_int_equal(answers[i].finish, ENGINE_FINISH_CANCEL);
+        strbuf_release(&answers[i].text);
+    }
+    engine_session_free(session);
+    strbuf_release(&alone.text);
+}
+
+/* ------------------------------------------------------------------ memory */
+
+/* Sanitizers bring their own malloc; there the case is skipped. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define COUNTS_MALLOC 0
+static atomic_long allocations;
+#else
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define COUNTS_MALLOC 0
+static atomic_long allocations;
+#endif
+#endif
+#ifndef COUNTS_MALLOC
+#define COUNTS_MALLOC 1
+static atomic_long allocations;
+
+void *__libc_malloc(size_t size);
+void *__libc_calloc(size_t count, size_t size);
+void *__libc_realloc(void *memory, size_t size);
+
+void *malloc(size_t size)
+{
+    allocations++;
+    return __libc_malloc(size);
+}
+
+void *calloc(size_t count, size_t size)
+{
+    allocations++;
+    return __libc_calloc(count, size);
+}
+
+void *realloc(void *memory, size_t size)
+{
+    allocations++;
+    return __libc_realloc(memory, size);
+}
+#endif
+#endif
+
+static void count_tokens(void *context, const struct engine_event *event)
+{
+    *(int *)context += event->text_len > 0;
+}
+
+static void a_step_allocates_nothing(void **state)
+{
+    struct engine_session *session;
+    struct answer answers[REQUESTS];
+    int32_t active;
+    int texts = 0;
+    long before;
+
+    if (!COUNTS_MALLOC) {
+        print_message("# a sanitizer owns malloc here\n");
+        skip();
+    }
+    session = open_session(8, 0);
+    before = allocations;
+    free(strdup("does the counter count?"));
+    assert_true(allocations > before);
+    for (int i = 0; i < REQUESTS; i++)
+        submit(session, mixed(i), &answers[i]);
+    before = allocations;
+    do {
+        if (engine_session_step(session, count_tokens, &texts, &active, NULL) != 0)
+            fail();
+    } while (active > 0);
+    assert_int_equal(allocations - before, 0);
+    assert_true(texts > REQUESTS);
+    engine_session_free(session);
+    for (int i = 0; i < REQUESTS; i++)
+        strbuf_release(&answers[i].text);
+}
+
 static void a_stop_string_ends_the_answer_before_it(void **state)
 {
     struct answer whole, cut;
@@ -428,6 +542,8 @@ int main(void)
         cmocka_unit_test(what_others_run_never_changes_an_answer),
         cmocka_unit_test(tenants_answer_differently),
         cmocka_unit_test(cancelled_requests_end_and_others_go_on),
+        cmocka_unit_test(an_event_may_submit),
+        cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(a_stop_string_ends_the_answer_before_it),
         cmocka_unit_test(an_answer_ends_at_max_tokens_and_at_the_context),
         cmocka_unit_test(bad_requests_are_refused_by_name),
