@@ -112,7 +112,7 @@ class Place:
                  "(SELECT count(*) FROM graft.model m WHERE m.tenant = j.tenant AND m.job = j.id) <> 1"),
                 ("checkpoints beyond three of a job", "SELECT count(*) FROM (SELECT 1 FROM graft.checkpoint GROUP BY tenant, job "
                  "HAVING count(*) > 3) AS t"),
-                ("outbox rows told twice", "SELECT count(*) FROM (SELECT 1 FROM graft.outbox GROUP BY tenant, object_id "
+                ("outbox rows told twice", "SELECT count(*) FROM (SELECT 1 FROM graft.outbox GROUP BY tenant, object_id, type "
                  "HAVING count(*) > 1) AS t")):
             if self.sql(query) != "0":
                 raise tap.Failed(f"{what}: {self.sql(query)}")
