@@ -145,5 +145,9 @@ int http_filter_layout(const struct http_header *headers, int count, const char 
             return err_set(err, ERR_INVALID, "header field %d is folded or holds a NUL", i + 1);
         end = header->value + header->value_len;
     }
+    /* CRLF CRLF, each byte made NUL. A line that starts with ':' looks like an empty one to MHD,
+     * and what follows like a second request: here it shows as NUL NUL NUL and its second byte. */
+    if (memcmp(end, "\0\0\0", 4) != 0)
+        return err_set(err, ERR_INVALID, "the header does not end with an empty line");
     return 0;
 }

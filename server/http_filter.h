@@ -39,7 +39,8 @@ int http_filter_headers(const struct http_header *headers, int count, int minor,
 /* What the field list can not show but its place in memory can: MHD before 1.0 parses in place, so
  * the distance from the end of one line to the start of the next is 2 for CRLF, 1 for a bare LF,
  * and anything else where a folded line was glued together or a NUL cut a value short. `end` is the
- * end of the request line ("HTTP/1.1"). Only meaningful for that MHD: 1.0 refuses these itself. */
+ * end of the request line ("HTTP/1.1"). Four bytes behind the last value are read, which are the
+ * CRLF CRLF that ended the header. Only meaningful for that MHD: 1.0 refuses these itself. */
 int http_filter_layout(const struct http_header *headers, int count, const char *end,
                        struct err *err);
 
