@@ -65,7 +65,8 @@ const char *golden_smollm2(void)
 
     if (given != NULL && given[0] != '\0')
         return given;
-    if (found[0] == '\0' && glob(".cache/smollm2/*.gguf", 0, NULL, &files) == 0) {
+    if (found[0] == '\0' &&
+        glob(".cache/models/SmolLM2-135M-Instruct*.gguf", 0, NULL, &files) == 0) {
         snprintf(found, sizeof found, "%s", files.gl_pathv[0]);
         globfree(&files);
     }

@@ -17,8 +17,8 @@ struct tokenizer *golden_tokenizer(const char *path);
 /* Fails the test, naming `what`, where the ids differ. `ids`: a JSON array. */
 void golden_compare(const char *what, const json_t *ids, const int32_t *got, size_t count);
 
-/* Where SmolLM2-135M-Instruct is: $GRAFT_TEST_SMOLLM2 (a folder or a .gguf), else the first
- * .cache/smollm2/?*.gguf. NULL: not at hand; tests say so and skip. */
+/* Where SmolLM2-135M-Instruct is: $GRAFT_TEST_SMOLLM2 (a folder or a .gguf), else what the
+ * demo fetched into .cache/models. NULL: not at hand; tests say so and skip. */
 const char *golden_smollm2(void);
 
 #endif

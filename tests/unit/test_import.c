@@ -575,7 +575,7 @@ static void test_smollm2_is_the_model_it_was(void **state)
     bool digits;
 
     if (path == NULL) {
-        print_message("skipped: SmolLM2 is not at hand (GRAFT_TEST_SMOLLM2, .cache/smollm2)\n");
+        print_message("skipped: SmolLM2 is not at hand (GRAFT_TEST_SMOLLM2, .cache/models)\n");
         skip();
     }
     if (engine_import(path, in_dir("smollm2.base"), &info, &err) != 0)
