@@ -201,7 +201,8 @@ static int32_t best_of(const float *logits, int32_t count, float *margin)
     return best;
 }
 
-static void served_bits_say_what_the_expanded_weights_say(void **state)
+/* Logits from the served delta against those of base + expanded artifact, over the dataset. */
+static void compare_with_expanded(const struct engine_delta *served, const char *path)
 {
     int32_t vocabulary = model_get_config(engine->model)->vocabulary, count;
     struct artifact_expectation want = {.base_digest = engine_info(engine)->digest};
@@ -213,19 +214,19 @@ static void served_bits_say_what_the_expanded_weights_say(void **state)
     float *full = calloc(256 * (size_t)vocabulary, sizeof(*full));
     double error = 0, norm = 0;
 
-    assert_non_null(delta);
+    assert_non_null(served);
     assert_non_null(bits);
     assert_non_null(full);
     CHECK(artifact_tensors_of_model(engine->model, &tensor, &count, &err));
     want.tensor = tensor;
     want.count = count;
-    CHECK(artifact_open(&artifact, delta_path, &want, &err));
+    CHECK(artifact_open(&artifact, path, &want, &err));
     expanded_weights(tensor, count, artifact, &weights);
     CHECK(model_decoder_open(&decoder, engine->model, 256, 256, &err));
     for (int64_t i = 0; i < dataset_count(dataset); i++) {
         struct dataset_example e = dataset_example(dataset, i);
 
-        logits_of(decoder, &e, NULL, engine_delta_adapter(delta), bits);
+        logits_of(decoder, &e, NULL, engine_delta_adapter(served), bits);
         logits_of(decoder, &e, &weights, NULL, full);
         for (int32_t r = 0; r < e.length; r++) {
             float margin, unused;
@@ -247,6 +248,39 @@ static void served_bits_say_what_the_expanded_weights_say(void **state)
     free(tensor);
     free(bits);
     free(full);
+}
+
+static void served_bits_say_what_the_expanded_weights_say(void **state)
+{
+    compare_with_expanded(delta, delta_path);
+}
+
+static void trained_embeddings_are_served_too(void **state)
+{
+    struct engine_train_options options = {.n_epochs = 4,
+                                           .batch_size = 4,
+                                           .learning_rate_multiplier = 20,
+                                           .seed = 1,
+                                           .train_embeddings = true};
+    struct engine_trainer *second;
+    struct engine_delta *served;
+    struct engine_delta_report report;
+    struct engine_train_plan plan;
+    struct engine_step now;
+    char path[128];
+
+    snprintf(path, sizeof(path), "%s/embeddings.safetensors", folder);
+    CHECK(engine_trainer_open(&second, engine, dataset, NULL, &options, &plan, &err));
+    do {
+        CHECK(engine_trainer_step(second, &now, &err));
+    } while (!now.finished);
+    CHECK(engine_trainer_compress(second, path, &report, &err));
+    engine_trainer_free(second);
+    /* 16 bits for each value of the embedding, at least. */
+    assert_true(report.bytes > (int64_t)512 * 64 * 2);
+    CHECK(engine_delta_open(&served, engine, path, &err));
+    compare_with_expanded(served, path);
+    engine_delta_free(served);
 }
 
 static void another_base_is_refused(void **state)
@@ -300,6 +334,7 @@ int main(void)
         cmocka_unit_test(training_teaches_it),
         cmocka_unit_test(the_compressed_difference_keeps_it),
         cmocka_unit_test(served_bits_say_what_the_expanded_weights_say),
+        cmocka_unit_test(trained_embeddings_are_served_too),
         cmocka_unit_test(another_base_is_refused),
     };
 
