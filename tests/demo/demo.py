@@ -65,7 +65,7 @@ class Children:
 
     def run(self, argv, limit=900, **options):
         """(status, output)"""
-        proc = self.start(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+        proc = self.start(argv, stdout=subprocess.PIPE, **{"stderr": subprocess.STDOUT, **options})
         text = proc.communicate(timeout=limit)[0].decode("utf-8", "replace")
         self.live.remove(proc)
         return proc.returncode, text
@@ -192,9 +192,8 @@ def serve(children, data):
     view.step("Serve", "one program: the API, its workers, and a private PostgreSQL; nothing listens beyond this machine")
     listen = f"127.0.0.1:{free_port()}"
     view.command(f"graft serve --data {shown(data)} --listen {listen}")
-    log = open(data.parent / f"{data.name}.log", "wb")
-    server = children.start([GRAFT, "serve", "--data", data, "--listen", listen], own_session=True, stdout=log, stderr=log)
-    log.close()
+    with open(log_of(data), "wb") as log:
+        server = children.start([GRAFT, "serve", "--data", data, "--listen", listen], own_session=True, stdout=log, stderr=log)
     began = time.monotonic()
     while True:
         status, text = children.run(["curl", "--silent", "--max-time", "5", "--output", "/dev/null", "--write-out",
@@ -202,11 +201,11 @@ def serve(children, data):
         if status == 0 and text == "200":
             break
         if server.poll() is not None:
-            raise Stop(f"the server ended with status {server.returncode}:\n{tail(log.name)}")
+            raise Stop(f"the server ended with status {server.returncode}:\n{tail(log_of(data))}")
         if time.monotonic() - began > 90:
-            raise Stop(f"the server was not ready within 90 s:\n{tail(log.name)}")
+            raise Stop(f"the server was not ready within 90 s:\n{tail(log_of(data))}")
         time.sleep(0.2)
-    view.note(f"ready after {time.monotonic() - began:.1f} s; its log: {shown(pathlib.Path(log.name))}")
+    view.note(f"ready after {time.monotonic() - began:.1f} s; its log: {shown(log_of(data))}")
     return server, f"http://{listen}"
 
 
@@ -221,11 +220,17 @@ def shown(path):
         return str(path)
 
 
-def cli(children, *words):
-    status, text = children.run([GRAFT, *words])
+def cli(children, data, *words):
+    """Standard output of a graft command; what it logs goes to the server's log."""
+    with open(log_of(data), "ab") as log:
+        status, text = children.run([GRAFT, *words, "--data", data], stderr=log)
     if status != 0:
-        raise Stop(f"graft {' '.join(map(str, words[:2]))}: {text.strip()}")
+        raise Stop(f"graft {' '.join(map(str, words[:2]))} failed:\n{tail(log_of(data), 5)}")
     return text.strip()
+
+
+def log_of(data):
+    return data.parent / f"{data.name}.log"
 
 
 def follow(api, job_id, server, memory):
@@ -267,8 +272,8 @@ def train(api, server, data, epochs, memory):
     hyperparameters = {"n_epochs": epochs, "batch_size": 8}
     body = {"model": MODEL, "training_file": file_id, "suffix": "people", "seed": 1,
             "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}}
-    view.command("curl $URL/v1/fine_tuning/jobs -H \"$AUTH\" -H 'Content-Type: application/json' \\")
-    view.command(f"    -d '{{\"model\": \"{MODEL}\", \"training_file\": \"{file_id}\", …}}'".replace("$ ", "  "))
+    view.command("curl $URL/v1/fine_tuning/jobs -H \"$AUTH\" -H 'Content-Type: application/json' \\",
+                 f"-d '{{\"model\": \"{MODEL}\", \"training_file\": \"{file_id}\", \"suffix\": \"people\", …}}'")
     job = api.call("/v1/fine_tuning/jobs", body=body)
     began = time.monotonic()
     job = follow(api, job["id"], server, memory)
@@ -344,9 +349,9 @@ def demo(args, children):
     try:
         view.step("Import", "the model's values are fixed once; every delta refers to them by digest")
         view.command(f"graft model import {shown(model)} --name {MODEL} --data {shown(data)}")
-        cli(children, "model", "import", model, "--name", MODEL, "--data", data)
+        cli(children, data, "model", "import", model, "--name", MODEL)
         view.command(f"graft key create --org demo --project demo --data {shown(data)}")
-        key = cli(children, "key", "create", "--org", "demo", "--project", "demo", "--data", data)
+        key = cli(children, data, "key", "create", "--org", "demo", "--project", "demo")
         api = Api(children, url, key, data)
         job, people = train(api, server, data, args.epochs, memory)
         base, served = compare(api, job, people)

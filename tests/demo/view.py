@@ -42,9 +42,10 @@ def step(title, explanation):
 step.number = 0
 
 
-def command(text):
-    """What the user could have typed."""
-    out(dim(f"   $ {text}"))
+def command(text, *more):
+    """What the user could have typed; `more` are the lines after a backslash."""
+    for line in (f"$ {text}", *(f"      {rest}" for rest in more)):
+        out(dim(f"   {line}"))
 
 
 def note(text):
