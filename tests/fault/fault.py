@@ -39,6 +39,7 @@ class Place:
     def __init__(self):
         self.server = harness.Server(model_options=("--layers", "4", "--hidden", "96", "--intermediate", "256"), **SETTINGS)
         self.projects = 0
+        self.attempts = 0  # those that were cut off: what a job needed beyond its first
 
     def sql(self, query):
         done = subprocess.run(["psql", "-h", str(self.server.data / "pg"), "-U", "postgres", "-d", "graft", "-AtXc", query],
@@ -80,10 +81,11 @@ class Place:
         self.server.cli("collect", "--data", self.server.data, "--grace", "0")
 
     def check(self, key, job_id, owner, expected):
-        """What must hold once the job has ended; returns (blobs, seconds)."""
+        """What must hold once the job has ended; returns its blobs."""
         job = self.server.wait_job(job_id, JOB_SECONDS, key=key)
         if job["status"] != "succeeded":
             raise tap.Failed(f"{job_id} {job['status']}: {job['error']}\n{self.server.log()}")
+        self.attempts += job["graft"]["attempt"] - 1
         events = self.server.get(f"/v1/fine_tuning/jobs/{job_id}/events?limit=100", key=key).json["data"]
         for text in ("The job has successfully completed", "New fine-tuned model created"):
             times = sum(event["message"].startswith(text) for event in events)
@@ -247,6 +249,9 @@ def main():
                 at, pause = rng.uniform(0, span), rng.choice((0, 0.3, 2))
                 with tap.case(f"server killed {at:.2f} s into the job, started again {pause} s later"):
                     server_kill(place, at, pause, expected)
+            with tap.case("kills met running jobs"):
+                if place.attempts == 0 and counts["train"] + counts["server"] >= 4:
+                    raise tap.Failed("no attempt was cut off: the kills came too late or too early")
         with tap.case("no process is left after the server has stopped"):
             status = place.server.shutdown()
             left = place.server.left()
@@ -255,7 +260,7 @@ def main():
     finally:
         place.server.stop()
     print(f"# {counts['train']} train worker, {counts['infer']} infer worker and {counts['server']} server kills in "
-          f"{time.monotonic() - began:.0f} s; {cut} streams cut and told so; seed {seed}")
+          f"{time.monotonic() - began:.0f} s; {place.attempts} attempts cut off, {cut} streams cut and told so; seed {seed}")
     return tap.finish()
 
 

@@ -99,7 +99,7 @@ class FineTune(unittest.TestCase):
         texts = [event.message for event in reversed(events) if event.type == "message"]
         story = [rf"^Created fine-tuning job: {self.job.id}$", rf"^Validating training file: {self.file.id}$",
                  "^Files validated, moving job to queued state$", "^Fine-tuning job started$",
-                 "^Checkpoint created at step 3 with Snapshot ID: ft:.*:ckpt-step-3$",
+                 *(f"^Checkpoint created at step {step} with Snapshot ID: ft:.*:ckpt-step-{step}$" for step in (6, 9, 12)),
                  rf"^New fine-tuned model created: {re.escape(self.job.fine_tuned_model)}$",
                  "^The job has successfully completed$"]
         at = 0
