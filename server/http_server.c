@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -232,10 +233,10 @@ void http_server_quiesce(struct http_server *server)
 {
     if (atomic_exchange(&server->quiet, true) || !server->daemon)
         return;
-    int fd = MHD_quiesce_daemon(server->daemon);
-    if (fd >= 0)
-        close(fd);
-    server->listen_fd = -1;
+    /* Refuses connections from now on; closed when MHD's threads, which may still have a look at
+     * the descriptor, are gone. */
+    if (MHD_quiesce_daemon(server->daemon) >= 0)
+        shutdown(server->listen_fd, SHUT_RDWR);
 }
 
 /* Waits until nothing is under way, at most so long. */

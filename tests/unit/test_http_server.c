@@ -625,6 +625,35 @@ static void stop_lets_what_is_under_way_finish(void **state)
     close(waiting);
 }
 
+static void a_quiet_server_takes_nothing_new(void **state)
+{
+    struct http_server *server = start();
+    int fd = dial(server), other = dial(server);
+    put(fd, GET("/hi"));
+    get(fd, "there", 1000, NULL);
+    put(other, GET("/hi"));
+    get(other, "there", 1000, NULL);
+    http_server_quiesce(server);
+    bool closed;
+    put(fd, GET("/hi"));
+    const char *text = get(fd, NULL, 1000, &closed);
+    assert_has(text, "HTTP/1.1 503");
+    assert_has(text, "shutting_down");
+    assert_true(closed);
+    put(other, GET("/fast")); /* still alive */
+    assert_has(get(other, "there", 1000, NULL), "200 OK");
+    const char *url = http_server_url(server);
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)atoi(strrchr(url, ':') + 1)),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    int late = socket(AF_INET, SOCK_STREAM, 0);
+    assert_int_equal(connect(late, (struct sockaddr *)&address, sizeof(address)), -1);
+    close(late);
+    close(fd);
+    close(other);
+    http_server_stop(server, 1000);
+}
+
 static void keys_are_needed_where_the_route_says_so(void **state)
 {
     struct http_server *server = start();
@@ -695,6 +724,7 @@ int main(void)
         cmocka_unit_test(slow_drips_are_cut),
         cmocka_unit_test(the_limit_of_connections_keeps_room),
         cmocka_unit_test(stop_lets_what_is_under_way_finish),
+        cmocka_unit_test(a_quiet_server_takes_nothing_new),
         cmocka_unit_test(keys_are_needed_where_the_route_says_so),
         cmocka_unit_test(beyond_loopback_needs_tls_or_a_word),
     };
