@@ -185,6 +185,21 @@ class Faults(unittest.TestCase):
         self.assertEqual(reply.json["choices"], expected)
 
 
+class TwoBases(unittest.TestCase):
+    def test_with_room_for_one_they_take_turns(self):
+        small = harness.Server(base_memory=0)
+        try:
+            other = harness.make_model(small.folder / "other", "--seed", "3")
+            small.cli("model", "import", other, "--name", "other", "--data", small.data)
+            texts = [[small.chat(name, "Where does person 1 live?").json["choices"] for name in (small.model, "other")]
+                     for _ in range(3)]
+            self.assertEqual(texts[0], texts[1])
+            self.assertEqual(texts[0], texts[2])
+            self.assertNotEqual(texts[0][0], texts[0][1])
+        finally:
+            small.stop()
+
+
 class FullQueue(unittest.TestCase):
     def test_more_than_the_queue_holds_is_429(self):
         small = harness.Server(infer_queue=2)

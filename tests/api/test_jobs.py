@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import subprocess
 import time
 import unittest
 
@@ -15,7 +16,8 @@ MORE_FACTS = [(f"Where does person {i} live?", f"In town {i * 7 % 40}.") for i i
 
 def setUpModule():
     global server
-    server = harness.Server(recovery=0.3, heartbeat=0.5, fence=5, sweep=0.5, poll=0.1)
+    # No room for deltas: each is loaded for its request and goes with the next one.
+    server = harness.Server(recovery=0.3, heartbeat=0.5, fence=5, sweep=0.5, poll=0.1, delta_memory=0)
 
 
 def tearDownModule():
@@ -107,6 +109,12 @@ class Success(unittest.TestCase):
         self.assertEqual(tuned.status, 200, tuned)
         self.assertEqual(tuned.json["model"], self.job["fine_tuned_model"])
 
+    def test_a_delta_that_was_evicted_answers_the_same(self):
+        names = [self.job["fine_tuned_model"], f"{self.job['fine_tuned_model']}:ckpt-step-9"]
+        texts = [[server.chat(name, harness.FACTS[1][0]).json["choices"] for name in names] for _ in range(3)]
+        self.assertEqual(texts[0], texts[1])
+        self.assertEqual(texts[0], texts[2])
+
     def test_it_can_be_tuned_further(self):
         job = start(harness.examples(harness.FACTS), epochs=1, model=self.job["fine_tuned_model"])
         job = server.wait_job(job["id"])
@@ -170,6 +178,11 @@ class Cancel(unittest.TestCase):
         while server.get(f"/v1/fine_tuning/jobs/{job['id']}").json["status"] != "running":
             self.assertLess(time.monotonic(), limit, server.log())
             time.sleep(0.05)
+        while (running := server.get(f"/v1/fine_tuning/jobs/{job['id']}").json)["estimated_finish"] is None:
+            self.assertLess(time.monotonic(), limit, "a running job never said when it will end")
+            time.sleep(0.05)
+        self.assertEqual(running["status"], "running")
+        self.assertEqual(running["hyperparameters"]["n_epochs"], 50)
         reply = server.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
         self.assertEqual((reply.status, reply.json["status"]), (200, "cancelled"), reply)
         events = len(events_of(job["id"]))
@@ -178,6 +191,43 @@ class Cancel(unittest.TestCase):
         self.assertEqual(done["status"], "succeeded")
         self.assertEqual(len(events_of(job["id"])), events)
         self.assertEqual(server.get(f"/v1/fine_tuning/jobs/{job['id']}").json["status"], "cancelled")
+
+
+class Poison(unittest.TestCase):
+    def test_a_job_that_kills_its_worker_fails_and_harms_nobody(self):
+        other = harness.Server(max_attempts=2, heartbeat=0.5, fence=5, sweep=0.5, poll=0.1)
+        try:
+            file = other.upload(harness.examples(MORE_FACTS)).json["id"]
+            job = other.create_job(file, epochs=50).json
+            limit = time.monotonic() + 60
+            while (now := other.get(f"/v1/fine_tuning/jobs/{job['id']}").json)["status"] not in ("failed", "succeeded"):
+                self.assertLess(time.monotonic(), limit, other.log())
+                if now["graft"]["attempt"] > 0 and now["status"] == "running":
+                    for pid in other.workers("train"):
+                        os.kill(pid, signal.SIGKILL)
+                time.sleep(0.1)
+            self.assertEqual((now["status"], now["error"]["code"]), ("failed", "worker_crashed"), now)
+            after = other.create_job(file, epochs=1).json
+            self.assertEqual(other.wait_job(after["id"])["status"], "succeeded")
+        finally:
+            other.stop()
+
+
+class Alone(unittest.TestCase):
+    def test_a_worker_started_by_hand_trains_and_stops(self):
+        other = harness.Server(workers=0, heartbeat=0.5, fence=5, sweep=0.5, poll=0.1)
+        worker = None
+        try:
+            job = other.create_job(other.upload(harness.examples(harness.FACTS)).json["id"], epochs=1).json
+            worker = subprocess.Popen([harness.GRAFT, "work", "--role", "train", "--data", str(other.data)], env=other.env,
+                                      stderr=subprocess.DEVNULL)
+            self.assertEqual(other.wait_job(job["id"])["status"], "succeeded")
+            worker.terminate()
+            self.assertEqual(worker.wait(20), 0)
+        finally:
+            if worker and worker.poll() is None:
+                worker.kill()
+            other.stop()
 
 
 class Resume(unittest.TestCase):
