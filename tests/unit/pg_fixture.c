@@ -4,6 +4,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -165,4 +166,101 @@ int64_t fixture_number(struct fixture *f, const char *sql)
 void fixture_admin(struct fixture *f, const char *sql)
 {
     db_result_free(as_admin(f, sql));
+}
+
+/* ------------------------------------------------------------------ jobs on their way */
+
+void fixture_settle(struct fixture *f)
+{
+    const char *const projects[] = {f->a.project, f->b.project};
+
+    for (int p = 0; p < 2; p++) {
+        struct job_list list;
+        struct job job;
+
+        assert_ok(jobs_list(f->app, projects[p], &(struct job_query){.limit = 1000}, &list, err));
+        for (int i = 0; i < list.count; i++)
+            if (!job_state_terminal(list.items[i].state)) {
+                assert_ok(jobs_cancel(f->app, projects[p], list.items[i].id, &job, err));
+                job_release(&job);
+            }
+        job_list_release(&list);
+    }
+}
+
+void fixture_claim(struct fixture *f, const char *worker, struct lease *lease)
+{
+    bool found;
+
+    assert_ok(leases_claim(f->worker, worker, lease, &found, err));
+    assert_true(found);
+}
+
+void fixture_claimed_job(struct fixture *f, struct lease *lease)
+{
+    char id[ID_SIZE];
+
+    fixture_settle(f);
+    fixture_job(f, f->a.project, id);
+    fixture_claim(f, "worker-1", lease);
+    assert_string_equal(lease->job, id);
+    assert_string_equal(lease->project, f->a.project);
+}
+
+enum job_state fixture_job_state(struct fixture *f, const struct lease *lease)
+{
+    enum job_state state;
+    struct job job;
+
+    assert_ok(jobs_get(f->app, lease->project, lease->job, &job, err));
+    state = job.state;
+    job_release(&job);
+    return state;
+}
+
+void fixture_run_out(struct fixture *f, const struct lease *lease)
+{
+    char sql[200];
+
+    snprintf(sql, sizeof sql,
+             "UPDATE graft.job_lease SET lease_until = now() - interval '1 second'"
+             " WHERE job = '%s'",
+             lease->job);
+    fixture_admin(f, sql);
+}
+
+void fixture_end_backoff(struct fixture *f, const struct lease *lease)
+{
+    char sql[200];
+
+    snprintf(sql, sizeof sql,
+             "UPDATE graft.job_lease SET run_after = now() WHERE job = '%s'"
+             " AND run_after < 'infinity'",
+             lease->job);
+    fixture_admin(f, sql);
+}
+
+void fixture_running(struct fixture *f, const struct lease *lease)
+{
+    assert_ok(jobs_mark_validated(
+        f->worker, lease,
+        &(struct job_dataset){
+            .examples = 12, .tokens = 300, .trained_tokens = 100, .untrained_examples = 1},
+        err));
+    assert_ok(jobs_mark_running(
+        f->worker, lease,
+        &(struct job_plan){.resolved = {3, 4, 1.5}, .total_steps = 9, .estimated_seconds = 60},
+        err));
+}
+
+void fixture_success(struct fixture *f, const struct lease *lease, const char *content,
+                     char sha256[SHA256_HEX], struct job_success *s)
+{
+    fixture_blob(f, lease->project, content, sha256);
+    *s = (struct job_success){
+        .artifact_sha256 = sha256,
+        .delta = {.codec = "bitdelta", .bytes = 77, .ratio = 19.5, .relative_error = 0.1},
+        .recall = {.base = 0, .tuned = 1, .served = NAN},
+        .trained_tokens = 300,
+        .result_file = {.filename = "step_metrics.csv", .bytes = 77, .sha256 = sha256}};
 }

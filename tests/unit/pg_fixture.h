@@ -53,4 +53,17 @@ int64_t fixture_number(struct fixture *f, const char *sql);
 void fixture_admin(struct fixture *f, const char *sql); /* a statement of the superuser */
 char *fixture_admin_url(struct fixture *f);             /* free() */
 
+/* Ends every open job of both tenants, so that a test claims its own. */
+void fixture_settle(struct fixture *f);
+void fixture_claim(struct fixture *f, const char *worker, struct lease *lease);
+/* All settled, then one new job of tenant a, claimed by "worker-1". */
+void fixture_claimed_job(struct fixture *f, struct lease *lease);
+enum job_state fixture_job_state(struct fixture *f, const struct lease *lease);
+void fixture_run_out(struct fixture *f, const struct lease *lease); /* the lease is over */
+void fixture_end_backoff(struct fixture *f, const struct lease *lease);
+void fixture_running(struct fixture *f, const struct lease *lease); /* validated, then running */
+/* A success whose artifact has this content; `sha256` must outlive it. */
+void fixture_success(struct fixture *f, const struct lease *lease, const char *content,
+                     char sha256[SHA256_HEX], struct job_success *success);
+
 #endif

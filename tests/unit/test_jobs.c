@@ -1,4 +1,4 @@
-/* Jobs from creation to their one end: states, leases, fences, events, checkpoints, models. */
+/* Jobs from creation to their one end, and the models they leave. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,113 +6,13 @@
 
 #include <cmocka.h>
 #include <math.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "storage/events.h"
 #include "storage/models.h"
 #include "tests/unit/pg_fixture.h"
-
-/* Ends every job that is still open, so that each test claims its own. */
-static void settle(struct fixture *f)
-{
-    const char *const projects[] = {f->a.project, f->b.project};
-
-    for (int p = 0; p < 2; p++) {
-        struct job_list list;
-        struct job job;
-
-        assert_ok(jobs_list(f->app, projects[p], &(struct job_query){.limit = 1000}, &list, err));
-        for (int i = 0; i < list.count; i++)
-            if (!job_state_terminal(list.items[i].state)) {
-                assert_ok(jobs_cancel(f->app, projects[p], list.items[i].id, &job, err));
-                job_release(&job);
-            }
-        job_list_release(&list);
-    }
-}
-
-static void claim(struct fixture *f, const char *worker, struct lease *lease)
-{
-    bool found;
-
-    assert_ok(leases_claim(f->worker, worker, lease, &found, err));
-    assert_true(found);
-}
-
-static void new_claimed(struct fixture *f, struct lease *lease)
-{
-    char id[ID_SIZE];
-
-    settle(f);
-    fixture_job(f, f->a.project, id);
-    claim(f, "worker-1", lease);
-    assert_string_equal(lease->job, id);
-    assert_string_equal(lease->project, f->a.project);
-}
-
-static enum job_state state_of(struct fixture *f, const struct lease *lease)
-{
-    enum job_state state;
-    struct job job;
-
-    assert_ok(jobs_get(f->app, lease->project, lease->job, &job, err));
-    state = job.state;
-    job_release(&job);
-    return state;
-}
-
-static void run_out(struct fixture *f, const struct lease *lease)
-{
-    char sql[200];
-
-    snprintf(sql, sizeof sql,
-             "UPDATE graft.job_lease SET lease_until = now() - interval '1 second'"
-             " WHERE job = '%s'",
-             lease->job);
-    fixture_admin(f, sql);
-}
-
-static void end_backoff(struct fixture *f, const struct lease *lease)
-{
-    char sql[200];
-
-    snprintf(sql, sizeof sql,
-             "UPDATE graft.job_lease SET run_after = now() WHERE job = '%s'"
-             " AND run_after < 'infinity'",
-             lease->job);
-    fixture_admin(f, sql);
-}
-
-static void to_running(struct fixture *f, const struct lease *lease)
-{
-    assert_ok(jobs_mark_validated(
-        f->worker, lease,
-        &(struct job_dataset){
-            .examples = 12, .tokens = 300, .trained_tokens = 100, .untrained_examples = 1},
-        err));
-    assert_ok(jobs_mark_running(
-        f->worker, lease,
-        &(struct job_plan){.resolved = {3, 4, 1.5}, .total_steps = 9, .estimated_seconds = 60},
-        err));
-}
-
-static void success_of(struct fixture *f, const struct lease *lease, const char *content,
-                       char sha256[SHA256_HEX], struct job_success *s)
-{
-    fixture_blob(f, lease->project, content, sha256);
-    *s = (struct job_success){
-        .artifact_sha256 = sha256,
-        .delta = {.codec = "bitdelta", .bytes = 77, .ratio = 19.5, .relative_error = 0.1},
-        .recall = {.base = 0, .tuned = 1, .served = NAN},
-        .trained_tokens = 300,
-        .result_file = {.filename = "step_metrics.csv", .bytes = 77, .sha256 = sha256}};
-}
 
 /* ------------------------------------------------------------------ states */
 
@@ -150,7 +50,7 @@ static void the_database_refuses_a_move_that_is_not_in_the_table(void **state)
     struct fixture *f = fixture();
     char id[ID_SIZE];
 
-    settle(f);
+    fixture_settle(f);
     fixture_job(f, f->a.project, id);
     assert_ok(db_begin(f->app, f->a.project, err));
     assert_err(db_exec(f->app,
@@ -265,7 +165,7 @@ static void a_job_is_refused_in_words(void **state)
                ERR_INVALID);
     file_release(&other);
 
-    settle(f);
+    fixture_settle(f);
     for (int i = 0; i < 2; i++) {
         assert_ok(jobs_create(
             f->app, f->a.project,
@@ -287,7 +187,7 @@ static void lists_go_page_by_page(void **state)
     struct job_list list;
     int seen = 0, want = 6;
 
-    settle(f);
+    fixture_settle(f);
     fixture_job(f, f->b.project, first);
     for (int i = 0; i < 7; i++)
         fixture_job(f, f->b.project, ids[i]);
@@ -357,9 +257,9 @@ static void a_job_succeeds_once_with_all_that_belongs_to_it(void **state)
     struct event_list events;
     struct model model;
 
-    new_claimed(f, &lease);
+    fixture_claimed_job(f, &lease);
     assert_int_equal(lease.attempt, 1);
-    to_running(f, &lease);
+    fixture_running(f, &lease);
     assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));
     assert_int_equal(job.state, JOB_STATE_RUNNING);
     assert_int_equal(job.resolved.n_epochs, 3);
@@ -378,7 +278,7 @@ static void a_job_succeeds_once_with_all_that_belongs_to_it(void **state)
         f->worker, &lease, &(struct job_recovery){.name = "r2", .step = 5, .bytes = 10}, old, err));
     assert_string_equal(old, "r1");
     assert_ok(jobs_mark_compressing(f->worker, &lease, err));
-    success_of(f, &lease, "the delta\n", sha256, &success);
+    fixture_success(f, &lease, "the delta\n", sha256, &success);
     assert_ok(jobs_commit_success(f->worker, &lease, &success, err));
     /* Its answer was lost, the worker asks again: still one success. */
     assert_ok(jobs_commit_success(f->worker, &lease, &success, err));
@@ -428,7 +328,7 @@ static void a_failed_job_tells_why(void **state)
     struct lease lease;
     struct job job;
 
-    new_claimed(f, &lease);
+    fixture_claimed_job(f, &lease);
     err_set_code(&why, ERR_INVALID, "invalid_n_examples", "training_file", "too few");
     assert_ok(jobs_commit_failure(f->worker, &lease, &why, err));
     assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));
@@ -438,7 +338,7 @@ static void a_failed_job_tells_why(void **state)
     assert_string_equal(job.error_param, "training_file");
     job_release(&job);
 
-    new_claimed(f, &lease);
+    fixture_claimed_job(f, &lease);
     err_clear(&why);
     err_set(&why, ERR_IO, "read /secret/path: broken");
     assert_ok(jobs_commit_failure(f->worker, &lease, &why, err));
@@ -458,18 +358,18 @@ static void a_cancelled_job_is_cancelled_at_once(void **state)
     struct job job;
     bool found;
 
-    new_claimed(f, &lease);
-    to_running(f, &lease);
+    fixture_claimed_job(f, &lease);
+    fixture_running(f, &lease);
     assert_ok(leases_renew(f->worker, &lease, err));
     assert_ok(jobs_cancel(f->app, lease.project, lease.job, &job, err));
     assert_int_equal(job.state, JOB_STATE_CANCELLED);
     job_release(&job);
     assert_err(leases_renew(f->worker, &lease, err), ERR_CANCELLED);
-    success_of(f, &lease, "late\n", sha256, &success);
+    fixture_success(f, &lease, "late\n", sha256, &success);
     assert_err(jobs_commit_success(f->worker, &lease, &success, err), ERR_CANCELLED);
     assert_err(events_append(f->worker, &lease, &(struct event_new){.message = "late"}, 1, err),
                ERR_CANCELLED);
-    assert_int_equal(state_of(f, &lease), JOB_STATE_CANCELLED);
+    assert_int_equal(fixture_job_state(f, &lease), JOB_STATE_CANCELLED);
     assert_ok(jobs_cancel(f->app, lease.project, lease.job, &job, err)); /* again: the same */
     job_release(&job);
     assert_ok(leases_claim(f->worker, "worker-2", &lease, &found, err));
@@ -484,422 +384,11 @@ static void an_ended_job_can_not_be_cancelled(void **state)
     struct lease lease;
     struct job job;
 
-    new_claimed(f, &lease);
-    to_running(f, &lease);
-    success_of(f, &lease, "done\n", sha256, &success);
+    fixture_claimed_job(f, &lease);
+    fixture_running(f, &lease);
+    fixture_success(f, &lease, "done\n", sha256, &success);
     assert_ok(jobs_commit_success(f->worker, &lease, &success, err));
     assert_err(jobs_cancel(f->app, lease.project, lease.job, &job, err), ERR_INVALID);
-}
-
-/* ------------------------------------------------------------------ leases */
-
-struct claimer {
-    const char *url;
-    char name[16];
-    char jobs[64][ID_SIZE];
-    int count;
-    bool failed;
-};
-
-static void *claim_all(void *context)
-{
-    struct claimer *c = context;
-    struct db *db = NULL;
-    struct lease lease;
-    bool found = true;
-
-    c->failed = db_open(&db, c->url, DB_ROLE_WORKER, NULL) != 0;
-    while (!c->failed && found && c->count < 64) {
-        c->failed = leases_claim(db, c->name, &lease, &found, NULL) != 0;
-        if (found)
-            snprintf(c->jobs[c->count++], ID_SIZE, "%s", lease.job);
-    }
-    db_close(db);
-    return NULL;
-}
-
-static void each_job_is_claimed_by_one(void **state)
-{
-    struct fixture *f = fixture();
-    struct claimer claimers[4];
-    pthread_t threads[4];
-    char id[ID_SIZE];
-    int total = 0;
-
-    settle(f);
-    for (int i = 0; i < 40; i++)
-        fixture_job(f, i % 2 ? f->a.project : f->b.project, id);
-    for (int i = 0; i < 4; i++) {
-        claimers[i] = (struct claimer){.url = f->storage.url};
-        snprintf(claimers[i].name, sizeof claimers[i].name, "worker-%d", i);
-        assert_int_equal(pthread_create(&threads[i], NULL, claim_all, &claimers[i]), 0);
-    }
-    for (int i = 0; i < 4; i++)
-        pthread_join(threads[i], NULL);
-    for (int i = 0; i < 4; i++) {
-        assert_false(claimers[i].failed);
-        total += claimers[i].count;
-        for (int k = 0; k < claimers[i].count; k++)
-            for (int j = 0; j < i; j++)
-                for (int l = 0; l < claimers[j].count; l++)
-                    assert_string_not_equal(claimers[i].jobs[k], claimers[j].jobs[l]);
-    }
-    assert_int_equal(total, 40);
-}
-
-static void the_oldest_job_goes_first(void **state)
-{
-    struct fixture *f = fixture();
-    char ids[3][ID_SIZE];
-    struct lease lease;
-
-    settle(f);
-    for (int i = 0; i < 3; i++)
-        fixture_job(f, i == 1 ? f->b.project : f->a.project, ids[i]);
-    for (int i = 0; i < 3; i++) {
-        claim(f, "worker-1", &lease);
-        assert_string_equal(lease.job, ids[i]);
-    }
-}
-
-static void a_stale_attempt_changes_nothing(void **state)
-{
-    struct fixture *f = fixture();
-    char sha256[SHA256_HEX], newer_sha256[SHA256_HEX], old[96];
-    struct lease stale, lease, forged;
-    struct job_success success;
-    struct err why = {0};
-    int jobs;
-
-    new_claimed(f, &stale);
-    to_running(f, &stale);
-    run_out(f, &stale);
-    assert_ok(leases_sweep(f->worker, 100, &jobs, err));
-    assert_int_equal(jobs, 1);
-    end_backoff(f, &stale);
-    claim(f, "worker-2", &lease);
-    assert_string_equal(lease.job, stale.job);
-    assert_int_equal(lease.attempt, 2);
-
-    success_of(f, &stale, "stale\n", sha256, &success);
-    assert_err(leases_renew(f->worker, &stale, err), ERR_FENCED);
-    assert_err(leases_release(f->worker, &stale, err), ERR_FENCED);
-    assert_err(events_append(f->worker, &stale, &(struct event_new){.message = "x"}, 1, err),
-               ERR_FENCED);
-    assert_err(jobs_progress(f->worker, &stale, 9, 0, err), ERR_FENCED);
-    assert_err(jobs_set_recovery(f->worker, &stale, &(struct job_recovery){.name = "x"}, old, err),
-               ERR_FENCED);
-    assert_err(jobs_mark_compressing(f->worker, &stale, err), ERR_FENCED);
-    assert_err(checkpoints_add(f->worker, &stale,
-                               &(struct checkpoint_new){.step = 1, .artifact_sha256 = sha256}, err),
-               ERR_FENCED);
-    assert_err(jobs_commit_success(f->worker, &stale, &success, err), ERR_FENCED);
-    err_set(&why, ERR_INVALID, "stale");
-    assert_err(jobs_commit_failure(f->worker, &stale, &why, err), ERR_FENCED);
-    /* The right attempt in another worker's name is no better. */
-    forged = lease;
-    snprintf(forged.worker, sizeof forged.worker, "worker-1");
-    assert_err(jobs_commit_success(f->worker, &forged, &success, err), ERR_FENCED);
-
-    /* The new owner goes the same way again and is not told off for it. */
-    to_running(f, &lease);
-    success_of(f, &lease, "fresh\n", newer_sha256, &success);
-    assert_ok(jobs_commit_success(f->worker, &lease, &success, err));
-    success.artifact_sha256 = sha256;
-    assert_err(jobs_commit_success(f->worker, &stale, &success, err), ERR_FENCED);
-    assert_int_equal(state_of(f, &lease), JOB_STATE_SUCCEEDED);
-}
-
-static void a_lease_that_runs_out_is_swept_and_a_living_one_is_not(void **state)
-{
-    struct fixture *f = fixture();
-    struct lease lease, again;
-    bool found;
-    int jobs;
-
-    new_claimed(f, &lease);
-    assert_ok(leases_sweep(f->worker, 3, &jobs, err));
-    assert_int_equal(jobs, 0);
-    run_out(f, &lease);
-    assert_ok(leases_renew(f->worker, &lease, err)); /* late, but nobody took it */
-    assert_ok(leases_sweep(f->worker, 3, &jobs, err));
-    assert_int_equal(jobs, 0);
-    run_out(f, &lease);
-    assert_ok(leases_sweep(f->worker, 3, &jobs, err));
-    assert_int_equal(jobs, 1);
-    assert_ok(leases_claim(f->worker, "worker-2", &again, &found, err));
-    assert_false(found); /* backing off */
-    end_backoff(f, &lease);
-    claim(f, "worker-2", &again);
-    assert_int_equal(again.attempt, 2);
-}
-
-static void a_released_job_is_claimable_at_once(void **state)
-{
-    struct fixture *f = fixture();
-    struct lease lease, again;
-    struct job job;
-
-    new_claimed(f, &lease);
-    assert_ok(leases_release(f->worker, &lease, err));
-    claim(f, "worker-2", &again);
-    assert_int_equal(again.attempt, 2);
-    assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));
-    assert_int_equal(job.crashes, 0);
-    job_release(&job);
-}
-
-static void a_poison_job_fails_after_three_crashes(void **state)
-{
-    struct fixture *f = fixture();
-    struct event_list events;
-    struct lease lease;
-    struct job job;
-    bool found;
-    int jobs;
-
-    new_claimed(f, &lease);
-    to_running(f, &lease);
-    for (int crash = 1; crash <= 3; crash++) {
-        if (crash > 1)
-            claim(f, "worker-1", &lease);
-        assert_int_equal(lease.attempt, crash);
-        run_out(f, &lease);
-        assert_ok(leases_sweep(f->worker, LEASE_POISON_CRASHES, &jobs, err));
-        assert_int_equal(jobs, 1);
-        end_backoff(f, &lease);
-    }
-    assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));
-    assert_int_equal(job.state, JOB_STATE_FAILED);
-    assert_string_equal(job.error_code, "worker_crashed");
-    job_release(&job);
-    assert_ok(events_list(f->app, lease.project, lease.job, NULL, 1, &events, err));
-    assert_string_equal(events.items[0].level, "error");
-    event_list_release(&events);
-    assert_ok(leases_claim(f->worker, "worker-1", &lease, &found, err));
-    assert_false(found);
-}
-
-static void progress_forgives_crashes(void **state)
-{
-    struct fixture *f = fixture();
-    struct lease lease;
-    char old[96];
-    int jobs;
-
-    new_claimed(f, &lease);
-    to_running(f, &lease);
-    for (int i = 1; i <= 8; i++) {
-        struct job_recovery recovery = {.step = i / 2};
-
-        if (i > 1)
-            claim(f, "worker-1", &lease);
-        /* Every second attempt gets further than the one before. */
-        snprintf(recovery.name, sizeof recovery.name, "r%d", i);
-        assert_ok(jobs_set_recovery(f->worker, &lease, &recovery, old, err));
-        run_out(f, &lease);
-        assert_ok(leases_sweep(f->worker, 2, &jobs, err));
-        end_backoff(f, &lease);
-        assert_int_equal(state_of(f, &lease), JOB_STATE_RUNNING);
-    }
-}
-
-static void a_dead_workers_jobs_are_free_at_once(void **state)
-{
-    struct fixture *f = fixture();
-    char mine[ID_SIZE], id[ID_SIZE], dead[ID_SIZE] = "";
-    struct lease lease;
-    struct job job;
-    int pipes[2], jobs, status;
-    pid_t child;
-    bool found;
-
-    settle(f);
-    assert_ok(workers_register(f->worker, "train", mine, err));
-    assert_int_equal(pipe(pipes), 0);
-    child = fork();
-    if (child == 0) {
-        struct db *db;
-        bool ok = db_open(&db, f->storage.url, DB_ROLE_WORKER, NULL) == 0 &&
-                  workers_register(db, "train", dead, NULL) == 0 &&
-                  write(pipes[1], dead, sizeof dead) == sizeof dead;
-
-        if (ok)
-            pause();
-        _exit(1);
-    }
-    assert_int_equal(read(pipes[0], dead, sizeof dead), sizeof dead);
-    fixture_job(f, f->a.project, id);
-    claim(f, dead, &lease);
-    assert_ok(workers_release_dead(f->worker, 3, &jobs, err));
-    assert_int_equal(jobs, 0); /* both live */
-    kill(child, SIGKILL);
-    waitpid(child, &status, 0);
-    assert_ok(workers_release_dead(f->worker, 0, &jobs, err));
-    assert_int_equal(jobs, 1);
-    assert_err(leases_renew(f->worker, &lease, err), ERR_FENCED);
-    assert_ok(leases_claim(f->worker, mine, &lease, &found, err));
-    assert_true(found);
-    assert_string_equal(lease.job, id);
-    assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));
-    assert_int_equal(job.crashes, 0); /* poison 0: nobody's fault */
-    job_release(&job);
-    assert_ok(workers_unregister(f->worker, mine, err));
-    assert_err(leases_renew(f->worker, &lease, err), ERR_FENCED);
-    close(pipes[0]);
-    close(pipes[1]);
-}
-
-/* ------------------------------------------------------------------ events and checkpoints */
-
-struct teller {
-    const char *url;
-    struct lease lease;
-    bool failed;
-};
-
-static void *tell_many(void *context)
-{
-    struct teller *t = context;
-    struct db *db = NULL;
-
-    t->failed = db_open(&db, t->url, DB_ROLE_WORKER, NULL) != 0;
-    for (int i = 0; i < 40 && !t->failed; i++) {
-        struct event_new events[3] = {{.message = "one"},
-                                      {.message = "two", .type = "metrics", .data = "{\"step\":1}"},
-                                      {.message = "three", .level = "warn"}};
-
-        t->failed = events_append(db, &t->lease, events, 3, NULL) != 0;
-    }
-    db_close(db);
-    return NULL;
-}
-
-static void events_are_numbered_without_gaps(void **state)
-{
-    struct fixture *f = fixture();
-    struct teller tellers[3];
-    pthread_t threads[3];
-    struct event_list events;
-    struct lease lease;
-    int64_t at = 0;
-
-    new_claimed(f, &lease);
-    for (int i = 0; i < 3; i++) {
-        tellers[i] = (struct teller){.url = f->storage.url, .lease = lease};
-        assert_int_equal(pthread_create(&threads[i], NULL, tell_many, &tellers[i]), 0);
-    }
-    for (int i = 0; i < 3; i++) {
-        pthread_join(threads[i], NULL);
-        assert_false(tellers[i].failed);
-    }
-    do {
-        assert_ok(events_since(f->app, lease.project, lease.job, at, 50, &events, err));
-        for (int i = 0; i < events.count; i++)
-            assert_int_equal(events.items[i].sequence, ++at);
-        if (!events.has_more)
-            break;
-        event_list_release(&events);
-    } while (true);
-    event_list_release(&events);
-    assert_int_equal(at, 2 + 3 * 40 * 3);
-}
-
-static void an_event_with_a_key_is_told_once(void **state)
-{
-    struct fixture *f = fixture();
-    struct event_new step = {.message = "Step 1/9", .key = "step:1", .type = "metrics"};
-    struct event_list events;
-    struct lease lease;
-
-    new_claimed(f, &lease);
-    assert_ok(events_append(f->worker, &lease, &step, 1, err));
-    assert_ok(events_append(f->worker, &lease, &step, 1, err));
-    assert_ok(events_append(f->worker, &lease, &(struct event_new){.message = "next"}, 1, err));
-    assert_ok(events_list(f->app, lease.project, lease.job, NULL, 50, &events, err));
-    assert_int_equal(events.count, 4);
-    assert_int_equal(events.items[0].sequence, 4);
-    assert_string_equal(events.items[1].message, "Step 1/9");
-    event_list_release(&events);
-}
-
-static void events_go_page_by_page(void **state)
-{
-    struct fixture *f = fixture();
-    struct event_list page, rest;
-    struct lease lease;
-
-    new_claimed(f, &lease);
-    for (int i = 0; i < 5; i++)
-        assert_ok(events_append(f->worker, &lease, &(struct event_new){.message = "m"}, 1, err));
-    assert_ok(events_list(f->app, lease.project, lease.job, NULL, 4, &page, err));
-    assert_true(page.has_more);
-    assert_int_equal(page.items[3].sequence, 4);
-    assert_ok(events_list(f->app, lease.project, lease.job, page.items[3].id, 4, &rest, err));
-    assert_false(rest.has_more);
-    assert_int_equal(rest.count, 3);
-    assert_int_equal(rest.items[0].sequence, 3);
-    event_list_release(&rest);
-    event_list_release(&page);
-    assert_err(events_list(f->app, lease.project, lease.job, "ftevent-x", 4, &page, err),
-               ERR_INVALID);
-    assert_err(events_list(f->app, lease.project, "ftjob-x", NULL, 4, &page, err), ERR_NOT_FOUND);
-}
-
-static void the_last_three_checkpoints_are_kept_and_are_models(void **state)
-{
-    struct fixture *f = fixture();
-    char sha256[SHA256_HEX];
-    struct checkpoint_list list;
-    struct event_list events;
-    struct model model;
-    struct lease lease;
-
-    new_claimed(f, &lease);
-    to_running(f, &lease);
-    fixture_blob(f, lease.project, "checkpoint\n", sha256);
-    for (int step = 3; step <= 15; step += 3)
-        for (int again = 0; again < 2; again++)
-            assert_ok(checkpoints_add(
-                f->worker, &lease,
-                &(struct checkpoint_new){.step = step,
-                                         .artifact_sha256 = sha256,
-                                         .artifact_bytes = 11,
-                                         .metrics = {.train_loss = 0.5,
-                                                     .train_mean_token_accuracy = 0.9,
-                                                     .valid_loss = NAN,
-                                                     .valid_mean_token_accuracy = NAN,
-                                                     .full_valid_loss = NAN,
-                                                     .full_valid_mean_token_accuracy = NAN}},
-                err));
-    assert_ok(checkpoints_list(f->app, lease.project, lease.job, NULL, 2, &list, err));
-    assert_int_equal(list.count, 2);
-    assert_true(list.has_more);
-    assert_int_equal(list.items[0].step, 15);
-    assert_true(list.items[0].metrics.train_loss == 0.5);
-    assert_true(isnan(list.items[0].metrics.valid_loss));
-    assert_non_null(strstr(list.items[0].model, ":ckpt-step-15"));
-    assert_ok(models_resolve(f->app, lease.project, list.items[0].model, &model, err));
-    assert_int_equal(model.kind, MODEL_CHECKPOINT);
-    assert_string_equal(model.artifact_sha256, sha256);
-    assert_err(models_resolve(f->app, f->b.project, list.items[0].model, &model, err),
-               ERR_NOT_FOUND);
-    {
-        struct checkpoint_list rest;
-
-        assert_ok(
-            checkpoints_list(f->app, lease.project, lease.job, list.items[1].id, 2, &rest, err));
-        assert_int_equal(rest.count, 1);
-        assert_false(rest.has_more);
-        assert_int_equal(rest.items[0].step, 9);
-        checkpoint_list_release(&rest);
-    }
-    checkpoint_list_release(&list);
-    assert_err(checkpoints_list(f->app, lease.project, lease.job, "ftckpt_x", 2, &list, err),
-               ERR_INVALID);
-    assert_ok(events_list(f->app, lease.project, lease.job, NULL, 50, &events, err));
-    assert_int_equal(events.count, 4 + 5); /* each told once */
-    event_list_release(&events);
 }
 
 /* ------------------------------------------------------------------ models */
@@ -914,9 +403,9 @@ static void models_are_listed_resolved_and_deleted(void **state)
     struct lease lease;
     struct job job, next;
 
-    new_claimed(f, &lease);
-    to_running(f, &lease);
-    success_of(f, &lease, "a model\n", sha256, &success);
+    fixture_claimed_job(f, &lease);
+    fixture_running(f, &lease);
+    fixture_success(f, &lease, "a model\n", sha256, &success);
     assert_ok(jobs_commit_success(f->worker, &lease, &success, err));
     assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));
 
@@ -974,18 +463,6 @@ int main(void)
         cmocka_unit_test(a_failed_job_tells_why),
         cmocka_unit_test(a_cancelled_job_is_cancelled_at_once),
         cmocka_unit_test(an_ended_job_can_not_be_cancelled),
-        cmocka_unit_test(each_job_is_claimed_by_one),
-        cmocka_unit_test(the_oldest_job_goes_first),
-        cmocka_unit_test(a_stale_attempt_changes_nothing),
-        cmocka_unit_test(a_lease_that_runs_out_is_swept_and_a_living_one_is_not),
-        cmocka_unit_test(a_released_job_is_claimable_at_once),
-        cmocka_unit_test(a_poison_job_fails_after_three_crashes),
-        cmocka_unit_test(progress_forgives_crashes),
-        cmocka_unit_test(a_dead_workers_jobs_are_free_at_once),
-        cmocka_unit_test(events_are_numbered_without_gaps),
-        cmocka_unit_test(an_event_with_a_key_is_told_once),
-        cmocka_unit_test(events_go_page_by_page),
-        cmocka_unit_test(the_last_three_checkpoints_are_kept_and_are_models),
         cmocka_unit_test(models_are_listed_resolved_and_deleted),
         cmocka_unit_test(states_are_counted_over_all_tenants),
     };
