@@ -18,12 +18,15 @@ CREATE FUNCTION lease_claim(p_worker text, p_seconds integer)
 RETURNS TABLE (tenant_id uuid, job_id text, attempt_number bigint)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = graft, pg_temp AS $$
     SELECT set_config('app.system', 'on', true);
+    -- Materialized: a plan that ran this more than once would lock more than one row.
+    WITH next AS MATERIALIZED (
+        SELECT w.tenant, w.job FROM job_lease w
+         WHERE w.worker IS NULL AND w.run_after < 'infinity' AND w.run_after <= now()
+         ORDER BY w.ordinal LIMIT 1 FOR UPDATE SKIP LOCKED)
     UPDATE job_lease l
        SET worker = p_worker, attempt = l.attempt + 1, claim_step = l.recovery_step,
            lease_until = clock_timestamp() + make_interval(secs => p_seconds)
-      FROM (SELECT w.tenant, w.job FROM job_lease w
-             WHERE w.worker IS NULL AND w.run_after < 'infinity' AND w.run_after <= now()
-             ORDER BY w.ordinal LIMIT 1 FOR UPDATE SKIP LOCKED) AS next
+      FROM next
      WHERE l.tenant = next.tenant AND l.job = next.job
     RETURNING l.tenant, l.job, l.attempt;
 $$;
@@ -38,7 +41,7 @@ CREATE FUNCTION lease_let_go(p_worker text, p_poison integer)
 RETURNS TABLE (tenant_id uuid, job_id text, attempt_number bigint, poisoned boolean)
 LANGUAGE sql VOLATILE SECURITY DEFINER SET search_path = graft, pg_temp AS $$
     SELECT set_config('app.system', 'on', true);
-    WITH dead AS (
+    WITH dead AS MATERIALIZED (
         SELECT d.tenant, d.job,
                CASE WHEN p_poison <= 0 THEN d.crashes
                     WHEN d.recovery_step > d.claim_step THEN 0

@@ -68,6 +68,37 @@ static void the_database_holds_no_key(void **state)
     assert_int_equal(fixture_number(f, sql), 0);
 }
 
+static void the_last_use_is_noted_once_a_minute(void **state)
+{
+    struct fixture *f = fixture();
+    struct key_identity who;
+    char key[KEY_TEXT_SIZE];
+
+    assert_ok(keys_create(f->owner, "Uses", "default", key, &who, err));
+    assert_int_equal(fixture_number(f, "SELECT count(last_used_at) FROM graft.api_key k"
+                                       " JOIN graft.project p USING (tenant)"
+                                       " JOIN graft.organization o ON o.id = p.organization"
+                                       " WHERE o.name = 'Uses'"),
+                     0);
+    for (int i = 0; i < 3; i++)
+        assert_ok(keys_lookup(f->app, key, &who, err));
+    /* Three look-ups, one version of the row: it was written once. */
+    fixture_admin(f,
+                  "CREATE TABLE public.first_use AS SELECT xmin::text AS x, id FROM graft.api_key"
+                  " WHERE last_used_at IS NOT NULL");
+    assert_ok(keys_lookup(f->app, key, &who, err));
+    assert_int_equal(fixture_number(f, "SELECT count(*) FROM graft.api_key k JOIN"
+                                       " public.first_use u ON u.id = k.id"
+                                       " WHERE k.xmin::text <> u.x"),
+                     0);
+    fixture_admin(f, "UPDATE graft.api_key SET last_used_at = now() - interval '2 minutes'");
+    assert_ok(keys_lookup(f->app, key, &who, err));
+    assert_int_equal(fixture_number(f, "SELECT count(*) FROM graft.api_key"
+                                       " WHERE last_used_at > now() - interval '1 minute'"),
+                     1);
+    fixture_admin(f, "DROP TABLE public.first_use");
+}
+
 static void names_of_organizations_are_checked(void **state)
 {
     struct fixture *f = fixture();
@@ -296,6 +327,7 @@ int main(void)
         cmocka_unit_test(a_second_key_opens_the_same_project),
         cmocka_unit_test(a_revoked_or_unknown_key_opens_nothing),
         cmocka_unit_test(the_database_holds_no_key),
+        cmocka_unit_test(the_last_use_is_noted_once_a_minute),
         cmocka_unit_test(names_of_organizations_are_checked),
         cmocka_unit_test(without_predicates_a_tenant_sees_its_own_rows_only),
         cmocka_unit_test(another_tenants_row_can_not_be_written),
