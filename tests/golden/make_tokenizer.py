@@ -6,6 +6,7 @@ Writes beside itself:
   tiny_tokenizer.json     a byte-level BPE of 512 tokens, trained on the text below, with ChatML tokens
   tiny_template.jinja     the ChatML template of SmolLM2 with a system text of our own
   tokenizer_tiny.json     texts and their ids by `tokenizers`, conversations and their ids by `transformers`
+  pretokenizer.json       pre-tokenizers, texts, and where the reference cuts them (bytes)
   tokenizer_smollm2.json  the same for SmolLM2, where SMOLLM2_DIR (a Hugging Face directory) is given
 
 In each vector: "ids" are with special tokens recognised in the text, "plain" (where they differ) without
@@ -125,6 +126,41 @@ def vectors(tok, template):
     return {"texts": texts, "conversations": conversations}
 
 
+BYTES_ONLY = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+PRE_TOKENIZERS = {
+    "gpt2": {**BYTES_ONLY, "use_regex": True},
+    "digits": {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": True}, {**BYTES_ONLY, "use_regex": True}]},
+    "digit_runs": {"type": "Sequence", "pretokenizers": [
+        {"type": "Digits", "individual_digits": False}, {**BYTES_ONLY, "use_regex": True}]},
+    "llama3": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
+                                               "\\p{N}{1,3}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|"
+                                               "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"},
+         "behavior": "Isolated", "invert": False}, BYTES_ONLY]},
+    "classes": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "[\\p{Lu}\\p{Lt}]?[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+|\\d+|[^\\s\\p{P}]|\\S|\\s"},
+         "behavior": "Removed", "invert": True},
+        {"type": "Split", "pattern": {"String": "aa"}, "behavior": "Isolated", "invert": False}, BYTES_ONLY]},
+    "words_removed": {"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "\\p{L}+"}, "behavior": "Removed", "invert": False}, BYTES_ONLY]},
+}
+
+
+def pieces(spec):
+    tok = Tokenizer(models.BPE())
+    whole = json.loads(tok.to_str())
+    whole["pre_tokenizer"] = spec
+    pre = Tokenizer.from_str(json.dumps(whole)).pre_tokenizer
+    rows = []
+    for text in TEXTS:
+        at = [0]
+        for c in text:
+            at.append(at[-1] + len(c.encode()))
+        rows.append([n for _, (a, b) in pre.pre_tokenize_str(text) for n in (at[a], at[b])])
+    return rows
+
+
 def write(name, data):
     lines = ["{"]
     for i, (key, rows) in enumerate(data.items()):
@@ -136,6 +172,8 @@ def write(name, data):
 
 def main():
     write("tokenizer_tiny.json", vectors(tiny(), TEMPLATE))
+    write("pretokenizer.json", {"texts": TEXTS, "pre_tokenizers": [
+        {"name": name, "spec": spec, "pieces": pieces(spec)} for name, spec in PRE_TOKENIZERS.items()]})
     if len(sys.argv) > 1:
         folder = pathlib.Path(sys.argv[1])
         spec = json.loads((folder / "tokenizer.json").read_text())

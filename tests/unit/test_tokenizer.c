@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,6 +147,38 @@ static void test_long_words_take_little_time(void **state)
     /* 7 MiB; quadratic work would take hours. Sanitizers slow it down. */
     assert_true((double)(clock() - start) / CLOCKS_PER_SEC < 60);
     free(text);
+    tokenizer_free(t);
+}
+
+static void *encode_many(void *tokenizer)
+{
+    uint64_t random = 7;
+    size_t total = 0;
+    char text[400];
+
+    for (int i = 0; i < 300; i++) {
+        size_t len = random_text(&random, text, sizeof text);
+        struct token_list list = encode(tokenizer, text, len, true);
+
+        for (size_t k = 0; k < list.count; k++)
+            total = total * 31 + (size_t)list.ids[k];
+        token_list_release(&list);
+    }
+    return (void *)total;
+}
+
+static void test_threads_share_a_tokenizer(void **state)
+{
+    struct tokenizer *t = golden_tokenizer(TINY);
+    void *alone = encode_many(t), *result;
+    pthread_t threads[4];
+
+    for (size_t i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, encode_many, t), 0);
+    for (size_t i = 0; i < 4; i++) {
+        assert_int_equal(pthread_join(threads[i], &result), 0);
+        assert_ptr_equal(result, alone);
+    }
     tokenizer_free(t);
 }
 
@@ -295,7 +328,8 @@ static void test_a_pattern_that_explodes_is_an_error_not_a_hang(void **state)
 {
     static const char json[] =
         "{\"pre_tokenizer\":{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\","
-        "\"pattern\":{\"Regex\":\"(?:a+)+[bc]\"},\"behavior\":\"Isolated\"},{\"type\":\"ByteLevel\","
+        "\"pattern\":{\"Regex\":\"(?:a+)+[bc]\"},\"behavior\":\"Isolated\"},{\"type\":"
+        "\"ByteLevel\","
         "\"add_prefix_space\":false,\"use_regex\":false}]},"
         "\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]}}";
     struct tokenizer *t = NULL;
@@ -320,6 +354,7 @@ int main(void)
         cmocka_unit_test(test_pieces_join_to_the_text_and_starts_fit),
         cmocka_unit_test(test_user_text_makes_no_control_tokens),
         cmocka_unit_test(test_long_words_take_little_time),
+        cmocka_unit_test(test_threads_share_a_tokenizer),
         cmocka_unit_test(test_invalid_utf8_is_refused),
         cmocka_unit_test(test_ids_outside_are_no_tokens),
         cmocka_unit_test(test_what_is_not_supported_is_refused_by_name),
