@@ -1,4 +1,5 @@
 """/v1/models, and what POST /v1/fine_tuning/jobs refuses before there is a job; pages of jobs, events, checkpoints."""
+import json
 import unittest
 import urllib.parse
 
@@ -108,6 +109,21 @@ class Requests(unittest.TestCase):
         self.assertEqual((first.status, first.body), (again.status, again.body))
         other = server.post("/v1/fine_tuning/jobs", {**body, "seed": 2}, headers={"Idempotency-Key": "job"})
         self.assertEqual((other.status, other.error["code"]), (400, "idempotency_key_reused"))
+
+
+class Examples(unittest.TestCase):
+    def test_those_of_the_specification_are_taken(self):
+        folder = harness.ROOT / "api-spec/examples"
+        data = (folder / "train.jsonl").read_bytes()
+        self.assertGreaterEqual(len(data.splitlines()), 10)
+        upload = server.upload(data)
+        self.assertEqual(upload.status, 200, upload)
+        job = json.loads((folder / "create-job.json").read_text())
+        job["training_file"] = upload.json["id"]
+        reply = server.post("/v1/fine_tuning/jobs", job)
+        self.assertEqual(reply.status, 200, reply)
+        chunks = list(server.stream("/v1/chat/completions", json.loads((folder / "chat.json").read_text())))
+        self.assertIsNotNone(chunks[-1]["usage"])
 
 
 class Pages(unittest.TestCase):
