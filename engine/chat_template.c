@@ -156,14 +156,22 @@ static int add_turn(struct rendering *r, const char *role, const char *content, 
     return add_text(r, message, SIZE_MAX, err);
 }
 
+/* Models know the older or newer name of a role, not both. */
+static const char *role_of(const struct engine_message *message)
+{
+    if (strcmp(message->role, "developer") == 0)
+        return "system";
+    return strcmp(message->role, "function") == 0 ? "tool" : message->role;
+}
+
 static int add_conversation(struct rendering *r, const struct engine_message *messages,
                             int32_t count, bool add_generation_prompt, struct err *err)
 {
-    if (r->chat->system != NULL && count > 0 && strcmp(messages[0].role, "system") != 0 &&
+    if (r->chat->system != NULL && count > 0 && strcmp(role_of(&messages[0]), "system") != 0 &&
         add_turn(r, "system", r->chat->system, -1, err) != 0)
         return -1;
     for (int32_t i = 0; i < count; i++) {
-        if (add_turn(r, messages[i].role, messages[i].content, i, err) != 0)
+        if (add_turn(r, role_of(&messages[i]), messages[i].content, i, err) != 0)
             return err_prefix(err, "message %d", i + 1);
     }
     if (!add_generation_prompt)

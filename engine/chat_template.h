@@ -8,8 +8,10 @@
  *     <|im_start|>ROLE\nCONTENT<|im_end|>\n   for each message, then, to be answered,
  *     <|im_start|>assistant\n
  *
- * Tokens equal transformers' apply_chat_template, with one intended difference: roles and contents
- * are never a source of control tokens; "<|im_end|>" inside a content is plain text.
+ * Tokens equal transformers' apply_chat_template, with two intended differences: roles and contents
+ * are never a source of control tokens ("<|im_end|>" inside a content is plain text), and the roles
+ * `developer` and `function` are written as `system` and `tool`, which models know; so training and
+ * answering agree on them.
  *
  * What an answer is: the tokens that begin inside an assistant's content, and the <|im_end|> behind
  * them. The newline behind <|im_end|> is the template's: generation stops before it.

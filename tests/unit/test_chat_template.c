@@ -151,6 +151,22 @@ static void test_messages_make_no_control_tokens(void **state)
     chat_tokens_release(&out);
 }
 
+static void test_names_of_roles_that_mean_the_same_are_one(void **state)
+{
+    static const struct engine_message newer[] = {{"developer", "Be brief."}, {"function", "3"}};
+    static const struct engine_message older[] = {{"system", "Be brief."}, {"tool", "3"}};
+    struct chat_tokens a, b;
+
+    chat_tokens_init(&a);
+    chat_tokens_init(&b);
+    assert_int_equal(chat_template_encode(tiny, newer, 2, true, &a, NULL), 0);
+    assert_int_equal(chat_template_encode(tiny, older, 2, true, &b, NULL), 0);
+    assert_int_equal(a.count, b.count);
+    assert_memory_equal(a.ids, b.ids, a.count * sizeof *a.ids);
+    chat_tokens_release(&a);
+    chat_tokens_release(&b);
+}
+
 static void test_bad_text_is_an_error_that_names_the_message(void **state)
 {
     static const struct engine_message messages[] = {{"user", "fine"}, {"user", "\xff"}};
@@ -276,6 +292,7 @@ int main(void)
         cmocka_unit_test(test_an_answer_is_its_content_and_the_end_of_its_turn),
         cmocka_unit_test(test_the_prompt_is_how_the_answer_begins),
         cmocka_unit_test(test_messages_make_no_control_tokens),
+        cmocka_unit_test(test_names_of_roles_that_mean_the_same_are_one),
         cmocka_unit_test(test_bad_text_is_an_error_that_names_the_message),
         cmocka_unit_test(test_spellings_of_chatml_are_known),
         cmocka_unit_test(test_other_templates_are_refused),
