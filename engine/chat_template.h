@@ -1,6 +1,6 @@
 /* chat_template.h: a conversation as tokens, and whose tokens they are.
  *
- * Now: ChatML, recognised by the template's text (its forms are listed in chat_template.c), with
+ * Now: ChatML, recognised by the template's text (its forms: chat_template_form.c), with
  * the system text that the template puts in front when the conversation has none; a model without
  * a template whose tokenizer has <|im_start|> and <|im_end|> gets plain ChatML. Every other
  * template is refused by name. A Jinja evaluator will stand behind the same functions.
