@@ -8,8 +8,9 @@
 #include <stdlib.h>
 
 #define MAX_THREADS 256
-#define SPINS 4000 /* of a pause instruction each: 40 to 100 µs, more than a stage's serial part \
-                    */
+#define SPINS                                                                           \
+    4000 /* of a pause instruction each: 40 to 100 µs, more than a stage's serial part \
+          */
 
 struct worker {
     struct thread_pool *pool;
