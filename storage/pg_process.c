@@ -100,6 +100,7 @@ static void become(const struct pg_process *p, char *const envp[])
         if (strcmp(argv[i], PG_PROCESS_DATA) == 0)
             argv[i] = access(p->data, X_OK) == 0 ? p->data : DATA_FD_PATH;
     }
+    argv[0] = p->program; /* they look for one another beside the path they were called by */
     execve(p->program, (char *const *)argv, envp);
     _exit(127);
 }

@@ -28,7 +28,7 @@ int pg_user_of(const char *dir, struct pg_user *out, struct err *err);
 struct pg_process {
     const struct pg_user *user;
     const char *program;     /* absolute */
-    const char *const *argv; /* NULL-ended, ≤ 63 */
+    const char *const *argv; /* NULL-ended, ≤ 63; argv[0] becomes the program's path */
     const char *data;        /* absolute path of the data folder */
     int output;              /* a file descriptor for its stdout and stderr */
 };
