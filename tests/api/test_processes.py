@@ -120,7 +120,8 @@ class Serve(unittest.TestCase):
             with self.subTest(role=role):
                 (pid,) = server.workers(role)
                 os.kill(pid, signal.SIGKILL)
-                self.assertTrue(wait_until(lambda: server.workers(role) not in ([], [pid]), 2))
+                # Two seconds, or longer when the supervisor has seen the worker die often of late.
+                self.assertTrue(wait_until(lambda: server.workers(role) not in ([], [pid]), 15))
                 self.assertTrue(wait_until(lambda: server.get("/readyz", key=None).status == 200, 5))
 
     def test_a_worker_that_dies_at_once_does_not_spin(self):
