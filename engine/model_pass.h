@@ -1,0 +1,39 @@
+/* model_pass.h: what the files behind model.h share: the model itself, and how a pass carves its
+ * memory and begins a batch. Nobody else includes it. */
+#ifndef GRAFT_MODEL_PASS_H
+#define GRAFT_MODEL_PASS_H
+
+#include "engine/model.h"
+
+struct model {
+    struct backend *backend;
+    struct model_config config;
+    struct model_weights weights;
+    struct tensor inv_freq; /* [E/2] host */
+    float rope_magnitude;
+};
+
+/* The lengths that shapes are made of: D, H·E, G·E, F, E, V (backend.h). */
+enum model_width { WIDTH_D, WIDTH_QUERY, WIDTH_KEY, WIDTH_F, WIDTH_E, WIDTH_V, WIDTH_NONE };
+int64_t model_width(const struct model_config *config, enum model_width width);
+
+/* Tensors carved out of one allocation: first counted, then placed. */
+struct model_arena {
+    char *memory; /* NULL: counting */
+    int64_t used; /* bytes */
+};
+
+/* [rows, cols], or [rows] where cols is 0; begins on a cache line. */
+struct tensor model_arena_carve(struct model_arena *arena, enum dtype dtype, int64_t rows,
+                                int64_t cols);
+/* The first `rows` rows of a tensor that was made for more. */
+struct tensor model_first_rows(struct tensor t, int64_t rows);
+/* The backend's `begin` for this model; `rope` gets the angles of the batch's positions. */
+void model_begin_batch(const struct model *model, const struct batch *batch, struct tensor rope);
+
+/* The promises of a batch that callers keep: ids in the vocabulary, documents that add up, and with
+ * a cache (else NULL) room for them. */
+void model_assert_batch(const struct model *model, const struct batch *batch,
+                        const struct kv_cache *cache);
+
+#endif
