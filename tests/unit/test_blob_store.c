@@ -132,7 +132,7 @@ static void a_full_disk_is_a_clean_failure(void **state)
     int64_t bytes;
     int rc = 0;
 
-    signal(SIGXFSZ, SIG_IGN); /* as the server does: then write says EFBIG */
+    signal(SIGXFSZ, SIG_IGN); /* then write says EFBIG */
     assert_int_equal(getrlimit(RLIMIT_FSIZE, &old), 0);
     small.rlim_max = old.rlim_max;
     assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
