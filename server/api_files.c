@@ -34,20 +34,22 @@ static json_t *file_json(const struct file *file)
 static const char *const purposes[] = {"fine-tune", "batch", "assistants", "vision",
                                        "user_data", "evals", NULL};
 
-static int wrong_line(long line, struct err *err)
+static int wrong_line(long line, const char *why, struct err *err)
 {
     return err_set_code(err, ERR_INVALID, "invalid_file_format", "file",
                         "Expected file to have JSONL format, where every line is a valid JSON "
-                        "dictionary. Line %ld is not a dictionary.",
-                        line);
+                        "dictionary. Line %ld is not a dictionary: %s.",
+                        line, why);
 }
 
-static bool is_dictionary(const char *line, size_t len)
+/* What else is wrong with the line is the job's to say. */
+static int check_dictionary(long number, const char *line, size_t len, struct err *err)
 {
-    json_t *json = json_loadb(line, len, 0, NULL);
-    bool yes = json_is_object(json);
+    json_error_t at;
+    json_t *json = json_loadb(line, len, JSON_DECODE_ANY, &at);
+    bool is_json = json != NULL, yes = json_is_object(json);
     json_decref(json);
-    return yes;
+    return yes ? 0 : wrong_line(number, is_json ? "it is another JSON value" : at.text, err);
 }
 
 int api_files_check_jsonl(const char *head, size_t len, bool whole, struct err *err)
@@ -67,12 +69,16 @@ int api_files_check_jsonl(const char *head, size_t len, bool whole, struct err *
         line++;
         if (first < stop) {
             any = true;
-            if (newline || whole ? !is_dictionary(first, (size_t)(stop - first)) : *first != '{')
-                return wrong_line(line, err);
+            if (newline || whole) {
+                if (check_dictionary(line, first, (size_t)(stop - first), err) != 0)
+                    return -1;
+            } else if (*first != '{') {
+                return wrong_line(line, "it does not start with {", err);
+            }
         }
         p = newline ? newline + 1 : end;
     }
-    return any || !whole ? 0 : wrong_line(1, err);
+    return any || !whole ? 0 : wrong_line(1, "there is nothing in it", err);
 }
 
 /* "expires_after[seconds]" is the table's "expires_after.seconds". */
