@@ -132,6 +132,7 @@ struct batch {
 struct backend;
 
 struct begin_args { /* first operation of every pass over a batch */
+    const struct model_config *config;
     const struct batch *batch;
     struct tensor inv_freq; /* [E/2] host: radians per position */
     float rope_magnitude;   /* factor on cos and sin (yarn), else 1 */

@@ -23,6 +23,7 @@ struct tensor model_first_rows(struct tensor t, int64_t rows)
 void model_begin_batch(const struct model *model, const struct batch *batch, struct tensor rope)
 {
     model->backend->ops->begin(model->backend, &(struct begin_args){
+                                                   .config = &model->config,
                                                    .batch = batch,
                                                    .inv_freq = model->inv_freq,
                                                    .rope_magnitude = model->rope_magnitude,

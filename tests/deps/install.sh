@@ -20,6 +20,7 @@ build_packages=(
 )
 test_packages=(
     libcmocka-dev
+    g++ # the CUDA kernels on the test shim
     clang clang-format llvm # second compiler, libFuzzer, and readable sanitizer reports
     shellcheck git
     python3-venv # the openai SDK lives in a virtual environment below .cache/

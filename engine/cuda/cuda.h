@@ -1,0 +1,152 @@
+/* cuda.h: what the files of the CUDA backend share. The CPU's table defines what is right; each
+ * stage here is held to it by a test of the same name (tests/unit/test_cuda_*.c).
+ *
+ *   device.cuh, ptx.cuh   the language of kernels, on CUDA and on the test shim
+ *   device.h              memory, copies, launches, failures
+ *   cuda_backend.cu       the table, memory, begin: what kernels know of a batch
+ *   cuda_embed.cu         rope's angles, embeddings and their gradient
+ *   cuda_delta.cu, .cuh   packed deltas
+ *
+ * A stage is a function of the CPU table's name, cuda_X for cpu_X, that reads its arguments,
+ * chooses kernels by dtype and shape, and launches them. It must not allocate, wait, or look at
+ * device memory. Sums run in an order that depends on shapes alone: a pass gives the same bits each
+ * time it runs, and in serving a row's order does not depend on the other rows. */
+#ifndef GRAFT_CUDA_CUDA_H
+#define GRAFT_CUDA_CUDA_H
+
+#include "engine/cuda/device.h"
+
+extern "C" {
+#include "engine/backend.h"
+}
+
+/* ------------------------------------------------------------------ what kernels know of a batch
+ */
+
+/* A packed delta in device memory. Signs lie in the order of mma.m16n8k16's A operand, so that a
+ * warp reads its tile as 32 neighbouring words: [⌈rows/16⌉][⌈cols/64⌉][32 lanes], see
+ * cuda_delta.cuh. Rows and columns that pad have sign bits 0 and scale 0. */
+struct delta_view {
+    const unsigned *bits; /* or NULL: dense, or nothing at all */
+    const float *scale;   /* [⌈rows/16⌉ · 16] */
+    const void *dense;    /* [rows, cols] */
+    int32_t dtype;        /* of dense */
+    int32_t rows, cols;
+};
+
+/* Rows of the same adapter are a group. What a group has of its own, or NULL: the base's. */
+struct group_linear {
+    struct delta_view delta;
+    const float *bias;
+};
+struct group_layer {
+    struct group_linear q, k, v, o, gate, up, down;
+    const float *attn_norm, *q_norm, *k_norm, *mlp_norm;
+};
+struct group_outer {
+    const float *final_norm;
+    struct delta_view embed, head;
+};
+
+#define CUDA_QUERY_TILE 64 /* rows of a document that one tile of attention covers at most */
+
+/* Everything is device memory, written by begin; passed to kernels by value. */
+struct cuda_batch {
+    int32_t rows, docs, groups, tiles;
+    const int32_t *token, *position; /* [rows] */
+    const int32_t *row_doc;          /* [rows] document of a row */
+    const int32_t *order;            /* [rows] rows sorted by token, then row; training only */
+    const int32_t *row_group;        /* [rows] group of a row; -1: the base alone */
+    const int32_t *cu_seqlens;       /* [docs + 1] */
+    const int32_t *slot, *past;      /* [docs]; NULL without a kv cache */
+    const int32_t *group_start;      /* [groups + 1] where a group begins in group_row */
+    const int32_t *group_row;        /* rows of group 0, of group 1, …, each ascending */
+    const int32_t *tile_doc;         /* [tiles] document of a tile */
+    const int32_t *tile_from;        /* [tiles] its first row in the batch */
+    const struct group_layer *layer; /* [layers][groups] */
+    const struct group_outer *outer; /* [groups] */
+};
+
+/* ------------------------------------------------------------------ the backend */
+
+struct cuda {
+    struct device *device;
+    struct cuda_batch batch; /* of the pass that begin opened */
+    int32_t layers;          /* of its model; 0: not told, and no adapters */
+    char *staging, *meta;    /* what batch points to: on the host, on the device */
+    size_t meta_bytes, meta_used;
+    uint64_t *order; /* [order_rows] host scratch: rows sorted by token */
+    int32_t order_rows;
+};
+
+static inline struct cuda *cuda_of(struct backend *backend)
+{
+    return static_cast<struct cuda *>(backend->state);
+}
+
+template <typename T> static inline T *data_of(const struct tensor &t)
+{
+    return static_cast<T *>(t.data);
+}
+
+static inline int64_t ceil_div(int64_t a, int64_t b)
+{
+    return (a + b - 1) / b;
+}
+
+/* A host array of at most one 4-byte number for each row of the batch, copied to device memory that
+ * lasts until the next begin; up to four in a pass. NULL after a failure. */
+void *cuda_bring(struct cuda *cuda, const void *host, size_t bytes);
+
+/* Runs the statements with T standing for the C++ type of `dtype`; any other dtype fails the pass
+ * by the name of the operation. */
+#define WITH_WEIGHT_TYPE(cuda, operation, dtype, T, ...)                                    \
+    do {                                                                                    \
+        switch (dtype) {                                                                    \
+        case DTYPE_F32: {                                                                   \
+            using T = float;                                                                \
+            __VA_ARGS__;                                                                    \
+            break;                                                                          \
+        }                                                                                   \
+        case DTYPE_BF16: {                                                                  \
+            using T = bf16;                                                                 \
+            __VA_ARGS__;                                                                    \
+            break;                                                                          \
+        }                                                                                   \
+        case DTYPE_F16: {                                                                   \
+            using T = f16;                                                                  \
+            __VA_ARGS__;                                                                    \
+            break;                                                                          \
+        }                                                                                   \
+        default:                                                                            \
+            device_fail((cuda)->device, ERR_INTERNAL, "%s: weights of dtype %s", operation, \
+                        dtype_name(dtype));                                                 \
+        }                                                                                   \
+    } while (0)
+
+#define WITH_ACTIVATION_TYPE(cuda, operation, dtype, T, ...)                                    \
+    do {                                                                                        \
+        if ((dtype) == DTYPE_F32) {                                                             \
+            using T = float;                                                                    \
+            __VA_ARGS__;                                                                        \
+        } else {                                                                                \
+            device_fail((cuda)->device, ERR_INTERNAL, "%s: activations of dtype %s", operation, \
+                        dtype_name(dtype));                                                     \
+        }                                                                                       \
+    } while (0)
+
+/* ------------------------------------------------------------------ stages */
+
+int cuda_delta_pack(struct backend *, const struct delta_tensor *, struct packed_delta **out,
+                    struct err *err);
+void cuda_delta_free(struct backend *, struct packed_delta *);
+int64_t cuda_delta_bytes(const struct packed_delta *);
+/* As kernels see it; NULL: all zero. */
+struct delta_view cuda_delta_view(const struct packed_delta *packed);
+
+/* The part of begin that writes args->rope. */
+void cuda_rope(struct cuda *cuda, const struct begin_args *args, const float *inv_freq);
+void cuda_embed(struct backend *, const struct embed_args *);
+void cuda_embed_backward(struct backend *, const struct embed_backward_args *);
+
+#endif

@@ -1,0 +1,20 @@
+/* cuda_backend.h: the table of operations of a CUDA device (cuda.h says what lies behind it), as
+ * libgraft_cuda.so and, for tests, libgraft_shim.so export it. */
+#ifndef GRAFT_CUDA_CUDA_BACKEND_H
+#define GRAFT_CUDA_CUDA_BACKEND_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#include "engine/backend.h"
+
+/* Device `ordinal` of this machine. ERR_UNAVAILABLE says what is missing. */
+__attribute__((visibility("default"))) int cuda_backend_open(struct backend *backend, int ordinal,
+                                                             struct err *err);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,294 @@
+#include "engine/cuda/device.h"
+
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
+#include <map>
+#include <string>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "engine/cuda/shim/machine.h"
+#include "engine/cuda/shim/shim_control.h"
+
+#define DEVICES 8
+
+struct device {
+    int ordinal;
+    struct err failure;
+    bool lost; /* as after a fault: for good */
+};
+
+/* What a process has of all its devices: host memory stands for theirs. */
+static struct {
+    std::map<const char *, size_t> allocation;
+    std::map<std::string, int64_t> launches;
+    int64_t used[DEVICES], limit, fail_at[3], counted[3];
+    bool protect;
+} shim;
+
+#define DEFAULT_LIMIT ((int64_t)1 << 30)
+#define PAGE 4096u
+
+static bool strikes(enum shim_fault fault)
+{
+    return ++shim.counted[fault] == shim.fail_at[fault];
+}
+
+/* ------------------------------------------------------------------ memory */
+
+/* An allocation has pages of its own, so that it can be put out of reach: a page with its ordinal
+ * and size, then the memory, at the end of its pages, with an unreadable page behind. */
+struct allocation_head {
+    int ordinal;
+    size_t bytes, mapped;
+};
+
+static size_t pages(size_t bytes)
+{
+    return (bytes + PAGE - 1) / PAGE * PAGE;
+}
+
+static struct allocation_head *head_of(const void *memory)
+{
+    return (struct allocation_head *)((uintptr_t)memory / PAGE * PAGE - PAGE);
+}
+
+static void reach(bool on)
+{
+    if (!shim.protect)
+        return;
+    for (const auto &a : shim.allocation)
+        if (mprotect((void *)((uintptr_t)a.first / PAGE * PAGE), pages(a.second),
+                     on ? PROT_READ | PROT_WRITE : PROT_NONE))
+            abort();
+}
+
+void *device_alloc(struct device *device, size_t bytes, struct err *err)
+{
+    int64_t limit = shim.limit ? shim.limit : DEFAULT_LIMIT;
+    size_t wanted = bytes ? (bytes + 255) / 256 * 256 : 256, mapped;
+    int64_t *used = &shim.used[device->ordinal];
+    char *memory;
+
+    if (strikes(SHIM_FAULT_ALLOC) || bytes > (size_t)limit || *used + (int64_t)wanted > limit) {
+        err_set(err, ERR_NO_MEMORY, "shim:%d: %zu bytes of device memory wanted, %lld of %lld free",
+                device->ordinal, bytes, (long long)(limit - *used), (long long)limit);
+        return nullptr;
+    }
+    mapped = pages(wanted) + 2 * PAGE;
+    memory =
+        (char *)mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        err_set_errno(err, ENOMEM, "shim:%d: %zu bytes", device->ordinal, bytes);
+        return nullptr;
+    }
+    if (mprotect(memory + mapped - PAGE, PAGE, PROT_NONE))
+        abort();
+    struct allocation_head *head = (struct allocation_head *)memory;
+    head->ordinal = device->ordinal;
+    head->bytes = wanted;
+    head->mapped = mapped;
+    memory += PAGE + pages(wanted) - wanted;
+    memset(memory, 0xff, wanted);
+    *used += (int64_t)wanted;
+    shim.allocation[memory] = wanted;
+    reach(false);
+    return memory;
+}
+
+void device_free(struct device *device, void *memory)
+{
+    auto found = shim.allocation.find((const char *)memory);
+
+    if (!memory)
+        return;
+    if (found == shim.allocation.end()) {
+        fprintf(stderr, "shim: %p is freed and is no device memory\n", memory);
+        abort();
+    }
+    struct allocation_head *head = head_of(memory);
+    shim.used[head->ordinal] -= (int64_t)head->bytes;
+    shim.allocation.erase(found);
+    munmap(head, head->mapped);
+}
+
+static void check_span(const char *what, const void *memory, size_t bytes)
+{
+    auto next = shim.allocation.upper_bound((const char *)memory);
+
+    if (next != shim.allocation.begin()) {
+        --next;
+        if ((const char *)memory + bytes <= next->first + next->second)
+            return;
+    }
+    fprintf(stderr, "shim: %s: %p, %zu bytes: not device memory\n", what, memory, bytes);
+    abort();
+}
+
+void shim_check_pointer(const char *kernel, const void *pointer)
+{
+    if (pointer)
+        check_span(kernel, pointer, 1);
+}
+
+/* ------------------------------------------------------------------ copies */
+
+void device_copy_in(struct device *device, void *to, const void *host, size_t bytes)
+{
+    if (device_failed(device) || bytes == 0)
+        return;
+    check_span("copy in", to, bytes);
+    reach(true);
+    memcpy(to, host, bytes);
+    reach(false);
+}
+
+void device_copy_out(struct device *device, void *host, const void *from, size_t bytes)
+{
+    if (device_failed(device) || bytes == 0)
+        return;
+    check_span("copy out", from, bytes);
+    reach(true);
+    memcpy(host, from, bytes);
+    reach(false);
+}
+
+void device_copy(struct device *device, void *to, const void *from, size_t bytes)
+{
+    if (device_failed(device) || bytes == 0)
+        return;
+    check_span("copy to", to, bytes);
+    check_span("copy from", from, bytes);
+    reach(true);
+    memmove(to, from, bytes);
+    reach(false);
+}
+
+void device_fill(struct device *device, void *to, int byte, size_t bytes)
+{
+    if (device_failed(device) || bytes == 0)
+        return;
+    check_span("fill", to, bytes);
+    reach(true);
+    memset(to, byte, bytes);
+    reach(false);
+}
+
+/* ------------------------------------------------------------------ launches and failures */
+
+/* "(norm_kernel<float, bf16>)" → "norm_kernel" */
+static std::string kernel_name(const char *written)
+{
+    while (*written == '(')
+        written++;
+    return std::string(written, strcspn(written, "<)"));
+}
+
+void shim_launch_kernel(struct device *device, const struct shim_launch_args *args)
+{
+    std::string name = kernel_name(args->name);
+    struct shim_launch launch = {name.c_str(), args->grid,   args->block,
+                                 args->shared, args->thread, args->context};
+
+    if (device_failed(device))
+        return;
+    if (strikes(SHIM_FAULT_HANG))
+        for (;;)
+            pause();
+    if (strikes(SHIM_FAULT_LAUNCH)) {
+        device->lost = true;
+        err_set(&device->failure, ERR_UNAVAILABLE, "shim:%d: kernel %s: an injected fault",
+                device->ordinal, name.c_str());
+        return;
+    }
+    shim.launches[name]++;
+    reach(true);
+    shim_run(&launch);
+    reach(false);
+}
+
+void device_fail(struct device *device, enum err_kind kind, const char *format, ...)
+{
+    char text[512];
+    va_list arguments;
+
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    err_set(&device->failure, kind, "%s", text);
+}
+
+bool device_failed(const struct device *device)
+{
+    return device->lost || err_is_set(&device->failure);
+}
+
+int device_check(struct device *device, struct err *err)
+{
+    if (!device_failed(device))
+        return 0;
+    err_set(err, device->failure.kind, "%s", device->failure.message);
+    if (!device->lost)
+        err_clear(&device->failure);
+    return -1;
+}
+
+int device_open(struct device **out, int ordinal, struct err *err)
+{
+    *out = nullptr;
+    if (ordinal < 0 || ordinal >= DEVICES)
+        return err_set(err, ERR_UNAVAILABLE, "shim:%d: there are %d devices", ordinal, DEVICES);
+    *out = (struct device *)calloc(1, sizeof **out);
+    if (!*out)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a device");
+    (*out)->ordinal = ordinal;
+    return 0;
+}
+
+void device_close(struct device *device)
+{
+    free(device);
+}
+
+/* ------------------------------------------------------------------ for tests */
+
+int64_t shim_launches(const char *kernel)
+{
+    auto found = shim.launches.find(kernel);
+
+    return found == shim.launches.end() ? 0 : found->second;
+}
+
+void shim_fail(enum shim_fault fault, int64_t nth)
+{
+    shim.fail_at[fault] = nth;
+    shim.counted[fault] = 0;
+}
+
+int64_t shim_counted(enum shim_fault fault)
+{
+    return shim.counted[fault];
+}
+
+int64_t shim_memory_used(void)
+{
+    int64_t sum = 0;
+
+    for (int64_t used : shim.used)
+        sum += used;
+    return sum;
+}
+
+void shim_memory_limit(int64_t bytes)
+{
+    shim.limit = bytes;
+}
+
+void shim_protect(bool on)
+{
+    if (!on)
+        reach(true);
+    shim.protect = on;
+    reach(false);
+}

@@ -1,0 +1,57 @@
+/* shim_fixture.h: opens the CUDA backend on the test shim, and runs a case for many shapes and many
+ * random orders. For tests/unit/test_cuda_*.c, which are linked against the shim. */
+#ifndef GRAFT_TESTS_SHIM_FIXTURE_H
+#define GRAFT_TESTS_SHIM_FIXTURE_H
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "engine/cuda/cuda_backend.h"
+#include "engine/cuda/shim/shim_control.h"
+#include "tests/unit/parity.h"
+
+#define SHIM_ORDERS 20
+
+/* Group fixtures: *state becomes a struct backend on shim:0. Teardown fails where device memory is
+ * left. */
+static inline int shim_setup(void **state)
+{
+    struct backend *backend = calloc(1, sizeof *backend);
+    struct err err = {0};
+
+    *state = backend;
+    if (!backend || cuda_backend_open(backend, 0, &err)) {
+        fprintf(stderr, "%s\n", err.message);
+        return -1;
+    }
+    shim_protect(true);
+    return 0;
+}
+
+static inline int shim_teardown(void **state)
+{
+    struct backend *backend = *state;
+    int64_t left;
+
+    backend->ops->close(backend);
+    free(backend);
+    left = shim_memory_used();
+    if (left)
+        fprintf(stderr, "%lld bytes of device memory were not freed\n", (long long)left);
+    return left ? -1 : 0;
+}
+
+typedef void shim_shape_case(struct backend *shim, const struct parity_shape *shape);
+
+static inline void shim_every_shape(struct backend *shim, const struct parity_shape *shapes,
+                                    shim_shape_case *run)
+{
+    for (; shapes->name; shapes++)
+        for (uint64_t seed = 0; seed < SHIM_ORDERS; seed++) {
+            shim_seed(seed);
+            run(shim, shapes);
+        }
+}
+
+#endif
