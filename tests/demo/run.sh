@@ -12,12 +12,12 @@ if [ ! -e "$data/first-run-done" ]; then
     mkdir -p "$data"
     if path=$(tests/demo/fetch_model.sh); then
         echo "Importing $path as $model"
-        build/graft model import "$path" --name "$model" --data "$data" >/dev/null
+        GRAFT_LOG_LEVEL=warn build/graft model import "$path" --name "$model" --data "$data" >/dev/null
     else
         echo "Going on without a model. When you have one:"
         echo "    build/graft model import PATH --name NAME --data $data"
     fi
-    key=$(build/graft key create --org me --project first --data "$data")
+    key=$(GRAFT_LOG_LEVEL=warn build/graft key create --org me --project first --data "$data")
     touch "$data/first-run-done"
     cat <<TEXT
 
