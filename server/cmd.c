@@ -51,6 +51,13 @@ const struct cmd cmd_table[] = {
      {.settings = NAMES(DATABASE),
       .options = OPTIONS({"--org", "NAME", "organization"}, {"--project", "NAME", "project"})},
      cmd_key_create},
+    {"key list",
+     "--data DIR",
+     "list the API keys that open something",
+     "One line each: id, organization/project, last four characters, made, last used. Times are\n"
+     "UTC. The id is what `key revoke` takes.",
+     {.settings = NAMES(DATABASE)},
+     cmd_key_list},
     {"key revoke",
      "--data DIR KEY_ID",
      "end an API key's life",

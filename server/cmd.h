@@ -34,8 +34,8 @@ enum log_level cmd_log_level(const struct settings *settings);
 /* The commands. Indices of their options are beside their tables in cmd.c. */
 typedef int cmd_fn(const struct settings *settings, const struct setting_args *args,
                    struct err *err);
-cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_revoke, cmd_model_import,
-    cmd_model_list, cmd_collect, cmd_bench_train;
+cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_list, cmd_key_revoke,
+    cmd_model_import, cmd_model_list, cmd_collect, cmd_bench_train;
 
 enum { CMD_WORK_ROLE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET };
 enum { CMD_KEY_ORG, CMD_KEY_PROJECT };

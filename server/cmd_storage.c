@@ -1,6 +1,7 @@
 /* The operator's commands on the durable state: migrate, key, collect. */
 #include <inttypes.h>
 #include <stdio.h>
+#include <time.h>
 
 #include "server/cmd.h"
 #include "server/cmd_session.h"
@@ -43,6 +44,37 @@ int cmd_key_create(const struct settings *settings, const struct setting_args *a
         fprintf(stderr, "key %s of project %s in organization %s; it is not shown again\n",
                 identity.key_id, identity.project_name, identity.organization);
     }
+    return cmd_session_end(&s, rc);
+}
+
+static const char *format_time(int64_t seconds, char out[32])
+{
+    time_t t = (time_t)seconds;
+    struct tm utc;
+
+    if (seconds == 0 || gmtime_r(&t, &utc) == NULL)
+        return "never";
+    strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    return out;
+}
+
+int cmd_key_list(const struct settings *settings, const struct setting_args *args, struct err *err)
+{
+    struct key_list list = {0};
+    char made[32], used[32];
+    struct cmd_session s;
+    int rc = cmd_session_begin(&s, settings, DB_ROLE_OWNER, err);
+
+    if (rc == 0)
+        rc = keys_list(s.db, &list, err);
+    for (int i = 0; rc == 0 && i < list.count; i++) {
+        const struct key_info *k = &list.items[i];
+
+        printf("%s\t%s/%s\t%s\t%s\t%s\n", k->identity.key_id, k->identity.organization,
+               k->identity.project_name, k->last4, format_time(k->created_at, made),
+               format_time(k->last_used_at, used));
+    }
+    key_list_release(&list);
     return cmd_session_end(&s, rc);
 }
 

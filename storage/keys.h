@@ -34,6 +34,21 @@ bool keys_well_formed(const char *key);
 int keys_lookup(struct db *db, const char *key, struct key_identity *out, struct err *err);
 /* DB_ROLE_OWNER. By key id or by the key itself; ERR_NOT_FOUND. */
 int keys_revoke(struct db *db, const char *key_or_id, struct err *err);
+
+/* A key as an operator sees it: enough to know which one to revoke. */
+struct key_info {
+    struct key_identity identity;
+    char last4[5];
+    int64_t created_at, last_used_at; /* seconds since 1970; last_used_at 0: never */
+};
+struct key_list {
+    struct key_info *items;
+    int count;
+};
+/* DB_ROLE_OWNER. Those that open something, of all projects: by organization, project and age. */
+int keys_list(struct db *db, struct key_list *out, struct err *err);
+void key_list_release(struct key_list *list);
+
 /* "gk-ab***yz": fit for an error message. */
 void keys_mask(const char *key, char *out, size_t size);
 

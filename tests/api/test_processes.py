@@ -78,8 +78,19 @@ class Commands(unittest.TestCase):
         key = done.stdout.strip()
         self.assertEqual(server.get("/v1/models", key=key).status, 200)
         key_id = re.search(r"key_[0-9A-Za-z]+", done.stderr).group()
+        listed = {row[0]: row[1:] for row in self.listed_keys()}
+        self.assertEqual(listed[key_id][:2], ["o/p", key[-4:]])
+        self.assertRegex(listed[key_id][2], r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
+        self.assertRegex(listed[key_id][3], r"^20\d\d-")
         self.assertEqual(server.command("key", "revoke", key_id, "--data", server.data).returncode, 0)
+        self.assertNotIn(key_id, [row[0] for row in self.listed_keys()])
         self.assertTrue(wait_until(lambda: server.get("/v1/models", key=key).status == 401, 70))
+        # One that was never used says so.
+        server.cli("key", "create", "--org", "o", "--project", "unused", "--data", server.data)
+        self.assertEqual([row[4] for row in self.listed_keys() if row[1] == "o/unused"], ["never"])
+
+    def listed_keys(self):
+        return [line.split("\t") for line in server.cli("key", "list", "--data", server.data).splitlines()]
 
     def test_a_database_url_stays_out_of_what_is_said(self):
         env = {**os.environ, "GRAFT_DATABASE_URL": "postgresql://u:canary-secret@127.0.0.1:1/d"}
