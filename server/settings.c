@@ -42,7 +42,7 @@ const struct setting setting_table[] = {
      "handler threads, each with a database connection"},
     {"connections", "--connections", "GRAFT_CONNECTIONS", "N", SETTING_COUNT, "2000", 8, 1000000,
      AT(connections), "open client connections at most"},
-    {"max_body", "--max-body", "GRAFT_MAX_BODY", "BYTES", SETTING_SIZE, "4M", 1024, 15728640,
+    {"max_body", "--max-body", "GRAFT_MAX_BODY", "BYTES", SETTING_SIZE, "8M", 1024, 8388608,
      AT(max_body), "largest JSON body"},
     {"max_file", "--max-file", "GRAFT_MAX_FILE", "BYTES", SETTING_SIZE, "512M", 1024, 1e13,
      AT(max_file), "largest uploaded file"},
