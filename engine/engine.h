@@ -116,6 +116,11 @@ struct engine_train_plan {
 
 struct engine_trainer;
 
+/* The plan alone, before anything large is allocated: does the job fit? */
+int engine_trainer_plan(struct engine *engine, const struct engine_dataset *train,
+                        const struct engine_dataset *validation,
+                        const struct engine_train_options *options, struct engine_train_plan *plan,
+                        struct err *err);
 int engine_trainer_open(struct engine_trainer **out, struct engine *engine,
                         const struct engine_dataset *train, const struct engine_dataset *validation,
                         const struct engine_train_options *options, struct engine_train_plan *plan,

@@ -344,12 +344,10 @@ static int check_options(const struct engine_train_options *o, struct err *err)
     return 0;
 }
 
-static int open_state(struct engine_trainer *t, const struct trainer_source *train,
-                      const struct trainer_source *validation, struct err *err)
+/* What the job takes, without anything large: lists of examples and views without data. */
+static int open_plan(struct engine_trainer *t, const struct trainer_source *train,
+                     const struct trainer_source *validation, struct err *err)
 {
-    struct backend *b = t->engine->backend;
-    const int64_t one = 1;
-
     if (check_options(&t->options, err) || open_examples(&t->train, train, err) ||
         open_examples(&t->valid, validation, err))
         return -1;
@@ -364,6 +362,17 @@ static int open_state(struct engine_trainer *t, const struct trainer_source *tra
         model_weights_alloc(&t->grads, t->engine->model, err))
         return -1;
     estimate(t);
+    return 0;
+}
+
+static int open_state(struct engine_trainer *t, const struct trainer_source *train,
+                      const struct trainer_source *validation, struct err *err)
+{
+    struct backend *b = t->engine->backend;
+    const int64_t one = 1;
+
+    if (open_plan(t, train, validation, err))
+        return -1;
     if (digest_identity(t, err) || open_micro(t, err) || open_parameters(t, err))
         return -1;
     tie_heads(t);
@@ -376,20 +385,32 @@ static int open_state(struct engine_trainer *t, const struct trainer_source *tra
     return model_training_open(&t->pass, t->engine->model, t->max_rows, err);
 }
 
+static struct engine_trainer *
+new_trainer(struct engine *engine, const struct engine_train_options *options, struct err *err)
+{
+    struct engine_trainer *t = calloc(1, sizeof *t);
+
+    if (!t) {
+        err_set(err, ERR_NO_MEMORY, "no memory for a trainer");
+        return NULL;
+    }
+    t->engine = engine;
+    t->options = *options;
+    t->order_epoch = -1;
+    return t;
+}
+
 int trainer_open(struct engine_trainer **out, struct engine *engine,
                  const struct trainer_source *train, const struct trainer_source *validation,
                  const struct engine_train_options *options, struct engine_train_plan *plan,
                  struct err *err)
 {
-    struct engine_trainer *t = calloc(1, sizeof *t);
+    struct engine_trainer *t = new_trainer(engine, options, err);
     int rc;
 
     *out = NULL;
     if (!t)
-        return err_set(err, ERR_NO_MEMORY, "no memory for a trainer");
-    t->engine = engine;
-    t->options = *options;
-    t->order_epoch = -1;
+        return -1;
     rc = open_state(t, train, validation, err);
     t->options.start_delta = NULL; /* the caller's string */
     if (rc) {
@@ -414,6 +435,23 @@ static struct trainer_source source_of(const struct engine_dataset *dataset)
         .count = dataset ? dataset_count(dataset) : 0,
         .example = dataset_example_at,
     };
+}
+
+int engine_trainer_plan(struct engine *engine, const struct engine_dataset *train,
+                        const struct engine_dataset *validation,
+                        const struct engine_train_options *options, struct engine_train_plan *plan,
+                        struct err *err)
+{
+    struct trainer_source from_train = source_of(train), from_validation = source_of(validation);
+    struct engine_trainer *t = new_trainer(engine, options, err);
+    int rc;
+
+    if (!t)
+        return -1;
+    rc = open_plan(t, &from_train, &from_validation, err);
+    *plan = t->plan;
+    engine_trainer_free(t);
+    return rc;
 }
 
 int engine_trainer_open(struct engine_trainer **out, struct engine *engine,

@@ -204,6 +204,24 @@ static void test_auto_becomes_numbers(void **state)
     close_job(&j);
 }
 
+static void test_the_plan_alone_is_that_of_the_job(void **state)
+{
+    struct engine_train_plan plan;
+    struct err err = {0};
+    struct job j;
+
+    open_job(&j, 1, &usual);
+    assert_int_equal(engine_trainer_plan(j.engine, j.train, NULL, &usual, &plan, &err), 0);
+    assert_memory_equal(&plan, &j.plan, sizeof plan);
+    assert_true(plan.checkpoint_bytes > 0);
+    assert_int_equal(engine_trainer_plan(j.engine, j.train, NULL,
+                                         &(struct engine_train_options){.n_epochs = 51}, &plan,
+                                         &err),
+                     -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    close_job(&j);
+}
+
 static void test_threads_change_nothing(void **state)
 {
     struct job one, two, other;
@@ -396,6 +414,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_it_learns),
         cmocka_unit_test(test_auto_becomes_numbers),
+        cmocka_unit_test(test_the_plan_alone_is_that_of_the_job),
         cmocka_unit_test(test_threads_change_nothing),
         cmocka_unit_test(test_a_resumed_job_is_the_same_job),
         cmocka_unit_test(test_foreign_and_damaged_checkpoints_are_refused),
