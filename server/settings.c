@@ -52,9 +52,11 @@ const struct setting setting_table[] = {
      3600, AT(body_deadline), "time in which a body must make progress"},
     {"drain", "--drain", "GRAFT_DRAIN", "SECONDS", SETTING_TIME, "30", 0, 3600, AT(drain),
      "time that a stopping server lets requests and workers finish"},
+    {"lease", "--lease", "GRAFT_LEASE", "SECONDS", SETTING_COUNT, "30", 1, 3600, AT(lease),
+     "a job whose worker is silent for this long is given to another"},
     {"heartbeat", "--heartbeat", "GRAFT_HEARTBEAT", "SECONDS", SETTING_TIME, "5", 0.1, 600,
      AT(heartbeat), "between two renewals of a lease"},
-    {"fence", "--fence", "GRAFT_FENCE", "SECONDS", SETTING_TIME, "20", 0.5, 25, AT(fence),
+    {"fence", "--fence", "GRAFT_FENCE", "SECONDS", SETTING_TIME, "20", 0.5, 3000, AT(fence),
      "a worker that could not renew for this long stops by itself"},
     {"sweep", "--sweep", "GRAFT_SWEEP", "SECONDS", SETTING_TIME, "5", 0.1, 3600, AT(sweep),
      "between two looks for expired leases and files"},
@@ -62,6 +64,8 @@ const struct setting setting_table[] = {
      "between two looks for work of an idle train worker"},
     {"recovery", "--recovery", "GRAFT_RECOVERY", "SECONDS", SETTING_TIME, "60", 0, 86400,
      AT(recovery), "between two recovery checkpoints; 0: after every step"},
+    {"disk_patience", "--disk-patience", "GRAFT_DISK_PATIENCE", "SECONDS", SETTING_TIME, "600", 0,
+     86400, AT(disk_patience), "a trained model waits this long for room on a full disk"},
     {"collect", "--collect", "GRAFT_COLLECT", "SECONDS", SETTING_TIME, "3600", 0, 1e7, AT(collect),
      "between two runs of the blob collector; 0: never"},
     {"grace", "--grace", "GRAFT_GRACE", "SECONDS", SETTING_TIME, "86400", 0, 1e8, AT(grace),
@@ -382,6 +386,11 @@ static int check_together(const struct settings *s, struct err *err)
     if (s->heartbeat >= s->fence)
         return err_set(err, ERR_INVALID, "heartbeat (%g s) must be shorter than fence (%g s)",
                        s->heartbeat, s->fence);
+    /* A worker that is cut off must have stopped for good before its job is another's. */
+    if (s->fence > (double)s->lease * 5 / 6)
+        return err_set(err, ERR_INVALID,
+                       "fence (%g s) must be at most five sixths of lease (%lld s)", s->fence,
+                       (long long)s->lease);
     return 0;
 }
 

@@ -40,11 +40,13 @@ struct settings {
     double body_deadline; /* s in which a body must bring at least some bytes (see http_server.h) */
     double drain;         /* s that a stopping server lets requests and workers finish */
 
+    int64_t lease;        /* s that a job is a worker's without a renewal */
     double heartbeat;     /* s between two renewals */
     double fence;         /* s without a successful renewal after which a worker stops by itself */
     double sweep;         /* s between two sweeps for expired leases */
     double poll;          /* s between two looks for work of an idle train worker */
     double recovery;      /* s between two recovery checkpoints */
+    double disk_patience; /* s that a finished job waits for room on a full disk */
     double collect;       /* s between two runs of the blob collector; 0: never */
     double grace;         /* s that a blob without a row is left alone */
     int64_t max_attempts; /* crashes of a worker after which its job fails as worker_crashed */

@@ -27,7 +27,7 @@ static void look_for_work(struct worker_job_context *cx, const char *worker)
     struct lease lease;
     bool found = false;
 
-    if (leases_claim(cx->db, worker, &lease, &found, &err) != 0) {
+    if (leases_claim(cx->db, worker, (int32_t)cx->settings->lease, &lease, &found, &err) != 0) {
         log_warn("claim: %s", err.message);
         worker_sleep(cx->settings->poll);
         return;

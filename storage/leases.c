@@ -7,7 +7,8 @@
 #include "engine/base/log.h"
 #include "storage/jobs.h"
 
-int leases_claim(struct db *db, const char *worker, struct lease *out, bool *found, struct err *err)
+int leases_claim(struct db *db, const char *worker, int32_t seconds, struct lease *out, bool *found,
+                 struct err *err)
 {
     struct db_result *res = NULL;
 
@@ -16,7 +17,7 @@ int leases_claim(struct db *db, const char *worker, struct lease *out, bool *fou
     if (db_begin(db, NULL, err) != 0)
         return -1;
     if (db_exec(db, "SELECT * FROM lease_claim($1, $2::integer)",
-                DB_ARGS(DB_TEXT(worker), DB_INT(LEASE_SECONDS)), &res, err) != 0) {
+                DB_ARGS(DB_TEXT(worker), DB_INT(seconds)), &res, err) != 0) {
         db_rollback(db);
         return -1;
     }
@@ -24,6 +25,7 @@ int leases_claim(struct db *db, const char *worker, struct lease *out, bool *fou
         db_text_into(res, 0, 0, out->project, sizeof out->project);
         db_text_into(res, 0, 1, out->job, sizeof out->job);
         out->attempt = db_int(res, 0, 2);
+        out->seconds = seconds;
         snprintf(out->worker, sizeof out->worker, "%s", worker);
         *found = true;
     }
@@ -79,7 +81,7 @@ int leases_renew(struct db *db, const struct lease *lease, struct err *err)
         db_exec(db,
                 "UPDATE job_lease SET lease_until = clock_timestamp() + make_interval(secs => $3)"
                 " WHERE tenant = $1::uuid AND job = $2",
-                DB_ARGS(DB_TEXT(lease->project), DB_TEXT(lease->job), DB_INT(LEASE_SECONDS)), NULL,
+                DB_ARGS(DB_TEXT(lease->project), DB_TEXT(lease->job), DB_INT(lease->seconds)), NULL,
                 err) != 0) {
         db_rollback(db);
         return -1;

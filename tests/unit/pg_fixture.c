@@ -192,7 +192,7 @@ void fixture_claim(struct fixture *f, const char *worker, struct lease *lease)
 {
     bool found;
 
-    assert_ok(leases_claim(f->worker, worker, lease, &found, err));
+    assert_ok(leases_claim(f->worker, worker, LEASE_SECONDS, lease, &found, err));
     assert_true(found);
 }
 

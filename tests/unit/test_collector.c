@@ -54,7 +54,7 @@ static void claim(struct fixture *f, struct lease *lease)
 {
     bool found;
 
-    assert_ok(leases_claim(f->worker, "worker-1", lease, &found, err));
+    assert_ok(leases_claim(f->worker, "worker-1", LEASE_SECONDS, lease, &found, err));
     assert_true(found);
 }
 

@@ -33,7 +33,7 @@ static void *claim_all(void *context)
 
     c->failed = db_open(&db, c->url, DB_ROLE_WORKER, NULL) != 0;
     while (!c->failed && found && c->count < 64) {
-        c->failed = leases_claim(db, c->name, &lease, &found, NULL) != 0;
+        c->failed = leases_claim(db, c->name, LEASE_SECONDS, &lease, &found, NULL) != 0;
         if (found)
             snprintf(c->jobs[c->count++], ID_SIZE, "%s", lease.job);
     }
@@ -150,7 +150,7 @@ static void a_lease_that_runs_out_is_swept_and_a_living_one_is_not(void **state)
     fixture_run_out(f, &lease);
     assert_ok(leases_sweep(f->worker, 3, &jobs, err));
     assert_int_equal(jobs, 1);
-    assert_ok(leases_claim(f->worker, "worker-2", &again, &found, err));
+    assert_ok(leases_claim(f->worker, "worker-2", LEASE_SECONDS, &again, &found, err));
     assert_false(found); /* backing off */
     fixture_end_backoff(f, &lease);
     fixture_claim(f, "worker-2", &again);
@@ -199,7 +199,7 @@ static void a_poison_job_fails_after_three_crashes(void **state)
     assert_ok(events_list(f->app, lease.project, lease.job, NULL, 1, &events, err));
     assert_string_equal(events.items[0].level, "error");
     event_list_release(&events);
-    assert_ok(leases_claim(f->worker, "worker-1", &lease, &found, err));
+    assert_ok(leases_claim(f->worker, "worker-1", LEASE_SECONDS, &lease, &found, err));
     assert_false(found);
 }
 
@@ -261,7 +261,7 @@ static void a_dead_workers_jobs_are_free_at_once(void **state)
     assert_ok(workers_release_dead(f->worker, 0, &jobs, err));
     assert_int_equal(jobs, 1);
     assert_err(leases_renew(f->worker, &lease, err), ERR_FENCED);
-    assert_ok(leases_claim(f->worker, mine, &lease, &found, err));
+    assert_ok(leases_claim(f->worker, mine, LEASE_SECONDS, &lease, &found, err));
     assert_true(found);
     assert_string_equal(lease.job, id);
     assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));

@@ -11,9 +11,9 @@
 
 #include "server/settings.h"
 
-static const char *const names[] = {"data",    "listen",    "database",  "database_file",
-                                    "workers", "insecure",  "recovery",  "max_file",
-                                    "fence",   "heartbeat", "log_level", NULL};
+static const char *const names[] = {
+    "data",     "listen", "database",  "database_file", "workers",   "insecure", "recovery",
+    "max_file", "fence",  "heartbeat", "lease",         "log_level", NULL};
 static const struct setting_option options[] = {
     {"--org", "NAME", "organization"}, {"--force", NULL, "force"}, {NULL, NULL, NULL}};
 static const struct setting_spec spec = {
@@ -116,6 +116,9 @@ static void usage_errors_name_the_thing(void **state)
     refused("outside 0 to 64", load("--workers", "65", NULL));
     refused("unexpected argument \"b\"", load("a", "b", NULL));
     refused("heartbeat (9 s) must be shorter", load("--heartbeat", "9", "--fence", "8", NULL));
+    refused("fence (26 s) must be at most", load("--fence", "26", NULL));
+    refused("fence (3 s) must be at most",
+            load("--heartbeat", "1", "--fence", "3", "--lease", "3", NULL));
     refused("log level \"loud\"", load("--log-level", "loud", NULL));
     setenv("GRAFT_RECOVERY", "often", 1);
     refused("GRAFT_RECOVERY: \"often\"", load(NULL));
