@@ -7,6 +7,10 @@
 
 #include "engine/base/err.h"
 
+/* Bytes of a disk that checkpoints and uploads leave free: the database may lie on it, and one that
+ * finds no room for its log stops. */
+#define CAPACITY_RESERVE (INT64_C(64) << 20)
+
 /* Bytes this process may hold in all: what it holds now plus what is free, the machine's or (where
  * it is less) its cgroup's. INT64_MAX where nobody can tell. */
 int64_t capacity_memory(void);

@@ -13,6 +13,7 @@
 #include "engine/base/log.h"
 #include "server/api_context.h"
 #include "server/api_routes.h"
+#include "server/capacity.h"
 #include "server/clock.h"
 #include "server/cmd.h"
 #include "server/http_server.h"
@@ -126,6 +127,7 @@ static int start_http(struct server *s, struct err *err)
         .body_deadline_ms = (int)(1000 * t->body_deadline),
     };
 
+    blob_store_keep_free(s->storage.blobs, CAPACITY_RESERVE);
     s->api = (struct api_context){.blobs = s->storage.blobs,
                                   .infer = s->infer,
                                   .supervisor = s->supervisor,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include "engine/base/file_io.h"
@@ -16,6 +17,7 @@
 struct blob_store {
     char *root;
     struct blob_backend backend;
+    int64_t keep_free; /* bytes */
 };
 
 struct blob_writer {
@@ -24,7 +26,7 @@ struct blob_writer {
     char *path; /* in staging */
     int fd;
     struct sha256 *hash;
-    int64_t bytes;
+    int64_t bytes, looked_at; /* looked_at: `bytes` at the last look for room */
     bool failed;
 };
 
@@ -121,7 +123,30 @@ const char *blob_store_root(const struct blob_store *store)
     return store->root;
 }
 
+void blob_store_keep_free(struct blob_store *store, int64_t bytes)
+{
+    store->keep_free = bytes;
+}
+
 /* ------------------------------------------------------------------ writing */
+
+#define LOOK_BYTES (1 << 20)
+
+static int check_room(struct blob_writer *w, struct err *err)
+{
+    const struct blob_store *store = w->store;
+    struct statvfs st;
+
+    w->looked_at = w->bytes;
+    if (store->keep_free <= 0)
+        return 0;
+    if (fstatvfs(w->fd, &st) != 0)
+        return err_set_errno(err, errno, "ask for the free space of %s", store->root);
+    if (st.f_bavail >= (uint64_t)store->keep_free / st.f_frsize)
+        return 0;
+    return err_set(err, ERR_NO_SPACE, "%s has less than %lld bytes left, which are kept free",
+                   store->root, (long long)store->keep_free);
+}
 
 static void writer_free(struct blob_writer *w)
 {
@@ -159,6 +184,10 @@ int blob_begin(struct blob_store *store, const char *owner, const char *what,
         writer_free(w);
         return -1;
     }
+    if (check_room(w, err) != 0) {
+        blob_abort(w);
+        return -1;
+    }
     *out = w;
     return 0;
 }
@@ -167,7 +196,8 @@ int blob_write(struct blob_writer *w, const void *data, size_t len, struct err *
 {
     if (w->failed)
         return err_set(err, ERR_INTERNAL, "write to a blob that has failed");
-    if (file_write_full(w->fd, data, len, w->path, err) != 0) {
+    if ((w->bytes - w->looked_at >= LOOK_BYTES && check_room(w, err) != 0) ||
+        file_write_full(w->fd, data, len, w->path, err) != 0) {
         w->failed = true;
         return -1;
     }

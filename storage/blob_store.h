@@ -31,6 +31,9 @@ struct blob_writer;
 /* A local directory; makes blobs/, staging/ and recovery/ in it. */
 int blob_store_open_local(struct blob_store **out, const char *root, struct err *err);
 void blob_store_close(struct blob_store *store);
+/* New blobs leave this much of the disk free (ERR_NO_SPACE) from now on: for a process whose
+ * clients decide what is written. Looked at each MiB. Before any other thread uses the store. */
+void blob_store_keep_free(struct blob_store *store, int64_t bytes);
 
 /* A new blob, piece by piece. `what` names the staging file: "upload". */
 int blob_begin(struct blob_store *store, const char *owner, const char *what,

@@ -148,6 +148,24 @@ static void a_full_disk_is_a_clean_failure(void **state)
     assert_ok(put(PROJECT, "after\n", sha256, err)); /* and it goes on */
 }
 
+static void what_is_to_stay_free_stays_free(void **state)
+{
+    struct blob_writer *w = NULL;
+    static char megabyte[1 << 20];
+
+    blob_store_keep_free(store, INT64_MAX);
+    assert_err(blob_begin(store, PROJECT, "upload", &w, err), ERR_NO_SPACE);
+    assert_null(w);
+    blob_store_keep_free(store, 0);
+    assert_ok(blob_begin(store, PROJECT, "upload", &w, err));
+    assert_ok(blob_write(w, megabyte, sizeof megabyte, err));
+    blob_store_keep_free(store, INT64_MAX);
+    assert_err(blob_write(w, megabyte, sizeof megabyte, err), ERR_NO_SPACE);
+    blob_abort(w);
+    blob_store_keep_free(store, 0);
+    assert_int_equal(entries("staging"), 0);
+}
+
 static void a_file_of_a_job_is_adopted(void **state)
 {
     char sha256[SHA256_HEX], *dir, *path;
@@ -247,6 +265,7 @@ int main(void)
         cmocka_unit_test(an_empty_blob_is_a_blob),
         cmocka_unit_test(an_aborted_blob_leaves_nothing),
         cmocka_unit_test(a_full_disk_is_a_clean_failure),
+        cmocka_unit_test(what_is_to_stay_free_stays_free),
         cmocka_unit_test(a_file_of_a_job_is_adopted),
         cmocka_unit_test(names_from_outside_reach_no_path),
         cmocka_unit_test(blobs_are_listed_and_deleted),
