@@ -22,8 +22,9 @@
 #define PAGE 500
 
 struct waiting {
-    char *message, *data;
-    char key[32];
+    const char *level, *type; /* as in event_new */
+    char *message, *data;     /* data NULL: none */
+    char key[32];             /* "": none */
 };
 
 struct worker_metrics {
@@ -143,10 +144,12 @@ int worker_metrics_flush(struct worker_metrics *m, struct err *err)
         int n = m->count < GATHER_MAX ? m->count : GATHER_MAX;
 
         for (int i = 0; i < n; i++)
-            events[i] = (struct event_new){.type = "metrics",
-                                           .message = m->items[i].message,
-                                           .data = m->items[i].data,
-                                           .key = m->items[i].key};
+            events[i] =
+                (struct event_new){.level = m->items[i].level,
+                                   .type = m->items[i].type,
+                                   .message = m->items[i].message,
+                                   .data = m->items[i].data,
+                                   .key = m->items[i].key[0] != '\0' ? m->items[i].key : NULL};
         if (events_append(m->db, &m->lease, events, n, err) != 0)
             return -1;
         drop_first(m, n);
@@ -154,22 +157,66 @@ int worker_metrics_flush(struct worker_metrics *m, struct err *err)
     return 0;
 }
 
-static int keep(struct worker_metrics *m, const struct engine_step *step, struct err *err)
+/* A place at the end; it counts once m->count does. */
+static struct waiting *new_place(struct worker_metrics *m, struct err *err)
 {
-    struct waiting *w;
-
     if (m->count == m->capacity) {
         int capacity = m->capacity == 0 ? GATHER_MAX : 2 * m->capacity;
 
-        w = realloc(m->items, (size_t)capacity * sizeof *w);
-        if (w == NULL)
-            return err_set(err, ERR_NO_MEMORY, "metrics: out of memory");
-        m->items = w;
+        struct waiting *items = realloc(m->items, (size_t)capacity * sizeof *items);
+
+        if (items == NULL) {
+            err_set(err, ERR_NO_MEMORY, "metrics: out of memory");
+            return NULL;
+        }
+        m->items = items;
         m->capacity = capacity;
     }
-    w = &m->items[m->count];
-    if (worker_metrics_format(step, &w->message, &w->data, err) != 0)
+    m->items[m->count] = (struct waiting){0};
+    return &m->items[m->count];
+}
+
+/* Writes what there is. A database that is away or full costs nothing yet. */
+static int try_flush(struct worker_metrics *m, struct err *err)
+{
+    struct err flush = {0};
+
+    if (worker_metrics_flush(m, &flush) == 0)
+        return 0;
+    if ((flush.kind == ERR_UNAVAILABLE || flush.kind == ERR_NO_SPACE) && m->count < WAITING_MAX) {
+        log_warn("events of %s wait for the database: %s", m->lease.job, flush.message);
+        return 0;
+    }
+    *err = flush;
+    return -1;
+}
+
+int worker_metrics_tell(struct worker_metrics *m, const struct event_new *event, struct err *err)
+{
+    struct waiting *w = new_place(m, err);
+
+    if (w == NULL)
         return -1;
+    w->level = event->level;
+    w->type = event->type;
+    w->message = strdup(event->message);
+    w->data = event->data != NULL ? strdup(event->data) : NULL;
+    if (w->message == NULL || (event->data != NULL && w->data == NULL)) {
+        free(w->message);
+        return err_set(err, ERR_NO_MEMORY, "metrics: out of memory");
+    }
+    snprintf(w->key, sizeof w->key, "%s", event->key != NULL ? event->key : "");
+    m->count++;
+    return try_flush(m, err);
+}
+
+static int keep(struct worker_metrics *m, const struct engine_step *step, struct err *err)
+{
+    struct waiting *w = new_place(m, err);
+
+    if (w == NULL || worker_metrics_format(step, &w->message, &w->data, err) != 0)
+        return -1;
+    w->type = "metrics";
     snprintf(w->key, sizeof w->key, "step:%d", (int)step->step);
     m->count++;
     return 0;
@@ -177,20 +224,12 @@ static int keep(struct worker_metrics *m, const struct engine_step *step, struct
 
 int worker_metrics_step(struct worker_metrics *m, const struct engine_step *step, struct err *err)
 {
-    struct err flush = {0};
-
     if (keep(m, step, err) != 0)
         return -1;
-    if (m->count < GATHER_MAX && clock_now() < m->written + GATHER_SECONDS)
+    if (clock_now() < m->written + GATHER_SECONDS &&
+        (m->count < GATHER_MAX || m->count % GATHER_MAX != 0))
         return 0;
-    if (worker_metrics_flush(m, &flush) == 0)
-        return 0;
-    if (flush.kind == ERR_UNAVAILABLE && m->count < WAITING_MAX) {
-        log_warn("metrics of %s wait for the database: %s", m->lease.job, flush.message);
-        return 0;
-    }
-    *err = flush;
-    return -1;
+    return try_flush(m, err);
 }
 
 /* ------------------------------------------------------------------ the result file */

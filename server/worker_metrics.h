@@ -15,6 +15,7 @@
 #include "storage/blob_store.h"
 #include "storage/checkpoints.h"
 #include "storage/db.h"
+#include "storage/events.h"
 #include "storage/leases.h"
 
 struct worker_metrics;
@@ -23,9 +24,13 @@ int worker_metrics_open(struct worker_metrics **out, struct db *db, const struct
                         struct err *err);
 void worker_metrics_free(struct worker_metrics *metrics); /* drops what was not written */
 
-/* One step. Writes when it is time to; ERR_UNAVAILABLE is not reported here, what could not be
- * written stays and is tried again. */
+/* One step. Writes when it is time to; ERR_UNAVAILABLE and ERR_NO_SPACE are not reported here, what
+ * could not be written stays and is tried again. */
 int worker_metrics_step(struct worker_metrics *metrics, const struct engine_step *step,
+                        struct err *err);
+/* Another event, in its place among the steps; written at once where that is possible. Its strings
+ * but for level and type are copied. */
+int worker_metrics_tell(struct worker_metrics *metrics, const struct event_new *event,
                         struct err *err);
 /* All of it is in the database when this returns 0. */
 int worker_metrics_flush(struct worker_metrics *metrics, struct err *err);

@@ -283,14 +283,20 @@ static struct job_error job_error_of(const struct err *why)
     case ERR_FORBIDDEN:
         return (struct job_error){why->code[0] != '\0' ? why->code : "invalid_training_file",
                                   why->message, why->param};
+    /* With a code they are worded for the client; else they may name paths. */
     case ERR_NO_SPACE:
-        return (struct job_error){"server_error",
-                                  "The job failed because the server has no disk space left.", ""};
-    case ERR_NO_MEMORY:
-        return (struct job_error){"server_error",
-                                  "The job failed because the server has not enough memory for "
-                                  "it.",
+        return (struct job_error){"insufficient_storage",
+                                  why->code[0] != '\0'
+                                      ? why->message
+                                      : "The job failed because the server has no disk space left.",
                                   ""};
+    case ERR_NO_MEMORY:
+        return (struct job_error){
+            "insufficient_memory",
+            why->code[0] != '\0' ? why->message
+                                 : "The job failed because the server has not enough memory for "
+                                   "it.",
+            ""};
     default:
         return (struct job_error){"server_error",
                                   "The job failed due to an internal error of the server.", ""};

@@ -195,7 +195,8 @@ int jobs_commit_success(struct db *db, const struct lease *lease, const struct j
                         struct err *err);
 /* `why`: ERR_INVALID and its kin give the job's error their code, param and message; other kinds
  * are logged, and the client reads that the server failed (code server_error) or, for ERR_NO_SPACE
- * and ERR_NO_MEMORY, what it lacked. */
+ * and ERR_NO_MEMORY, what it lacked (insufficient_storage, insufficient_memory): in the words of
+ * `why` where that has a code. */
 int jobs_commit_failure(struct db *db, const struct lease *lease, const struct err *why,
                         struct err *err);
 

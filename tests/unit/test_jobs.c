@@ -347,6 +347,20 @@ static void a_failed_job_tells_why(void **state)
     assert_null(strstr(job.error_message, "secret")); /* ours stays with us */
     assert_string_equal(job.error_param, "");
     job_release(&job);
+
+    /* What a job lacked is told by name; in the worker's words where they were meant for clients.
+     */
+    for (int worded = 0; worded < 2; worded++) {
+        fixture_claimed_job(f, &lease);
+        err_clear(&why);
+        err_set_code(&why, ERR_NO_SPACE, worded ? "insufficient_storage" : "", NULL,
+                     "write /secret/path: no space left");
+        assert_ok(jobs_commit_failure(f->worker, &lease, &why, err));
+        assert_ok(jobs_get(f->app, lease.project, lease.job, &job, err));
+        assert_string_equal(job.error_code, "insufficient_storage");
+        assert_int_equal(strstr(job.error_message, "secret") != NULL, worded);
+        job_release(&job);
+    }
 }
 
 static void a_cancelled_job_is_cancelled_at_once(void **state)
@@ -372,7 +386,7 @@ static void a_cancelled_job_is_cancelled_at_once(void **state)
     assert_int_equal(fixture_job_state(f, &lease), JOB_STATE_CANCELLED);
     assert_ok(jobs_cancel(f->app, lease.project, lease.job, &job, err)); /* again: the same */
     job_release(&job);
-    assert_ok(leases_claim(f->worker, "worker-2", &lease, &found, err));
+    assert_ok(leases_claim(f->worker, "worker-2", LEASE_SECONDS, &lease, &found, err));
     assert_false(found);
 }
 

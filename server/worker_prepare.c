@@ -1,0 +1,175 @@
+/* Before the first step. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/base/log.h"
+#include "server/capacity.h"
+#include "server/worker_run.h"
+
+#define MEMORY_MARGIN (INT64_C(64) << 20) /* bytes left to the system */
+
+/* ------------------------------------------------------------------ files */
+
+static int find_blob(struct worker_run *r, const char *owner, const char *sha256, const char *what,
+                     char **path, struct err *err)
+{
+    if (sha256[0] == '\0')
+        return 0;
+    if (blob_path(r->cx->blobs, owner, sha256, path, err) != 0)
+        return err_prefix(err, "%s", what);
+    return 0;
+}
+
+int worker_prepare_files(struct worker_run *r, struct err *err)
+{
+    const struct job *j = &r->job;
+
+    if (find_blob(r, BLOB_OWNER_BASE, j->base_sha256, "base model", &r->base_path, err) != 0 ||
+        find_blob(r, r->lease.project, j->training_sha256, "training file", &r->training_path,
+                  err) != 0 ||
+        find_blob(r, r->lease.project, j->validation_sha256, "validation file", &r->validation_path,
+                  err) != 0 ||
+        find_blob(r, r->lease.project, j->start_sha256, "fine-tuned model to continue from",
+                  &r->start_path, err) != 0)
+        return -1;
+    return blob_staging_dir(r->cx->blobs, r->lease.job, r->lease.attempt, &r->staging, err);
+}
+
+/* An engine holds the base's weights in f32. */
+static int check_memory(int64_t needed, const char *what, struct err *err)
+{
+    int64_t there = capacity_memory();
+
+    if (needed <= there - MEMORY_MARGIN)
+        return 0;
+    return err_set_code(err, ERR_NO_MEMORY, "insufficient_memory", NULL,
+                        "%s needs about %" PRId64 " MiB of memory and this machine has %" PRId64
+                        " MiB: use a smaller model or batch, or a larger machine",
+                        what, needed >> 20, there >> 20);
+}
+
+int worker_prepare_data(struct worker_run *r, struct err *err)
+{
+    const struct engine_options engine = {.device = "cpu",
+                                          .threads = (int32_t)r->cx->settings->threads};
+    struct engine_dataset_options training = {.file_id = r->job.training_file};
+    struct engine_dataset_options validation = {.file_id = r->job.validation_file,
+                                                .validation = true};
+    struct engine_dataset_report report;
+    struct engine_base_info info;
+
+    if (engine_base_read(r->base_path, &info, err) != 0 ||
+        check_memory(2 * info.bytes_16bit, "the model", err) != 0 ||
+        engine_open(&r->engine, r->base_path, &engine, err) != 0 ||
+        engine_dataset_open(&r->training, r->engine, r->training_path, &training, &r->report,
+                            err) != 0)
+        return -1;
+    if (r->validation_path == NULL)
+        return 0;
+    return engine_dataset_open(&r->validation, r->engine, r->validation_path, &validation, &report,
+                               err);
+}
+
+/* ------------------------------------------------------------------ plan */
+
+/* A bit for each weight of a matrix and its scales, two bytes for each other difference. */
+static int64_t artifact_bytes(const struct worker_run *r)
+{
+    const struct engine_base_info *info = engine_info(r->engine);
+    int64_t others = info->parameters - info->linear_parameters;
+    bool embeddings = r->job.train_embeddings || r->start_path != NULL;
+
+    return info->linear_parameters / 7 + (embeddings ? 2 * others : 0) + (INT64_C(1) << 20);
+}
+
+/* The result must fit, or training would be for nothing. Two recovery checkpoints lie side by side
+ * for a moment; without room for them there is only a risk, of which the client is told. */
+static int check_disk(struct worker_run *r, struct err *err)
+{
+    int64_t artifact = artifact_bytes(r), both, there;
+    char text[256];
+
+    if (capacity_disk(blob_store_root(r->cx->blobs), &there, err) != 0)
+        return -1;
+    if (artifact > there - CAPACITY_RESERVE)
+        return err_set_code(err, ERR_NO_SPACE, "insufficient_storage", NULL,
+                            "The fine-tuned model needs about %" PRId64 " MiB of disk and the "
+                            "server has %" PRId64 " MiB left, of which it keeps %" PRId64
+                            " for its database.",
+                            (artifact >> 20) + 1, there >> 20, CAPACITY_RESERVE >> 20);
+    if (__builtin_mul_overflow(r->plan.checkpoint_bytes, 2, &both) ||
+        __builtin_add_overflow(both, artifact, &both))
+        both = INT64_MAX;
+    if (both <= there - CAPACITY_RESERVE)
+        return 0;
+    snprintf(text, sizeof text,
+             "The server's disk has no room for recovery checkpoints (%" PRId64
+             " MiB needed, %" PRId64 " MiB left): a crash would cost the whole run.",
+             both >> 20, (there - CAPACITY_RESERVE) >> 20);
+    return worker_metrics_tell(
+        r->metrics,
+        &(struct event_new){.level = "warn", .message = text, .key = "no-room-for-recovery"}, err);
+}
+
+static struct engine_train_options train_options(const struct worker_run *r)
+{
+    const struct job *j = &r->job;
+
+    return (struct engine_train_options){
+        .n_epochs = j->chosen.n_epochs,
+        .batch_size = j->chosen.batch_size,
+        .learning_rate_multiplier = j->chosen.learning_rate_multiplier,
+        .seed = j->seed,
+        .schedule =
+            strcmp(j->schedule, "cosine") == 0 ? ENGINE_SCHEDULE_COSINE : ENGINE_SCHEDULE_LINEAR,
+        .train_embeddings = j->train_embeddings,
+        .start_delta = r->start_path};
+}
+
+static int open_trainer(struct worker_run *r, struct err *err)
+{
+    const struct engine_train_options options = train_options(r);
+
+    engine_trainer_free(r->trainer);
+    r->trainer = NULL;
+    return engine_trainer_open(&r->trainer, r->engine, r->training, r->validation, &options,
+                               &r->plan, err);
+}
+
+int worker_prepare_trainer(struct worker_run *r, struct err *err)
+{
+    const struct engine_train_options options = train_options(r);
+
+    if (engine_trainer_plan(r->engine, r->training, r->validation, &options, &r->plan, err) != 0 ||
+        check_memory(r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
+        return -1;
+    return open_trainer(r, err);
+}
+
+/* ------------------------------------------------------------------ resume */
+
+int worker_prepare_resume(struct worker_run *r, struct err *err)
+{
+    const struct job_recovery *from = &r->job.recovery;
+    struct err why = {0};
+    char *path = NULL;
+    int rc = 0;
+
+    if (from->name[0] == '\0')
+        return 0;
+    snprintf(r->recovery, sizeof r->recovery, "%s", from->name);
+    if (blob_recovery_path(r->cx->blobs, from->name, &path, err) != 0)
+        return -1;
+    if (engine_trainer_load(r->trainer, path, &why) == 0) {
+        r->step = r->saved_step = (int32_t)from->step;
+        log_info("%s goes on from step %d", r->lease.job, (int)r->step);
+    } else {
+        log_error("%s starts over: recovery checkpoint %s: %s", r->lease.job, from->name,
+                  why.message);
+        rc = open_trainer(r, err);
+    }
+    free(path);
+    return rc;
+}
