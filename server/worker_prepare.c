@@ -84,6 +84,12 @@ static int64_t artifact_bytes(const struct worker_run *r)
     return info->linear_parameters / 7 + (embeddings ? 2 * others : 0) + (INT64_C(1) << 20);
 }
 
+static int warn(struct worker_run *r, const char *key, const char *text, struct err *err)
+{
+    return worker_metrics_tell(
+        r->metrics, &(struct event_new){.level = "warn", .message = text, .key = key}, err);
+}
+
 /* The result must fit, or training would be for nothing. Two recovery checkpoints lie side by side
  * for a moment; without room for them there is only a risk, of which the client is told. */
 static int check_disk(struct worker_run *r, struct err *err)
@@ -108,9 +114,30 @@ static int check_disk(struct worker_run *r, struct err *err)
              "The server's disk has no room for recovery checkpoints (%" PRId64
              " MiB needed, %" PRId64 " MiB left): a crash would cost the whole run.",
              both >> 20, (there - CAPACITY_RESERVE) >> 20);
-    return worker_metrics_tell(
-        r->metrics,
-        &(struct event_new){.level = "warn", .message = text, .key = "no-room-for-recovery"}, err);
+    return warn(r, "no-room-for-recovery", text, err);
+}
+
+/* Rows that count for less than the client thinks are said aloud, not only counted. */
+static int tell_losses(struct worker_run *r, struct err *err)
+{
+    const struct engine_dataset_report *d = &r->report;
+    char text[256];
+
+    if (d->truncated_examples > 0) {
+        snprintf(text, sizeof text,
+                 "%" PRId64 " of %" PRId64 " examples are longer than the model's context and were "
+                 "cut at the end (the longest has %d tokens): split them.",
+                 d->truncated_examples, d->examples, (int)d->longest);
+        if (warn(r, "examples-cut", text, err) != 0)
+            return -1;
+    }
+    if (d->untrained_examples == 0)
+        return 0;
+    snprintf(text, sizeof text,
+             "%" PRId64 " of %" PRId64 " examples train nothing: they have no assistant message of "
+             "weight 1, or it was cut away.",
+             d->untrained_examples, d->examples);
+    return warn(r, "examples-untrained", text, err);
 }
 
 static struct engine_train_options train_options(const struct worker_run *r)
@@ -142,7 +169,8 @@ int worker_prepare_trainer(struct worker_run *r, struct err *err)
 {
     const struct engine_train_options options = train_options(r);
 
-    if (engine_trainer_plan(r->engine, r->training, r->validation, &options, &r->plan, err) != 0 ||
+    if (tell_losses(r, err) != 0 ||
+        engine_trainer_plan(r->engine, r->training, r->validation, &options, &r->plan, err) != 0 ||
         check_memory(r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
         return -1;
     return open_trainer(r, err);

@@ -171,6 +171,18 @@ class Failure(unittest.TestCase):
         self.fails("\n".join(lines).encode(), "invalid_training_file", "Example 5")
 
 
+class Warnings(unittest.TestCase):
+    def test_rows_that_train_nothing_or_were_cut_are_said_aloud(self):
+        pairs = harness.FACTS[:10] + [("Say it.", "word " * 400)]
+        lines = harness.examples(pairs) + b'{"messages": [{"role": "user", "content": "nobody answers"}]}\n'
+        job = server.wait_job(start(lines, epochs=1)["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        warnings = [event["message"] for event in events_of(job["id"]) if event["level"] == "warn"]
+        self.assertEqual(len(warnings), 2, warnings)
+        self.assertTrue(warnings[0].startswith("1 of 12 examples are longer than the model's context"), warnings)
+        self.assertTrue(warnings[1].startswith("1 of 12 examples train nothing"), warnings)
+
+
 class Cancel(unittest.TestCase):
     def test_a_running_job_stops_within_a_step(self):
         job = start(harness.examples(MORE_FACTS), epochs=50)
