@@ -119,6 +119,8 @@ int worker_metrics_open(struct worker_metrics **out, struct db *db, const struct
 
 static void drop_first(struct worker_metrics *m, int count)
 {
+    if (count == 0)
+        return; /* items may be NULL */
     for (int i = 0; i < count; i++) {
         free(m->items[i].message);
         free(m->items[i].data);
