@@ -48,7 +48,7 @@ static int get_float(const json_t *object, const char *key, double fallback, flo
     }
     if (!json_is_number(value))
         return err_set(err, ERR_INVALID, "\"%s\" must be a number", key);
-    *out = (float)json_number_value(value);
+    *out = (float)json_number_value(value) + 0.0f; /* one zero: JSON's -0 is another when written */
     return 0;
 }
 
