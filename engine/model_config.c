@@ -11,7 +11,7 @@ enum {
     MAX_LAYERS = 1024,
     MAX_WIDTH = 1 << 20,
     MAX_HEADS = 4096,
-    MAX_HEAD_DIM = 1024,
+    MAX_HEAD_DIM = 512,
     MAX_VOCABULARY = 1 << 21,
     MAX_CONTEXT = 1 << 24,
 };
@@ -288,6 +288,7 @@ int model_config_check(const struct model_config *c, struct err *err)
         check_range("the number of heads", c->heads, MAX_HEADS, err) != 0 ||
         check_range("the number of key/value heads", c->kv_heads, c->heads, err) != 0 ||
         check_range("the head size", c->head_dim, MAX_HEAD_DIM, err) != 0 ||
+        check_range("the width of all heads", q, MAX_WIDTH, err) != 0 ||
         check_range("the vocabulary", c->vocabulary, MAX_VOCABULARY, err) != 0 ||
         check_range("the context", c->context, MAX_CONTEXT, err) != 0)
         return -1;

@@ -127,9 +127,14 @@ static void test_sizes_are_checked(void **state)
     refuses("{\"num_key_value_heads\":8}", "key/value heads");
     refuses("{\"num_key_value_heads\":0}", "key/value heads");
     refuses("{\"head_dim\":15}", "odd");
+    refuses("{\"head_dim\":514}", "head size");
+    /* Few elements, yet rows that are longer than the portions in which a model is copied. */
+    refuses("{\"num_attention_heads\":4096,\"num_key_value_heads\":1,\"head_dim\":512,"
+            "\"hidden_size\":2}",
+            "width of all heads");
     refuses("{\"vocab_size\":2097153}", "vocabulary");
-    refuses("{\"vocab_size\":2000000,\"hidden_size\":4096}", "2^31");
-    refuses("{\"intermediate_size\":1000000,\"hidden_size\":4096}", "2^31");
+    refuses("{\"vocab_size\":2000000,\"hidden_size\":4096,\"head_dim\":64}", "2^31");
+    refuses("{\"intermediate_size\":1000000,\"hidden_size\":4096,\"head_dim\":64}", "2^31");
     refuses("{\"max_position_embeddings\":0}", "context");
     refuses("{\"eos_token_id\":512}", "outside of the vocabulary");
     refuses("{\"eos_token_id\":[\"a\"]}", "eos_token_id");
