@@ -239,8 +239,9 @@ static int next_match(const struct matcher *m, const char *piece, size_t len, si
     if (rc == PCRE2_ERROR_JIT_STACKLIMIT)
         rc = pcre2_match(m->step->code, (PCRE2_SPTR)piece, len, from,
                          PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, m->data, m->context);
-    if (rc > 0 || rc == PCRE2_ERROR_NOMATCH)
-        return rc > 0;
+    /* 0: a match with more groups than there is room for; its own bounds are there. */
+    if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH)
+        return rc >= 0;
     if (rc == PCRE2_ERROR_NOMEMORY)
         return err_set(err, ERR_NO_MEMORY, "out of memory");
     return err_set(err, ERR_INVALID,

@@ -64,6 +64,27 @@ static void test_pieces_are_the_references(void **state)
     json_decref(golden);
 }
 
+static void test_groups_that_capture_cut_like_any_other(void **state)
+{
+    json_t *spec = json_loads("{\"type\":\"Sequence\",\"pretokenizers\":[{\"type\":\"Split\","
+                              "\"pattern\":{\"Regex\":\"(a)(b)|c\"},\"behavior\":\"Isolated\"},"
+                              "{\"type\":\"ByteLevel\",\"add_prefix_space\":false,"
+                              "\"use_regex\":false}]}",
+                              0, NULL);
+    json_t *text = json_string("xabycab"), *expected = json_array();
+    const int bounds[] = {0, 1, 1, 3, 3, 4, 4, 5, 5, 7};
+    struct pretokenizer *pre = NULL;
+
+    for (size_t i = 0; i < sizeof bounds / sizeof *bounds; i++)
+        json_array_append_new(expected, json_integer(bounds[i]));
+    assert_int_equal(pretokenizer_open(&pre, spec, NULL), 0);
+    compare("groups", text, expected, pre);
+    pretokenizer_free(pre);
+    json_decref(spec);
+    json_decref(text);
+    json_decref(expected);
+}
+
 static void refuses(const char *spec, const char *expected)
 {
     json_t *json = json_loads(spec, 0, NULL);
@@ -100,6 +121,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pieces_are_the_references),
+        cmocka_unit_test(test_groups_that_capture_cut_like_any_other),
         cmocka_unit_test(test_steps_that_are_not_understood_are_refused),
     };
 
