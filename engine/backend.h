@@ -305,7 +305,7 @@ struct backend_ops {
     void (*upload)(struct backend *backend, void *to, const void *host, size_t bytes);
     void (*download)(struct backend *backend, void *host, const void *from, size_t bytes);
     /* A host tensor that outlives the view (a mapped base), readable by the stages: in place where
-     * the backend shares the host's memory, else a copy. */
+     * the backend shares the host's memory, else a copy. On failure out->data is NULL. */
     int (*weight_open)(struct backend *backend, const struct tensor *host, struct tensor *out,
                        struct err *err);
     void (*weight_close)(struct backend *backend, struct tensor *weight);

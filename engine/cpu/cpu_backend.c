@@ -85,11 +85,14 @@ static int cpu_weight_open(struct backend *backend, const struct tensor *host, s
                            struct err *err)
 {
     *out = *host;
+    out->data = NULL;
     if (host->dtype > DTYPE_F16)
         return err_set(err, ERR_INVALID, "weights of dtype %s: F32, F16 or BF16 are known",
                        dtype_name(host->dtype));
-    if (host->rank != 1)
+    if (host->rank != 1) {
+        out->data = host->data;
         return 0;
+    }
     float *copy = cpu_alloc(backend, (size_t)host->shape[0] * sizeof *copy, err);
     if (!copy)
         return -1;

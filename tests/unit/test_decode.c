@@ -432,6 +432,29 @@ static void test_bad_deltas_are_refused(void **state)
     close_fixture(&f);
 }
 
+/* A vector that can not be taken is not the backend's to free. */
+static void test_weights_of_an_unknown_type_are_refused(void **state)
+{
+    struct model_config config = config_of();
+    struct memory_model *memory = memory_model_new(&config, DTYPE_F32, 21);
+    struct model_source source = memory_model_source(memory);
+    struct backend backend;
+    struct model *model;
+    struct err err = {0};
+    int32_t norm = 0;
+
+    while (strcmp(memory->name[norm], "model.norm.weight") != 0)
+        norm++;
+    memory->tensor[norm].dtype = DTYPE_I8;
+    assert_int_equal(cpu_backend_open(&backend, 1, NULL, &err), 0);
+    assert_int_equal(model_open_source(&model, &backend, &source, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    assert_non_null(strstr(err.message, "model.norm.weight: weights of dtype I8"));
+    assert_null(model);
+    backend_close(&backend);
+    memory_model_free(memory);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -442,6 +465,7 @@ int main(void)
         cmocka_unit_test(test_an_adapter_is_base_plus_difference),
         cmocka_unit_test(test_tenants_do_not_touch_each_other),
         cmocka_unit_test(test_bad_deltas_are_refused),
+        cmocka_unit_test(test_weights_of_an_unknown_type_are_refused),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
