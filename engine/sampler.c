@@ -3,21 +3,9 @@
 #include <math.h>
 #include <stdbool.h>
 
-/* The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection that passes BigCrush. */
-static uint64_t mix(uint64_t z)
-{
-    z += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
+#include "engine/base/rng.h"
 
-double sampler_uniform(uint64_t seed, uint64_t index)
-{
-    /* The index is mixed before it meets the seed, else seed+1 would be the stream of seed, shifted
-     * by one. */
-    return (double)(mix(mix(index) ^ mix(~seed)) >> 11) * 0x1p-53;
-}
+#define STREAM_TOKENS 2 /* of random numbers: the choices of an answer */
 
 /* Index of the largest logit, lowest id on ties; -1 on NaN or when there is no finite value. */
 static int32_t best(const float *logits, int32_t vocabulary)
@@ -92,7 +80,7 @@ int32_t sampler_pick(const float *logits, int32_t vocabulary, const struct sampl
     }
     if (options->top_p < 1)
         total = keep_nucleus(scratch, vocabulary, total, options->top_p);
-    point = sampler_uniform(options->seed, index) * total;
+    point = rng_unit_at(options->seed, STREAM_TOKENS, index) * total;
     last = top;
     for (int32_t i = 0; i < vocabulary; i++) {
         if (scratch->weight[i] <= 0)

@@ -24,7 +24,4 @@ struct sampler_scratch {
 int32_t sampler_pick(const float *logits, int32_t vocabulary, const struct sampler_options *options,
                      uint64_t index, const struct sampler_scratch *scratch);
 
-/* Uniform in [0, 1), from seed and index alone (two rounds of SplitMix64's mixer). */
-double sampler_uniform(uint64_t seed, uint64_t index);
-
 #endif

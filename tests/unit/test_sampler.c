@@ -84,6 +84,24 @@ static void nucleus_keeps_the_smallest_set_that_holds_top_p(void **state)
     assert_int_equal(pick(logits, 1, 0, 3, 0), 2);
 }
 
+static void extreme_temperatures_are_the_two_ends(void **state)
+{
+    const float logits[V] = {0, 1, -INFINITY, 2, 1.999f, -3, -100, 2};
+    const double cold[] = {1e-6, 1e-320};
+    bool seen[V] = {false};
+
+    for (int i = 0; i < 2; i++)
+        for (int k = 0; k < 200; k++) { /* two are the best, and nothing else is ever chosen */
+            int32_t token = pick(logits, cold[i], 1, 1, (uint64_t)k);
+
+            assert_true(token == 3 || token == 7);
+        }
+    for (int k = 0; k < 200; k++)
+        seen[pick(logits, 1e300, 1, 1, (uint64_t)k)] = true;
+    for (int i = 0; i < V; i++)
+        assert_int_equal(seen[i], i != 2);
+}
+
 static void same_seed_and_index_same_choice(void **state)
 {
     float logits[V] = {0};
@@ -105,6 +123,7 @@ int main(void)
         cmocka_unit_test(broken_logits_choose_nothing),
         cmocka_unit_test(frequencies_follow_the_softmax),
         cmocka_unit_test(nucleus_keeps_the_smallest_set_that_holds_top_p),
+        cmocka_unit_test(extreme_temperatures_are_the_two_ends),
         cmocka_unit_test(same_seed_and_index_same_choice),
     };
 
