@@ -57,7 +57,8 @@ struct recall_match recall_compare(const char *answer, size_t answer_len, const 
     trim(&answer, &answer_len);
     trim(&expected, &expected_len);
     match.exact = answer_len == expected_len && same(answer, expected, expected_len);
-    for (size_t i = 0; i + expected_len <= answer_len && !match.contained; i++)
+    match.contained = match.exact;
+    for (size_t i = 0; expected_len > 0 && i + expected_len <= answer_len && !match.contained; i++)
         match.contained = same(answer + i, expected, expected_len);
     return match;
 }
@@ -68,7 +69,6 @@ struct question {
     struct dataset_example example;
     struct dataset_question at;
     struct strbuf answer;
-    enum engine_finish finish;
 };
 
 struct asking {
@@ -110,8 +110,6 @@ static void on_event(void *context, const struct engine_event *event)
     struct question *question = event->user;
 
     strbuf_add(&question->answer, event->text, event->text_len);
-    if (event->finish != ENGINE_FINISH_NONE)
-        question->finish = event->finish;
 }
 
 static int ask(struct asking *a, struct engine_session *session, const struct engine_delta *delta,

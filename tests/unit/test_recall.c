@@ -33,6 +33,8 @@ static void other_answers_are_other_answers(void **state)
     expect("", "Paris", false, false);
     expect("Par is", "Paris", false, false);
     expect("Paris..", "Paris", false, true);
+    expect("Paris", ".", false, false); /* an answer of nothing is in no other one */
+    expect(" ", ".", true, true);
 }
 
 int main(void)
