@@ -15,6 +15,7 @@
 #include "engine/base/file_io.h"
 #include "engine/base/json_text.h"
 #include "engine/base/strbuf.h"
+#include "engine/base/utf8.h"
 #include "engine/base_file.h"
 #include "engine/codec/artifact.h"
 #include "engine/engine.h"
@@ -488,6 +489,36 @@ static void the_seed_decides_and_nothing_else(void **state)
     strbuf_release(&c.text);
 }
 
+/* A model has more ids than its tokenizer has tokens: what only pads is counted and has no text. */
+static void ids_without_a_token_have_no_text(void **state)
+{
+    struct tiny_model model = {.context = 512, .seed = 3, .vocabulary = 4096};
+    struct engine *usual = engine, *padded = NULL;
+    struct engine_options options = {.device = "cpu", .threads = 2};
+    struct engine_request request = simple();
+    struct answer answer;
+    struct err err = {0};
+    char source[128], base[128];
+
+    snprintf(source, sizeof(source), "%s/padded", folder);
+    snprintf(base, sizeof(base), "%s/padded.safetensors", folder);
+    if (tiny_model_write(source, &model, &err) != 0 ||
+        engine_import(source, base, NULL, &err) != 0 ||
+        engine_open(&padded, base, &options, &err) != 0)
+        fail_msg("%s", err.message);
+    request.temperature = 100;
+    request.max_tokens = 200;
+    engine = padded;
+    run_alone(request, &answer);
+    engine = usual;
+    assert_int_equal(answer.finish, ENGINE_FINISH_LENGTH);
+    assert_int_equal(answer.completion_tokens, 200);
+    assert_true(utf8_valid(answer.text.data, answer.text.len));
+    assert_true(answer.text.len > 0 && answer.text.len < 200); /* an eighth of them are tokens */
+    strbuf_release(&answer.text);
+    engine_free(padded);
+}
+
 static void a_session_may_be_freed_in_the_middle(void **state)
 {
     struct engine_session *session = open_session(8, 0);
@@ -550,6 +581,7 @@ int main(void)
         cmocka_unit_test(an_answer_ends_at_max_tokens_and_at_the_context),
         cmocka_unit_test(bad_requests_are_refused_by_name),
         cmocka_unit_test(the_seed_decides_and_nothing_else),
+        cmocka_unit_test(ids_without_a_token_have_no_text),
         cmocka_unit_test(a_session_may_be_freed_in_the_middle),
     };
 
