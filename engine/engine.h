@@ -146,7 +146,8 @@ int engine_trainer_step(struct engine_trainer *trainer, struct engine_step *out,
 
 /* Recovery checkpoint: weights, optimizer, position, random state. A trainer opened with the same
  * engine, data and options and loaded from it continues bitwise as the one that saved it. Save
- * writes durably; load refuses a file of another job or a damaged one (ERR_INVALID). */
+ * writes durably; load refuses a file of another job or a damaged one (ERR_INVALID) and leaves the
+ * trainer as it was; after any other error of load it can only be freed. */
 int engine_trainer_save(struct engine_trainer *trainer, const char *path, struct err *err);
 int engine_trainer_load(struct engine_trainer *trainer, const char *path, struct err *err);
 

@@ -34,7 +34,7 @@ int32_t trainer_micro_rows(const struct trainer_examples *train,
     return most < TRAINER_ROWS ? (int32_t)most : TRAINER_ROWS;
 }
 
-void trainer_plan(struct engine_trainer *t)
+int trainer_plan(struct engine_trainer *t, struct err *err)
 {
     const struct engine_train_options *o = &t->options;
     struct engine_train_plan *p = &t->plan;
@@ -46,9 +46,12 @@ void trainer_plan(struct engine_trainer *t)
         o->learning_rate_multiplier > 0 ? o->learning_rate_multiplier : AUTO_MULTIPLIER;
     p->learning_rate = TRAINER_BASE_RATE * p->learning_rate_multiplier;
     p->steps_per_epoch = (examples + p->batch_size - 1) / p->batch_size;
-    p->total_steps = p->steps_per_epoch * p->n_epochs;
+    if (__builtin_mul_overflow(p->steps_per_epoch, p->n_epochs, &p->total_steps))
+        return err_set(err, ERR_INVALID, "%d epochs of %d steps are too many", p->n_epochs,
+                       p->steps_per_epoch);
     p->tokens_per_epoch = t->train.tokens;
     p->trained_tokens = t->train.trained * p->n_epochs;
+    return 0;
 }
 
 double trainer_rate(const struct engine_trainer *t, int32_t step)

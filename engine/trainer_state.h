@@ -1,4 +1,5 @@
-/* trainer_state.h: what trainer.c, trainer_plan.c and trainer_checkpoint.c share of one trainer. */
+/* trainer_state.h: what trainer.c, trainer_plan.c, trainer_weights.c and trainer_checkpoint.c share
+ * of one trainer. */
 #ifndef GRAFT_TRAINER_STATE_H
 #define GRAFT_TRAINER_STATE_H
 
@@ -49,13 +50,21 @@ struct engine_trainer {
 
 /* ------------------------------------------------------------------ trainer_plan.c */
 
-/* Turns auto into numbers and estimates what the job takes. */
-void trainer_plan(struct engine_trainer *trainer);
+/* Turns auto into numbers: epochs, batch, rate and steps. ERR_INVALID: too many steps to count. */
+int trainer_plan(struct engine_trainer *trainer, struct err *err);
 /* The rate of 1-based step `step`. */
 double trainer_rate(const struct engine_trainer *trainer, int32_t step);
 /* Most rows of a micro-batch of such a job. */
 int32_t trainer_micro_rows(const struct trainer_examples *train,
                            const struct trainer_examples *valid, int32_t batch_size);
+
+/* ------------------------------------------------------------------ trainer_weights.c */
+
+/* Elements of everything that is trained, as `w` holds them. Needs the views of `weights`. */
+int64_t trainer_weights_count(const struct engine_trainer *trainer);
+/* Copies of what is trained, from the base and the start delta; gradients and moments zero. */
+int trainer_weights_open(struct engine_trainer *trainer, struct err *err);
+void trainer_weights_close(struct engine_trainer *trainer); /* also what was opened in part */
 
 /* ------------------------------------------------------------------ trainer_checkpoint.c */
 

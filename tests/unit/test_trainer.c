@@ -15,6 +15,7 @@
 #include "engine/base/file_io.h"
 #include "engine/base/rng.h"
 #include "engine/base/strbuf.h"
+#include "engine/codec/artifact.h"
 #include "engine/dataset.h"
 #include "engine/engine_parts.h"
 #include "engine/trainer.h"
@@ -357,6 +358,85 @@ static void test_micro_batches_add_up(void **state)
     close_job(&j);
 }
 
+/* What a job that continues from `path` must begin with: base + difference, tensor by tensor. */
+static void begins_with(struct job *j, const char *path)
+{
+    struct artifact_expectation want = {.base_digest = engine_info(j->engine)->digest};
+    struct artifact_tensor *tensor;
+    struct artifact *artifact;
+    struct err err = {0};
+
+    assert_int_equal(artifact_tensors_of_model(j->engine->model, &tensor, &want.count, &err), 0);
+    want.tensor = tensor;
+    assert_int_equal(artifact_open(&artifact, path, &want, &err), 0);
+    for (int32_t i = 0; i < want.count; i++) {
+        int64_t n = (int64_t)tensor[i].rows * tensor[i].cols;
+        float *base = malloc((size_t)n * sizeof *base), *tuned = malloc((size_t)n * sizeof *tuned);
+        float *difference = malloc((size_t)n * sizeof *difference);
+
+        assert_int_equal(trainer_read(j->trainer, i, 0, n, base, tuned, &err), 0);
+        artifact_expand(artifact, i, difference);
+        for (int64_t k = 0; k < n; k++)
+            if (tuned[k] != base[k] + difference[k])
+                fail_msg("%s: element %lld is not base + difference", tensor[i].name, (long long)k);
+        free(base);
+        free(tuned);
+        free(difference);
+    }
+    artifact_free(artifact);
+    free(tensor);
+}
+
+static void continue_from_a_delta(bool embeddings)
+{
+    struct engine_train_options options = usual, more = usual;
+    struct engine_delta_report report, again;
+    char first[128], second[128];
+    struct job j, next, fresh;
+    struct err err = {0};
+
+    snprintf(first, sizeof first, "%s/first.delta", folder);
+    snprintf(second, sizeof second, "%s/second.delta", folder);
+    options.train_embeddings = embeddings;
+    open_job(&j, 2, &options);
+    steps(&j, 4);
+    assert_int_equal(engine_trainer_compress(j.trainer, first, &report, &err), 0);
+    more.start_delta = first;
+    open_job(&next, 2, &more);
+    begins_with(&next, first);
+    assert_int_equal(trainer_trains(next.trainer, 0), embeddings);
+    steps(&next, 1);
+
+    /* What the first job did to the embeddings stays, and is part of the next delta as well. */
+    assert_int_equal(engine_trainer_compress(next.trainer, second, &again, &err), 0);
+    assert_int_equal(again.bytes, report.bytes);
+    open_job(&fresh, 2, &usual);
+    assert_int_equal(engine_trainer_save(next.trainer, checkpoint, &err), 0);
+    assert_int_equal(engine_trainer_load(fresh.trainer, checkpoint, &err), -1);
+    assert_non_null(strstr(err.message, "another job"));
+    close_job(&j);
+    close_job(&next);
+    close_job(&fresh);
+}
+
+static void test_a_job_continues_from_a_delta(void **state)
+{
+    char tied[sizeof base_path], dir[128];
+    struct engine_base_info info;
+    struct err err = {0};
+
+    continue_from_a_delta(false);
+    continue_from_a_delta(true);
+    memcpy(tied, base_path, sizeof tied);
+    snprintf(dir, sizeof dir, "%s/untied", folder);
+    snprintf(base_path, sizeof base_path, "%s/untied.base", folder);
+    assert_int_equal(tiny_model_write(dir, &(struct tiny_model){.seed = 4, .untied = true}, &err),
+                     0);
+    assert_int_equal(engine_import(dir, base_path, &info, &err), 0);
+    continue_from_a_delta(true);
+    memcpy(base_path, tied, sizeof tied);
+}
+
 static void test_embeddings_stay_unless_asked(void **state)
 {
     struct engine_train_options options = usual;
@@ -419,6 +499,7 @@ int main(void)
         cmocka_unit_test(test_a_resumed_job_is_the_same_job),
         cmocka_unit_test(test_foreign_and_damaged_checkpoints_are_refused),
         cmocka_unit_test(test_micro_batches_add_up),
+        cmocka_unit_test(test_a_job_continues_from_a_delta),
         cmocka_unit_test(test_embeddings_stay_unless_asked),
         cmocka_unit_test(test_options_are_checked),
         cmocka_unit_test(test_divergence_is_told),
