@@ -20,7 +20,7 @@ struct db {
     int depth;    /* of nested begins */
     char tenant[37];
     bool doomed; /* a statement failed, or an inner rollback: only rollback can end it */
-    bool wrote;  /* something may have been written: COMMIT's fate matters */
+    bool wrote;  /* rows were written: COMMIT's fate can and must be found out */
     char sqlstate[6];
 };
 
@@ -45,7 +45,6 @@ static enum err_kind kind_of(const char *s)
         {"25006", ERR_UNAVAILABLE}, /* read only: a standby, during failover */
         {"53100", ERR_NO_SPACE},    {"53200", ERR_NO_MEMORY},
         {"53", ERR_UNAVAILABLE}, /* too many connections */
-        {"23", ERR_INVALID},     /* unique, foreign key, check, not null */
         {"22021", ERR_INVALID},  /* not UTF-8 */
         {"22P05", ERR_INVALID},  /* a character that text can not hold */
         {"28", ERR_UNAVAILABLE}, /* login refused */
@@ -55,7 +54,7 @@ static enum err_kind kind_of(const char *s)
     for (size_t i = 0; i < sizeof map / sizeof *map; i++)
         if (strncmp(s, map[i].prefix, strlen(map[i].prefix)) == 0)
             return map[i].kind;
-    return ERR_INTERNAL;
+    return ERR_INTERNAL; /* a broken constraint too: what clients send is checked before */
 }
 
 /* `text` up to its first line end, since libpq's messages have several lines. */
@@ -94,7 +93,10 @@ static int fail(struct db *db, const PGresult *res, struct err *err)
         db->doomed = true;
     if (kind == ERR_INTERNAL)
         log_error("database: SQLSTATE %s: %.*s", db->sqlstate, first_line(text), text);
-    err_set(err, kind, "database: %.*s (SQLSTATE %s)", first_line(text), text, db->sqlstate);
+    if (kind == ERR_INVALID) /* goes to the client: no word of ours or PostgreSQL's in it */
+        err_set(err, kind, "a text is not UTF-8, or holds a character that can not be stored");
+    else
+        err_set(err, kind, "database: %.*s (SQLSTATE %s)", first_line(text), text, db->sqlstate);
     if (farewell(res))
         disconnect(db);
     return -1;
@@ -234,6 +236,14 @@ static int begin_once(struct db *db, const char *project, struct err *err)
     return rc;
 }
 
+/* A session that was left inside a transaction (its BEGIN or ROLLBACK ran into a timeout) would
+ * refuse every later one: it is not ours to mend, so it goes. */
+static void drop_unclean(struct db *db)
+{
+    if (db->conn != NULL && PQtransactionStatus(db->conn) != PQTRANS_IDLE)
+        disconnect(db);
+}
+
 int db_begin(struct db *db, const char *project, struct err *err)
 {
     struct err first = {0};
@@ -249,6 +259,7 @@ int db_begin(struct db *db, const char *project, struct err *err)
     db->doomed = db->wrote = false;
     if (project == NULL)
         project = "";
+    drop_unclean(db);
     /* A connection that died while idle shows it here, where nothing is lost yet: once more. */
     if (connection_lost(db) || begin_once(db, project, &first) != 0) {
         if (!connection_lost(db)) {
@@ -315,10 +326,18 @@ static int transaction_number(struct db *db, char out[32], struct err *err)
     return rc;
 }
 
+static int64_t monotonic_seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec;
+}
+
 /* The connection was lost in COMMIT: ask over a new one. 0: it did commit. */
 static int resolve_commit(struct db *db, const char *number, struct err *err)
 {
-    time_t deadline = time(NULL) + COMMIT_RESOLVE_SECONDS;
+    int64_t deadline = monotonic_seconds() + COMMIT_RESOLVE_SECONDS;
     char status[32] = "";
 
     disconnect(db);
@@ -339,7 +358,7 @@ static int resolve_commit(struct db *db, const char *number, struct err *err)
         if (strcmp(status, "in progress") != 0 && status[0] != '\0')
             break;
         nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
-    } while (time(NULL) < deadline);
+    } while (monotonic_seconds() < deadline);
     if (strcmp(status, "committed") == 0) {
         log_warn("database: the connection was lost in COMMIT; transaction %s did commit", number);
         return 0;
@@ -375,8 +394,8 @@ int db_commit(struct db *db, struct err *err)
         rc = fail(db, res, err);
     } else if (number[0] != '\0') {
         rc = resolve_commit(db, number, err);
-    } else if (db->wrote) {
-        rc = err_set(err, ERR_UNAVAILABLE, "the database connection was lost");
+    } else { /* it wrote nothing, or only inside functions, which a SELECT does not tell of */
+        rc = err_set(err, ERR_UNAVAILABLE, "the database connection was lost in COMMIT");
     }
     PQclear(res);
     end_transaction(db);
@@ -405,6 +424,8 @@ static int ready(struct db *db, struct err *err)
                    ? err_set(err, ERR_UNAVAILABLE, "the database connection was lost")
                    : err_set(err, ERR_INTERNAL, "a statement in a transaction that has failed");
     }
+    if (db->depth == 0)
+        drop_unclean(db);
     return connection_lost(db) ? connect_now(db, err) : 0;
 }
 

@@ -48,6 +48,17 @@ static void values_travel_both_ways(void **state)
     db_result_free(res);
 }
 
+static void a_text_that_can_not_be_stored_is_the_senders_fault(void **state)
+{
+    struct fixture *f = fixture();
+    struct err why = {0};
+
+    assert_int_equal(db_exec(f->app, "SELECT $1::text", DB_ARGS(DB_TEXT("\xff\xfe")), NULL, &why),
+                     -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_null(strstr(why.message, "database")); /* it may go to a client */
+}
+
 static void one_statement_at_a_time(void **state)
 {
     struct fixture *f = fixture();
@@ -126,7 +137,7 @@ static void a_failed_statement_dooms_its_transaction(void **state)
 
     assert_ok(db_begin(f->app, f->a.project, err));
     assert_ok(insert_key(f->app, f->a.project, "unique", err));
-    assert_err(insert_key(f->app, f->a.project, "unique", err), ERR_INVALID);
+    assert_err(insert_key(f->app, f->a.project, "unique", err), ERR_INTERNAL);
     assert_string_equal(db_sqlstate(f->app), "23505");
     assert_err(db_commit(f->app, err), ERR_INTERNAL);
     assert_int_equal(keys_named(f, "unique"), 0);
@@ -169,6 +180,16 @@ static void a_deadlock_is_try_again(void **state)
     db_rollback(other);
     db_rollback(f->app);
     db_close(other);
+}
+
+static void a_session_left_in_a_transaction_is_replaced(void **state)
+{
+    struct fixture *f = fixture();
+
+    assert_ok(db_exec(f->app, "BEGIN", DB_NO_ARGS, NULL, err)); /* as a BEGIN that timed out */
+    assert_err(db_exec(f->app, "SELECT 1 / 0", DB_NO_ARGS, NULL, err), ERR_INTERNAL);
+    assert_ok(db_begin(f->app, f->a.project, err));
+    assert_ok(db_commit(f->app, err));
 }
 
 /* ------------------------------------------------------------------ a lost server */
@@ -366,6 +387,26 @@ static void a_commit_that_never_arrived_is_known_not_to_have(void **state)
     proxy_stop(&proxy);
 }
 
+/* A function writes behind a SELECT, which does not say so: an unknown fate is no success. */
+static void a_function_whose_commit_was_lost_has_not_succeeded(void **state)
+{
+    struct fixture *f = fixture();
+    struct key_identity who;
+    char key[KEY_TEXT_SIZE];
+    struct proxy proxy;
+    struct db *db;
+    char url[128];
+
+    proxy_start(&proxy, f, url, sizeof url);
+    assert_ok(db_open(&db, url, DB_ROLE_OWNER, err));
+    proxy.cut = 1;
+    assert_err(keys_create(db, "Lost", "default", key, &who, err), ERR_UNAVAILABLE);
+    assert_int_equal(proxy.cut, 0);
+    assert_err(keys_lookup(f->app, key, &who, err), ERR_AUTH);
+    db_close(db);
+    proxy_stop(&proxy);
+}
+
 /* ------------------------------------------------------------------ migrations */
 
 static void migrations_run_once(void **state)
@@ -467,6 +508,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_travel_both_ways),
+        cmocka_unit_test(a_text_that_can_not_be_stored_is_the_senders_fault),
         cmocka_unit_test(one_statement_at_a_time),
         cmocka_unit_test(the_session_has_its_limits),
         cmocka_unit_test(only_the_outer_commit_commits),
@@ -475,10 +517,12 @@ int main(void)
         cmocka_unit_test(projects_do_not_mix_in_one_transaction),
         cmocka_unit_test(a_tenant_does_not_outlive_its_transaction),
         cmocka_unit_test(a_deadlock_is_try_again),
+        cmocka_unit_test(a_session_left_in_a_transaction_is_replaced),
         cmocka_unit_test(a_restart_is_503_and_then_fine),
         cmocka_unit_test(an_idle_connection_that_died_is_replaced_unseen),
         cmocka_unit_test(a_commit_whose_answer_was_lost_is_known_to_have_happened),
         cmocka_unit_test(a_commit_that_never_arrived_is_known_not_to_have),
+        cmocka_unit_test(a_function_whose_commit_was_lost_has_not_succeeded),
         cmocka_unit_test(migrations_run_once),
         cmocka_unit_test(a_changed_migration_is_refused),
         cmocka_unit_test(a_newer_database_is_refused),
