@@ -49,11 +49,13 @@ static char *blob_file(const struct blob_local *local, const char *owner, const 
     return path;
 }
 
-/* Makes <root>/<owner>/ab/cd; each folder that is new is made durable in its parent. */
+/* Makes <root>/<owner>/ab/cd, each durable in its parent: one that is there already may be another
+ * process's of this moment, which has not come to its fsync yet. */
 static int make_folders(const struct blob_local *local, const char *owner, const char *sha256,
                         char **leaf, struct err *err)
 {
     char part[3][96], *dir = strdup(local->root), *next;
+    int rc;
 
     snprintf(part[0], sizeof part[0], "%s", owner);
     snprintf(part[1], sizeof part[1], "%.2s", sha256);
@@ -64,9 +66,11 @@ static int make_folders(const struct blob_local *local, const char *owner, const
             dir = NULL;
             break;
         }
-        if (mkdir(next, 0700) == 0
-                ? file_sync_dir(dir, err) != 0
-                : errno != EEXIST && err_set_errno(err, errno, "make %s", next)) {
+        if (mkdir(next, 0700) != 0 && errno != EEXIST)
+            rc = err_set_errno(err, errno, "make %s", next);
+        else
+            rc = file_sync_dir(dir, err);
+        if (rc != 0) {
             free(next);
             free(dir);
             return -1;
@@ -120,7 +124,7 @@ static int local_get(void *self, const char *owner, const char *sha256, char **p
         return err_set(err, ERR_NO_MEMORY, "out of memory");
     if (access(file, R_OK) != 0) {
         if (errno == ENOENT)
-            err_set(err, ERR_NOT_FOUND, "blob %s of %s is not in the store", sha256, owner);
+            err_set(err, ERR_IO, "blob %s of %s is not in the store", sha256, owner);
         else
             err_set_errno(err, errno, "read %s", file);
         free(file);
@@ -237,6 +241,34 @@ static const struct blob_backend_ops local_ops = {
     .close = local_close,
 };
 
+/* What this process writes must belong to the store's user, or that user's server could not read
+ * it: root would leave such files behind. Asked of the file system, since only it knows what it
+ * makes of a user. */
+static int check_owner(const struct blob_local *local, struct err *err)
+{
+    struct stat folder, file;
+    char *probe = NULL;
+    int fd, rc = 0;
+
+    if (asprintf(&probe, "%s/.probe.XXXXXX", local->root) < 0)
+        return err_set(err, ERR_NO_MEMORY, "open the blob store: out of memory");
+    fd = mkostemp(probe, O_CLOEXEC);
+    if (fd < 0)
+        rc = err_set_errno(err, errno, "write to the blob store %s", local->root);
+    else if (fstat(fd, &file) != 0 || stat(local->root, &folder) != 0)
+        rc = err_set_errno(err, errno, "look at %s", local->root);
+    else if (file.st_uid != folder.st_uid)
+        rc =
+            err_set(err, ERR_INVALID, "%s belongs to another user (uid %u): run graft as that user",
+                    local->root, (unsigned)folder.st_uid);
+    if (fd >= 0) {
+        close(fd);
+        unlink(probe);
+    }
+    free(probe);
+    return rc;
+}
+
 int blob_local_open(struct blob_backend *out, const char *root, struct err *err)
 {
     struct blob_local *local = calloc(1, sizeof *local);
@@ -245,7 +277,7 @@ int blob_local_open(struct blob_backend *out, const char *root, struct err *err)
         free(local);
         return err_set(err, ERR_NO_MEMORY, "open the blob store: out of memory");
     }
-    if (file_make_dirs(local->root, 0700, err) != 0) {
+    if (file_make_dirs(local->root, 0700, err) != 0 || check_owner(local, err) != 0) {
         local_close(local);
         return -1;
     }

@@ -246,12 +246,10 @@ int blob_commit(struct blob_writer *w, char sha256[SHA256_HEX], int64_t *bytes, 
         goto out;
     }
     /* Never fsync again after a failure: Linux has marked the lost pages clean. */
-    if (fsync(w->fd) != 0 || close(w->fd) != 0) {
-        w->fd = -1;
+    if (fsync(w->fd) != 0) {
         err_set_errno(err, errno, "fsync %s", w->path);
         goto out;
     }
-    w->fd = -1;
     sha256_final_hex(w->hash, sha256);
     *bytes = w->bytes;
     rc = verify_and_put(w->store, w->owner, w->path, sha256, w->bytes, err);

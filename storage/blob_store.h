@@ -28,7 +28,8 @@
 struct blob_store;
 struct blob_writer;
 
-/* A local directory; makes blobs/, staging/ and recovery/ in it. */
+/* A local directory; makes blobs/, staging/ and recovery/ in it. ERR_INVALID where another user
+ * (whose server runs there) could not read what this process would write. */
 int blob_store_open_local(struct blob_store **out, const char *root, struct err *err);
 void blob_store_close(struct blob_store *store);
 /* New blobs leave this much of the disk free (ERR_NO_SPACE) from now on: for a process whose
@@ -50,8 +51,8 @@ void blob_abort(struct blob_writer *writer); /* removes the staging file; NULL i
 int blob_adopt(struct blob_store *store, const char *owner, const char *path,
                char sha256[SHA256_HEX], int64_t *bytes, struct err *err);
 
-/* A readable path of the blob, malloc'ed; the file is immutable and may be mapped. ERR_NOT_FOUND
- * where it is absent. */
+/* A readable path of the blob, malloc'ed; the file is immutable and may be mapped. ERR_IO
+ * where it is absent: the row that names it had promised that it is there. */
 int blob_path(struct blob_store *store, const char *owner, const char *sha256, char **path,
               struct err *err);
 int blob_delete(struct blob_store *store, const char *owner, const char *sha256,

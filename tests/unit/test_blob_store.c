@@ -97,8 +97,8 @@ static void nothing_is_shared_between_projects(void **state)
     char sha256[SHA256_HEX], *path;
 
     assert_ok(put(PROJECT, "private\n", sha256, err));
-    assert_err(blob_path(store, OTHER, sha256, &path, err), ERR_NOT_FOUND);
-    assert_err(blob_path(store, BLOB_OWNER_BASE, sha256, &path, err), ERR_NOT_FOUND);
+    assert_err(blob_path(store, OTHER, sha256, &path, err), ERR_IO);
+    assert_err(blob_path(store, BLOB_OWNER_BASE, sha256, &path, err), ERR_IO);
 }
 
 static void an_empty_blob_is_a_blob(void **state)
@@ -201,6 +201,28 @@ static void names_from_outside_reach_no_path(void **state)
     assert_err(blob_recovery_path(store, "../y", &path, err), ERR_INTERNAL);
 }
 
+static void another_users_store_is_refused(void **state)
+{
+    char where[96], blobs[112];
+    struct blob_store *theirs;
+    struct err why = {0};
+
+    if (geteuid() != 0) {
+        print_message("# SKIP only root can write to another user's store\n");
+        skip();
+    }
+    snprintf(where, sizeof where, "%s/theirs", blob_store_root(store));
+    snprintf(blobs, sizeof blobs, "%s/blobs", where);
+    assert_ok(blob_store_open_local(&theirs, where, err));
+    blob_store_close(theirs);
+    assert_int_equal(chown(blobs, 65534, 65534), 0);
+    assert_int_equal(blob_store_open_local(&theirs, where, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_non_null(strstr(why.message, "run graft as that user"));
+    assert_int_equal(rmdir(blobs), 0); /* nothing was left in it */
+    assert_ok(file_remove_tree(where, err));
+}
+
 static int count_blob(void *context, const char *owner, const char *sha256, int64_t bytes,
                       int64_t mtime)
 {
@@ -227,7 +249,7 @@ static void blobs_are_listed_and_deleted(void **state)
     assert_int_equal(removed, 0);
     assert_ok(blob_delete_old(store, PROJECT, sha256, INT64_MAX, &removed, err));
     assert_int_equal(removed, 1);
-    assert_err(blob_path(store, PROJECT, sha256, &path, err), ERR_NOT_FOUND);
+    assert_err(blob_path(store, PROJECT, sha256, &path, err), ERR_IO);
     assert_ok(blob_delete(store, PROJECT, sha256, err)); /* absent is fine */
 }
 
@@ -268,6 +290,7 @@ int main(void)
         cmocka_unit_test(what_is_to_stay_free_stays_free),
         cmocka_unit_test(a_file_of_a_job_is_adopted),
         cmocka_unit_test(names_from_outside_reach_no_path),
+        cmocka_unit_test(another_users_store_is_refused),
         cmocka_unit_test(blobs_are_listed_and_deleted),
         cmocka_unit_test(many_threads_may_commit_the_same_content),
     };
