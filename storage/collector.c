@@ -11,6 +11,7 @@
 #include <time.h>
 
 #include "engine/base/file_io.h"
+#include "engine/base/log.h"
 #include "engine/base/strbuf.h"
 #include "storage/ids.h"
 
@@ -22,7 +23,7 @@ struct run {
     struct blob_store *store;
     const struct collector_options *options;
     struct collector_report *report;
-    int64_t now; /* of the file system's clock */
+    int64_t now; /* seconds since 1970 */
     struct err *err;
 };
 
@@ -46,6 +47,13 @@ static void array_clear(struct strbuf *sb)
     strbuf_addch(sb, '{');
 }
 
+/* What can not be removed now is left to a later round, so that one bad entry does not keep the
+ * rest. */
+static void left(const struct err *why)
+{
+    log_warn("collector: %s", why->message);
+}
+
 /* ------------------------------------------------------------------ blobs */
 
 struct blob_batch {
@@ -54,10 +62,11 @@ struct blob_batch {
     int count;
 };
 
-static int remove_blob(struct run *run, const char *owner, const char *sha256)
+static void remove_blob(struct run *run, const char *owner, const char *sha256)
 {
-    char *path = NULL;
+    struct err why = {0};
     struct stat st = {0};
+    char *path = NULL;
     int removed = 0;
 
     if (blob_path(run->store, owner, sha256, &path, NULL) == 0)
@@ -66,11 +75,10 @@ static int remove_blob(struct run *run, const char *owner, const char *sha256)
     /* Looked at again under the lock: a commit of the same content since then keeps it. */
     if (blob_delete_old(run->store, owner, sha256,
                         run->options->grace > 0 ? run->now - run->options->grace : INT64_MAX,
-                        &removed, run->err) != 0)
-        return -1;
+                        &removed, &why) != 0)
+        left(&why);
     run->report->blobs += removed;
     run->report->blob_bytes += removed ? st.st_size : 0;
-    return 0;
 }
 
 static int blobs_flush(struct blob_batch *b)
@@ -90,7 +98,7 @@ static int blobs_flush(struct blob_batch *b)
                  DB_ARGS(DB_TEXT(b->owners.data), DB_TEXT(b->digests.data)), &res, b->run->err);
     db_rollback(b->run->db); /* it only read; no transaction stays open while files go */
     for (int i = 0; rc == 0 && i < db_rows(res); i++)
-        rc = remove_blob(b->run, db_text(res, i, 0), db_text(res, i, 1));
+        remove_blob(b->run, db_text(res, i, 0), db_text(res, i, 1));
     db_result_free(res);
     array_clear(&b->owners);
     array_clear(&b->digests);
@@ -229,6 +237,7 @@ static int collect_folder(struct run *run, const char *folder, is_over_fn *over_
     if (dir == NULL)
         rc = err_set_errno(run->err, errno, "read %s", dir_path);
     while (rc == 0 && (entry = readdir(dir)) != NULL) {
+        struct err why = {0};
         char *path = NULL;
         bool over = false;
 
@@ -240,9 +249,9 @@ static int collect_folder(struct run *run, const char *folder, is_over_fn *over_
         }
         if (old_enough(run, newest_change(path))) {
             rc = over_fn(run, entry->d_name, &over);
-            if (rc == 0 && over && file_remove_tree(path, run->err) != 0)
-                rc = -1;
-            if (rc == 0 && over)
+            if (rc == 0 && over && file_remove_tree(path, &why) != 0)
+                left(&why);
+            else if (rc == 0 && over)
                 (*count)++;
         }
         free(path);
