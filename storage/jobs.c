@@ -41,6 +41,24 @@ static int find_file(struct db *db, const char *project, const char *id, const c
     return 0;
 }
 
+/* Keeps what the job will read from being deleted until the job's own row, which the collector
+ * heeds, is committed. */
+static int hold_sources(struct db *db, const char *project, const struct job_new *n,
+                        struct err *err)
+{
+    if (db_exec(db,
+                "SELECT 1 FROM file WHERE tenant = $1::uuid AND id IN ($2, $3)"
+                " ORDER BY id FOR KEY SHARE",
+                DB_ARGS(DB_TEXT(project), DB_TEXT(n->training_file), DB_TEXT(n->validation_file)),
+                NULL, err) != 0 ||
+        db_exec(db, "SELECT 1 FROM model WHERE tenant = $1::uuid AND name = $2 FOR KEY SHARE",
+                DB_ARGS(DB_TEXT(project), DB_TEXT(n->model)), NULL, err) != 0)
+        return -1;
+    return db_exec(db,
+                   "SELECT 1 FROM checkpoint WHERE tenant = $1::uuid AND model = $2 FOR KEY SHARE",
+                   DB_ARGS(DB_TEXT(project), DB_TEXT(n->model)), NULL, err);
+}
+
 static int check_room(struct db *db, const char *project, int max_unfinished, struct err *err)
 {
     struct db_result *res = NULL;
@@ -197,7 +215,8 @@ int jobs_create(struct db *db, const char *project, const struct job_new *n, str
     *out = (struct job){0};
     if (db_begin(db, project, err) != 0)
         return -1;
-    if (models_resolve(db, project, n->model, &f.model, err) != 0 ||
+    if (hold_sources(db, project, n, err) != 0 ||
+        models_resolve(db, project, n->model, &f.model, err) != 0 ||
         find_file(db, project, n->training_file, "training_file", &f.training, err) != 0 ||
         (n->validation_file != NULL &&
          find_file(db, project, n->validation_file, "validation_file", &f.validation, err) != 0) ||

@@ -117,6 +117,36 @@ static void a_job_keeps_its_bytes_until_it_ends(void **state)
     job_release(&job);
 }
 
+/* The file goes while the job is being made: either the job finds it gone, or it keeps the bytes.
+ */
+static void a_job_in_the_making_keeps_its_bytes(void **state)
+{
+    struct fixture *f = fixture();
+    struct collector_report report;
+    struct job job, cancelled;
+    char file[ID_SIZE];
+    struct db *other;
+
+    fixture_base(f);
+    fixture_file(f, f->a.project, "in the making\n", file);
+    assert_ok(db_open(&other, f->storage.url, DB_ROLE_APP, err));
+    assert_ok(db_exec(other, "SET lock_timeout = '100ms'", DB_NO_ARGS, NULL, err));
+    assert_ok(db_begin(f->app, f->a.project, err));
+    assert_ok(jobs_create(f->app, f->a.project,
+                          &(struct job_new){.model = "tiny", .training_file = file, .seed = 1},
+                          &job, err));
+    assert_err(files_delete(other, f->a.project, file, err), ERR_UNAVAILABLE); /* it would wait */
+    run(f, &no_grace, &report);
+    assert_ok(db_commit(f->app, err));
+    assert_ok(files_delete(other, f->a.project, file, err));
+    run(f, &no_grace, &report);
+    assert_true(there(f, f->a.project, job.training_sha256));
+    assert_ok(jobs_cancel(f->app, f->a.project, job.id, &cancelled, err));
+    job_release(&cancelled);
+    job_release(&job);
+    db_close(other);
+}
+
 static void a_model_and_its_checkpoints_keep_theirs(void **state)
 {
     struct fixture *f = fixture();
@@ -266,6 +296,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_blob_goes_with_its_last_row),
         cmocka_unit_test(a_job_keeps_its_bytes_until_it_ends),
+        cmocka_unit_test(a_job_in_the_making_keeps_its_bytes),
         cmocka_unit_test(a_model_and_its_checkpoints_keep_theirs),
         cmocka_unit_test(staging_goes_with_its_attempt),
         cmocka_unit_test(only_the_newest_recovery_of_a_live_job_stays),
