@@ -169,8 +169,10 @@ static int choose_socket_dir(struct pg_cluster *c, struct err *err)
         err_set_errno(err, errno, "make a folder for the database socket in /tmp");
         goto out;
     }
-    if (file_write_durable(note, made, strlen(made), err) != 0)
+    if (file_write_durable(note, made, strlen(made), err) != 0) {
+        rmdir(made);
         goto out;
+    }
     c->sockets = strdup(made);
     rc = c->sockets != NULL ? 0 : err_set(err, ERR_NO_MEMORY, "out of memory");
 out:

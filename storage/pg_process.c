@@ -84,12 +84,16 @@ static void become(const struct pg_process *p, char *const envp[])
         signal(s, SIG_DFL);
     sigprocmask(SIG_SETMASK, &none, NULL);
     umask(077);
-    null = open("/dev/null", O_RDONLY);
+    null = open("/dev/null", O_RDONLY | O_CLOEXEC);
     if (null < 0 || dup2(null, 0) < 0 || dup2(p->output, 1) < 0 || dup2(p->output, 2) < 0)
         _exit(126);
     folder = open(p->data, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if (folder < 0 || dup2(folder, DATA_FD) < 0 || chdir("/") != 0) /* the copy stays open */
         _exit(126);
+    /* The postmaster may outlive us: a pipe that our caller gave us must not stay open with it.
+     * (Before Linux 5.9 it does.) */
+    close_range(3, DATA_FD - 1, 0);
+    close_range(DATA_FD + 1, ~0U, 0);
     if (p->user->change && (setgroups(1, &p->user->gid) != 0 || setgid(p->user->gid) != 0 ||
                             setuid(p->user->uid) != 0))
         _exit(126);

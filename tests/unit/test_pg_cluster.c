@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -122,6 +123,24 @@ static void the_last_user_stops_it(void **state)
     pg_cluster_release(server);
     assert_false(running(pid));
     pg_cluster_release(NULL);
+}
+
+/* A caller that waits for the end of a pipe waits for us, not for the database. */
+static void it_inherits_no_descriptor(void **state)
+{
+    struct pg_cluster *cluster;
+    int pipes[2];
+    char byte;
+
+    needs_postgresql();
+    assert_int_equal(pipe(pipes), 0);
+    assert_ok(pg_cluster_acquire(&cluster, dir, err));
+    assert_true(pg_cluster_started(cluster));
+    close(pipes[1]);
+    assert_int_equal(fcntl(pipes[0], F_SETFL, O_NONBLOCK), 0);
+    assert_int_equal(read(pipes[0], &byte, 1), 0); /* the end, not EAGAIN */
+    close(pipes[0]);
+    pg_cluster_release(cluster);
 }
 
 /* Starts it in a child, which says the postmaster's pid and waits. */
@@ -318,6 +337,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_cluster_is_private),
         cmocka_unit_test(the_last_user_stops_it),
+        cmocka_unit_test(it_inherits_no_descriptor),
         cmocka_unit_test(a_killed_servers_postmaster_is_adopted),
         cmocka_unit_test(a_killed_postmaster_recovers),
         cmocka_unit_test(a_foreign_process_with_the_old_pid_is_not_taken_for_it),
