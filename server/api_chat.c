@@ -208,7 +208,8 @@ static int on_event(void *context, const struct infer_event *event)
     if (event->kind == INFER_ERROR) {
         end_with_error(a, event->err);
     } else if (event->finish == ENGINE_FINISH_CANCEL) { /* nobody here asked for it */
-        err_set(&stopped, ERR_UNAVAILABLE, "the model worker stopped; try again");
+        err_set_code(&stopped, ERR_UNAVAILABLE, "worker_restarted", NULL,
+                     "the model worker stopped; try again");
         end_with_error(a, &stopped);
     } else {
         on_done(a, event);
@@ -226,7 +227,8 @@ static void abandon(struct answer *a, uint64_t request)
     infer_client_cancel(a->infer, request);
     if (!take_end(a))
         return;
-    err_set(&stopped, ERR_UNAVAILABLE, "the server is stopping; try again");
+    err_set_code(&stopped, ERR_UNAVAILABLE, "shutting_down", NULL,
+                 "the server is stopping; try again");
     end_with_error(a, &stopped);
 }
 

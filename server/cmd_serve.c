@@ -85,9 +85,11 @@ static int workers_ready(struct api_context *api, struct err *err)
 
     supervisor_stats(api->supervisor, &stats);
     if (!infer_client_ready(api->infer))
-        return err_set(err, ERR_UNAVAILABLE, "the infer worker is not there");
+        return err_set_code(err, ERR_UNAVAILABLE, "worker_unavailable", NULL,
+                            "the infer worker is not there");
     if (stats.train_workers == 0 && stats.train_wanted > 0)
-        return err_set(err, ERR_UNAVAILABLE, "no train worker is there");
+        return err_set_code(err, ERR_UNAVAILABLE, "worker_unavailable", NULL,
+                            "no train worker is there");
     return 0;
 }
 

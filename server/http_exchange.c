@@ -107,7 +107,7 @@ void http_exchange_completed(void *context, struct MHD_Connection *mhd, void **s
                      exchange->known_tenant ? "by " : "",
                      exchange->known_tenant ? exchange->request.tenant.key_id : "");
     }
-    if (exchange->dispatched)
+    if (exchange->counted)
         atomic_fetch_sub(&server->under_way, 1);
     http_exchange_free(exchange);
 }
@@ -315,13 +315,8 @@ static bool dispatch(struct http_exchange *exchange, enum http_phase phase)
     enum http_phase before = exchange->phase;
     exchange->phase = phase;
     atomic_store(&exchange->connection->deadline, HTTP_NO_DEADLINE);
-    atomic_fetch_add(&exchange->server->under_way, exchange->dispatched ? 0 : 1);
-    bool counted = exchange->dispatched;
-    exchange->dispatched = true;
     if (http_handlers_submit(exchange))
         return true;
-    exchange->dispatched = counted;
-    atomic_fetch_sub(&exchange->server->under_way, counted ? 0 : 1);
     exchange->phase = before;
     return false;
 }
@@ -361,6 +356,8 @@ static enum MHD_Result access_head(struct http_exchange *exchange, const char *m
     if (check_key(exchange, &err) < 0 || prepare_body(exchange, &head, &status, &err) < 0)
         return refuse(exchange, status, false, &err);
     exchange->phase = HTTP_PHASE_BODY;
+    exchange->counted = true;
+    atomic_fetch_add(&server->under_way, 1);
     bool unknown_key = exchange->request.route->auth == HTTP_AUTH_KEY && !exchange->known_tenant;
     if (exchange->uploading && unknown_key && exchange->has_body)
         return dispatch(exchange, HTTP_PHASE_KEY) ? MHD_YES : busy(exchange);

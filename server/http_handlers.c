@@ -67,8 +67,8 @@ static int parse_json(struct http_exchange *exchange, struct err *err)
     request->json = json_text_load(request->body, request->body_len, 0, &why);
     if (!request->json)
         return err_set(err, why.kind,
-                       "We could not parse the JSON body of your request: %s. The body must be one "
-                       "JSON object.",
+                       "We could not parse the JSON body of your request: it %s. The body must be "
+                       "one JSON object.",
                        why.message);
     if (!json_is_object(request->json))
         return err_set(err, ERR_INVALID, "The body must be one JSON object.");
@@ -186,8 +186,6 @@ static void *handler_thread(void *argument)
 int http_handlers_start(struct http_server *server, int threads, int limit, struct err *err)
 {
     struct http_handlers *handlers = &server->handlers;
-    pthread_mutex_init(&handlers->lock, NULL);
-    pthread_cond_init(&handlers->wake, NULL);
     handlers->limit = limit;
     handlers->threads = calloc((size_t)threads, sizeof(*handlers->threads));
     if (!handlers->threads)
@@ -234,6 +232,4 @@ void http_handlers_stop(struct http_server *server)
         pthread_join(handlers->threads[i], NULL);
     free(handlers->threads);
     handlers->threads = NULL;
-    pthread_cond_destroy(&handlers->wake);
-    pthread_mutex_destroy(&handlers->lock);
 }

@@ -110,7 +110,7 @@ struct http_exchange {
     struct http_connection *connection;
     struct http_exchange *next; /* in the queue */
     enum http_phase phase;
-    bool dispatched; /* counted in server->under_way */
+    bool counted;    /* in server->under_way */
     int64_t started; /* http_now_ms at the end of the headers */
     char *target;    /* raw, until the head is read */
     struct http_path path;
@@ -210,7 +210,7 @@ struct http_server {
     pthread_t clock;
     bool clock_runs;
     atomic_bool quiet, stop_clock;
-    _Atomic int64_t under_way; /* exchanges suspended or answering */
+    _Atomic int64_t under_way; /* exchanges from a good head to their end: a stop waits for them */
     _Atomic int64_t requests, by_class[6], refused_filter, refused_busy, auth_failures;
 };
 

@@ -41,13 +41,18 @@ static const char *error_type(const struct err *err)
     return status < 500 ? "invalid_request_error" : "server_error";
 }
 
-/* Our own failures are described in the log alone: their text may name paths or statements. */
+/* Our own failures are described in the log alone: their text may name paths, hosts or statements.
+ * What has a code was written for the client. */
 static const char *public_message(const struct err *err)
 {
     switch (http_error_status(err)) {
     case 500:
         return "The server had an error while processing your request. It is in the server's log "
                "under this answer's x-request-id.";
+    case 503:
+        return err->code[0]
+                   ? err->message
+                   : "The server can not answer this at the moment. Try again in a second.";
     case 507:
         return "The server has no room left for this request. Free space or ask its operator.";
     default:

@@ -1,6 +1,7 @@
 #include "server/http_server.h"
 
 #include <errno.h>
+#include <openssl/crypto.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -209,10 +210,12 @@ int http_server_start(struct http_server **out, const struct http_server_options
     server->listen_fd = -1;
     http_connections_init(&server->connections, connection_limit(options->max_connections));
     pthread_mutex_init(&server->laters.lock, NULL);
+    pthread_mutex_init(&server->handlers.lock, NULL);
+    pthread_cond_init(&server->handlers.wake, NULL);
     int rc = start(server, options, &tls, err);
     free(tls.cert);
     if (tls.key)
-        memset(tls.key, 0, strlen(tls.key));
+        OPENSSL_cleanse(tls.key, strlen(tls.key));
     free(tls.key);
     if (rc < 0) {
         http_server_stop(server, 0);
@@ -271,6 +274,9 @@ void http_server_stop(struct http_server *server, int drain_ms)
     if (server->listen_fd >= 0)
         close(server->listen_fd);
     http_auth_cache_free(server->auth);
+    /* Not before: until now event threads may still ask for a handler, or for the numbers. */
+    pthread_cond_destroy(&server->handlers.wake);
+    pthread_mutex_destroy(&server->handlers.lock);
     pthread_mutex_destroy(&server->laters.lock);
     http_connections_release(&server->connections);
     free((void *)(uintptr_t)server->options.database_url);

@@ -65,6 +65,11 @@ static int broken(struct http_request *request, struct http_response *response, 
     return err_set(err, ERR_INTERNAL, "secret detail /path");
 }
 
+static int away(struct http_request *request, struct http_response *response, struct err *err)
+{
+    return err_set(err, ERR_UNAVAILABLE, "connection to server on socket \"/secret\" failed");
+}
+
 static int block(struct http_request *request, struct http_response *response, struct err *err)
 {
     atomic_fetch_add(&blocked, 1);
@@ -117,6 +122,7 @@ static const struct http_route routes[] = {
      .operation = "echo"},
     {.method = "POST", .pattern = "/none", .handler = hi, .operation = "none"},
     {.method = "GET", .pattern = "/fail", .handler = broken, .operation = "fail"},
+    {.method = "GET", .pattern = "/away", .handler = away, .operation = "away"},
     {.method = "GET", .pattern = "/block", .handler = block, .operation = "block"},
     {.method = "GET", .pattern = "/later", .handler = later, .operation = "later"},
     {.method = "GET", .pattern = "/key", .handler = hi, .auth = HTTP_AUTH_KEY, .operation = "key"},
@@ -238,6 +244,9 @@ static void answers_carry_the_headers_that_clients_read(void **state)
     text = ask(server, GET("/fail"), 500, false);
     assert_has(text, "x-should-retry: false");
     assert_null(strstr(text, "secret"));
+    text = ask(server, GET("/away"), 503, false);
+    assert_has(text, "retry-after: 1");
+    assert_null(strstr(text, "secret"));
     text = ask(server, GET("/say/a%3Ab?q=1%202"), 200, false);
     assert_has(text, "{\"param\":\"a:b\",\"q\":\"1 2\"}");
     http_server_stop(server, 1000);
@@ -273,7 +282,7 @@ static void json_bodies_are_read_strictly(void **state)
         POST("Content-Length: 7\r\nContent-Type: application/json; charset=utf-8\r\n", "{\"a\":1}"),
         200, false);
     text = ask(server, POST("Content-Length: 13\r\n", "{\"a\":1,\"a\":2}"), 400, false);
-    assert_has(text, "could not parse the JSON body");
+    assert_has(text, "could not parse the JSON body of your request: it is not valid JSON");
     ask(server, POST("Content-Length: 2\r\n", "[]"), 400, false);
     ask(server, POST("Content-Length: 1\r\n", "1"), 400, false);
     ask(server, POST("Content-Length: 8\r\n", "{\"a\":1}x"), 400, false);
@@ -625,6 +634,23 @@ static void stop_lets_what_is_under_way_finish(void **state)
     close(waiting);
 }
 
+static void stop_waits_for_a_body_that_is_on_its_way(void **state)
+{
+    struct http_server *server = start();
+    int sending = dial(server);
+    pthread_t thread;
+    put(sending, POST("Content-Length: 7\r\n", "{\"a\""));
+    sleep_ms(50);
+    int64_t began = now_ms();
+    assert_int_equal(pthread_create(&thread, NULL, stop_thread, server), 0);
+    sleep_ms(200);
+    put(sending, ":1}");
+    assert_has(get(sending, "}", 1000, NULL), "200 OK");
+    pthread_join(thread, NULL);
+    assert_true(now_ms() - began < 2000);
+    close(sending);
+}
+
 static void a_quiet_server_takes_nothing_new(void **state)
 {
     struct http_server *server = start();
@@ -724,6 +750,7 @@ int main(void)
         cmocka_unit_test(slow_drips_are_cut),
         cmocka_unit_test(the_limit_of_connections_keeps_room),
         cmocka_unit_test(stop_lets_what_is_under_way_finish),
+        cmocka_unit_test(stop_waits_for_a_body_that_is_on_its_way),
         cmocka_unit_test(a_quiet_server_takes_nothing_new),
         cmocka_unit_test(keys_are_needed_where_the_route_says_so),
         cmocka_unit_test(beyond_loopback_needs_tls_or_a_word),
