@@ -81,7 +81,8 @@ int api_files_check_jsonl(const char *head, size_t len, bool whole, struct err *
     return any || !whole ? 0 : wrong_line(1, "there is nothing in it", err);
 }
 
-/* "expires_after[seconds]" is the table's "expires_after.seconds". */
+/* A form has no objects: "expires_after[seconds]" is the table's "expires_after.seconds", and
+ * nothing else is. */
 static int check_field_names(const struct http_upload *upload, struct err *err)
 {
     for (int i = 0; i < upload->field_count; i++) {
@@ -94,6 +95,11 @@ static int check_field_names(const struct http_upload *upload, struct err *err)
                      (int)(name + n - 1 - (bracket + 1)), bracket + 1);
         else
             snprintf(path, sizeof(path), "%s", name);
+        if (!bracket && (strchr(name, '.') || strcmp(name, "expires_after") == 0))
+            return err_set_code(err, ERR_INVALID, "unknown_parameter", name,
+                                "Unknown parameter: '%s'. In a form, write "
+                                "expires_after[anchor] and expires_after[seconds].",
+                                name);
         if (field_table_check_name(&field_table_files, path, err) < 0)
             return -1;
     }

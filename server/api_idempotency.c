@@ -9,6 +9,17 @@
 
 #define KEY_MAX 255
 
+static int check_key(const char *key, struct err *err)
+{
+    size_t n = 0;
+    while (key[n] >= 0x20 && key[n] < 0x7f)
+        n++;
+    if (key[n] == '\0' && n >= 1 && n <= KEY_MAX)
+        return 0;
+    return err_set_code(err, ERR_INVALID, "invalid_idempotency_key", "",
+                        "The Idempotency-Key header must have 1 to %d plain characters.", KEY_MAX);
+}
+
 static void digest_request(const struct http_request *request, const char *what, size_t what_len,
                            char digest[SHA256_HEX])
 {
@@ -52,9 +63,8 @@ int api_once(struct http_request *request, struct http_response *response, const
     char *text = NULL;
     int status = 200;
     const char *key = request->idempotency_key;
-    if (key && (key[0] == '\0' || strlen(key) > KEY_MAX))
-        return err_set_code(err, ERR_INVALID, "invalid_idempotency_key", "",
-                            "The Idempotency-Key header must have 1 to %d bytes.", KEY_MAX);
+    if (key && check_key(key, err) < 0)
+        return -1;
     digest_request(request, what, what_len, digest);
     if (!digest[0])
         return err_set(err, ERR_NO_MEMORY, "out of memory");

@@ -130,6 +130,8 @@ class Upload(unittest.TestCase):
             "JSON over several lines": send(PURPOSE, part("file", b'{\n"messages": []\n}\n', "x.json")),
             "a zip archive": send(PURPOSE, part("file", b"PK\x03\x04\0\0", "x.zip")),
             "only the anchor": send(PURPOSE, FILE, part("expires_after[anchor]", b"created_at")),
+            "an expiry that no form has": send(PURPOSE, FILE, part("expires_after.seconds", b"3600")),
+            "an expiry without brackets": send(PURPOSE, FILE, part("expires_after", b"3600")),
             "expiry too soon": send(PURPOSE, FILE, part("expires_after[anchor]", b"created_at"), part("expires_after[seconds]", b"1")),
             "expiry in words": send(PURPOSE, FILE, part("expires_after[anchor]", b"created_at"), part("expires_after[seconds]", b"soon")),
         }
@@ -213,6 +215,17 @@ class Lists(unittest.TestCase):
             self.assertEqual((reply.status, reply.error["param"]), (400, param), reply)
 
 
+class Lost(unittest.TestCase):
+    def test_bytes_that_are_not_there_are_our_fault_and_tell_nothing(self):
+        file = send(part("purpose", b"user_data"), part("file", b"to be lost", "x")).json["id"]
+        digest = hashlib.sha256(b"to be lost").hexdigest()
+        for blob in server.data.glob(f"blobs/*/*/*/{digest}"):
+            blob.unlink()
+        reply = server.get(f"/v1/files/{file}/content")
+        self.assertEqual(reply.status, 500)
+        self.assertNotIn(digest.encode(), reply.body)
+
+
 class Delete(unittest.TestCase):
     def test_deleted_is_gone(self):
         file = server.upload(LINES).json["id"]
@@ -233,7 +246,9 @@ class Idempotency(unittest.TestCase):
         other = send(PURPOSE, part("file", LINES + LINES, "train.jsonl"), headers={"Idempotency-Key": "upload-1"})
         self.assertEqual((other.status, other.error["code"]), (400, "idempotency_key_reused"))
         self.assertNotEqual(send(PURPOSE, FILE).json["id"], first.json["id"])
-        self.assertEqual(send(PURPOSE, FILE, headers={"Idempotency-Key": "x" * 256}).status, 400)
+        for key in ("x" * 256, "\xff\xfe", "a\tb"):
+            refused = send(PURPOSE, FILE, headers={"Idempotency-Key": key})
+            self.assertEqual((refused.status, refused.error["code"]), (400, "invalid_idempotency_key"))
 
 
 if __name__ == "__main__":
