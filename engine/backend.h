@@ -14,8 +14,12 @@
  *   D hidden, F intermediate, H heads, G kv heads, E head_dim, V vocabulary.
  * - Nothing allocates in a stage: scratch comes in the arguments, and its content is undefined
  *   before and after.
- * - Weights may be F32, BF16 or F16, activations are F32 for now; an operation that does not know a
- *   dtype fails by name.
+ * - Precision is a property of an open backend (`activation`). F32: activations are F32, weights
+ *   F32, BF16 or F16. BF16: activations, their gradients, the kv cache and all matrices are BF16,
+ *   rounded to nearest even when they are stored; every sum and function is computed in float. In
+ *   both, these are F32: norms, biases, rope, rstd, lse, delta, logits, nll, the gradients of
+ *   parameters, and what the optimizer keeps. Products take what is stored: the scratch `n` and
+ *   `act` are rounded like any activation. An operation that does not know a dtype fails by name.
  * - Serving (batch.serving): what a row gets does not depend on the rows beside it, on
  *   threads, or on how a prompt was cut into chunks. Training: the result does not depend on the
  *   number of threads.
@@ -246,7 +250,7 @@ struct attention_backward_args {
     const struct batch *batch;
     struct tensor q, k, v, out, lse; /* as in forward */
     struct tensor d_out;             /* [T, H·E] */
-    struct tensor delta;             /* [T, H] scratch: Σ d_out·out */
+    struct tensor delta;             /* [T, H] F32 scratch: Σ d_out·out */
     struct tensor dq, dk, dv;        /* [T, H·E], [T, G·E], [T, G·E] out */
 };
 
@@ -270,9 +274,15 @@ struct embed_backward_args {
 
 /* ------------------------------------------------------------------ optimizer */
 
+/* What stages read is `w`, or `copy` where there is one. */
 struct parameter {
-    struct tensor w, g, m, v; /* F32, same shape; w, m, v updated, g left zero */
-    bool decay;               /* weight decay applies: matrices yes, norms and biases no */
+    /* Same shape; w, m, v updated, g left zero. F32, but for a w of BF16: the new value is rounded
+     * to one of its two neighbours, up with the probability of its distance (stochastic rounding).
+     * The random numbers are rng_at(adamw_args.seed, step << 32 | index of the parameter, element):
+     * a resumed run draws the same. */
+    struct tensor w, g, m, v;
+    struct tensor copy; /* BF16: w to nearest even, written with it; absent in precision F32 */
+    bool decay;         /* weight decay applies: matrices yes, norms and biases no */
 };
 
 struct gradient_norm_args {
@@ -287,7 +297,8 @@ struct adamw_args { /* Loshchilov & Hutter 2019, https://arxiv.org/abs/1711.0510
     struct tensor norm; /* [1] from gradient_norm */
     float max_norm;     /* gradients are scaled by min(1, max_norm / norm) */
     float learning_rate, beta1, beta2, epsilon, weight_decay;
-    int32_t step; /* 1-based, for bias correction */
+    int32_t step;  /* 1-based, for bias correction */
+    uint64_t seed; /* of stochastic rounding */
 };
 
 /* ------------------------------------------------------------------ the table */
@@ -305,7 +316,8 @@ struct backend_ops {
     void (*upload)(struct backend *backend, void *to, const void *host, size_t bytes);
     void (*download)(struct backend *backend, void *host, const void *from, size_t bytes);
     /* A host tensor that outlives the view (a mapped base), readable by the stages: in place where
-     * the backend shares the host's memory, else a copy. On failure out->data is NULL. */
+     * the backend shares the host's memory and precision allows, else a copy. Vectors become F32,
+     * matrices BF16 in precision BF16. On failure out->data is NULL. */
     int (*weight_open)(struct backend *backend, const struct tensor *host, struct tensor *out,
                        struct err *err);
     void (*weight_close)(struct backend *backend, struct tensor *weight);
@@ -338,11 +350,16 @@ struct backend_ops {
 struct backend {
     const struct backend_ops *ops;
     void *state;
-    int threads; /* of the host that work for it */
+    enum dtype activation; /* F32 or BF16: the precision */
+    int threads;           /* of the host that work for it */
 };
 
-/* device: "cpu". threads: 0 means one for each core this process may use. */
-int backend_open(struct backend *backend, const char *device, int threads, struct err *err);
+struct backend_options {
+    const char *device;   /* NULL: "cpu" */
+    enum dtype precision; /* F32 or BF16 */
+    int threads;          /* 0: one for each core this process may use */
+};
+int backend_open(struct backend *backend, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend); /* a zeroed struct is fine */
 
 #endif

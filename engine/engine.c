@@ -31,6 +31,8 @@ static int open_text(struct engine *engine, struct err *err)
 int engine_open(struct engine **out, const char *base_path, const struct engine_options *options,
                 struct err *err)
 {
+    const struct backend_options backend = {
+        .device = options->device, .precision = DTYPE_F32, .threads = options->threads};
     struct engine *engine = calloc(1, sizeof(*engine));
 
     if (engine == NULL)
@@ -42,7 +44,7 @@ int engine_open(struct engine **out, const char *base_path, const struct engine_
     }
     engine->threads = options->threads;
     if (base_file_open(&engine->base, base_path, err) != 0 || open_text(engine, err) != 0 ||
-        backend_open(engine->backend, options->device, options->threads, err) != 0 ||
+        backend_open(engine->backend, &backend, err) != 0 ||
         model_open(&engine->model, engine->backend, engine->base, err) != 0)
         goto fail;
     *out = engine;

@@ -28,6 +28,7 @@ enum err_kind {
     ERR_NO_MEMORY,   /* 503 */
     ERR_FENCED,      /* this attempt of a job is no longer the owner: stop, touch nothing */
     ERR_CANCELLED,   /* asked to stop */
+    ERR_DEVICE,      /* the device is lost to this process, which must end: another may go on */
 };
 
 struct err {

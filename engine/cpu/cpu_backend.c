@@ -264,6 +264,7 @@ int cpu_backend_open(struct backend *backend, int threads, const struct cpu_kern
         goto fail;
     workers = (size_t)thread_pool_threads(cpu->pool);
     backend->threads = thread_pool_threads(cpu->pool);
+    backend->activation = DTYPE_F32;
     cpu->scratch = aligned_alloc(64, workers * sizeof *cpu->scratch);
     if (!cpu->scratch) {
         err_set(err, ERR_NO_MEMORY, "no memory for the cpu backend's scratch");

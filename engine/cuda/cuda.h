@@ -3,6 +3,7 @@
  *
  *   device.cuh, ptx.cuh   the language of kernels, on CUDA and on the test shim
  *   device.h              memory, copies, launches, failures
+ *   gemm.h                matrix products of training
  *   cuda_backend.cu       the table, memory, begin: what kernels know of a batch
  *   cuda_embed.cu         rope's angles, embeddings and their gradient
  *   cuda_delta.cu, .cuh   packed deltas
@@ -15,6 +16,7 @@
 #define GRAFT_CUDA_CUDA_H
 
 #include "engine/cuda/device.h"
+#include "engine/cuda/gemm.h"
 
 extern "C" {
 #include "engine/backend.h"
@@ -71,6 +73,8 @@ struct cuda_batch {
 
 struct cuda {
     struct device *device;
+    struct gemm_context *gemm;
+    enum dtype activation;   /* F32 or BF16: the precision */
     struct cuda_batch batch; /* of the pass that begin opened */
     int32_t layers;          /* of its model; 0: not told, and no adapters */
     char *staging, *meta;    /* what batch points to: on the host, on the device */
@@ -98,41 +102,17 @@ static inline int64_t ceil_div(int64_t a, int64_t b)
  * lasts until the next begin; up to four in a pass. NULL after a failure. */
 void *cuda_bring(struct cuda *cuda, const void *host, size_t bytes);
 
-/* Runs the statements with T standing for the C++ type of `dtype`; any other dtype fails the pass
- * by the name of the operation. */
-#define WITH_WEIGHT_TYPE(cuda, operation, dtype, T, ...)                                    \
-    do {                                                                                    \
-        switch (dtype) {                                                                    \
-        case DTYPE_F32: {                                                                   \
-            using T = float;                                                                \
-            __VA_ARGS__;                                                                    \
-            break;                                                                          \
-        }                                                                                   \
-        case DTYPE_BF16: {                                                                  \
-            using T = bf16;                                                                 \
-            __VA_ARGS__;                                                                    \
-            break;                                                                          \
-        }                                                                                   \
-        case DTYPE_F16: {                                                                   \
-            using T = f16;                                                                  \
-            __VA_ARGS__;                                                                    \
-            break;                                                                          \
-        }                                                                                   \
-        default:                                                                            \
-            device_fail((cuda)->device, ERR_INTERNAL, "%s: weights of dtype %s", operation, \
-                        dtype_name(dtype));                                                 \
-        }                                                                                   \
-    } while (0)
-
-#define WITH_ACTIVATION_TYPE(cuda, operation, dtype, T, ...)                                    \
-    do {                                                                                        \
-        if ((dtype) == DTYPE_F32) {                                                             \
-            using T = float;                                                                    \
-            __VA_ARGS__;                                                                        \
-        } else {                                                                                \
-            device_fail((cuda)->device, ERR_INTERNAL, "%s: activations of dtype %s", operation, \
-                        dtype_name(dtype));                                                     \
-        }                                                                                       \
+/* Runs the statements with T standing for the C++ type of the precision, which is that of all
+ * matrices and activations. */
+#define WITH_PRECISION(cuda, T, ...)            \
+    do {                                        \
+        if ((cuda)->activation == DTYPE_BF16) { \
+            using T = bf16;                     \
+            __VA_ARGS__;                        \
+        } else {                                \
+            using T = float;                    \
+            __VA_ARGS__;                        \
+        }                                       \
     } while (0)
 
 /* ------------------------------------------------------------------ stages */

@@ -33,33 +33,63 @@ static void cuda_download(struct backend *backend, void *host, const void *from,
     device_copy_out(cuda_of(backend)->device, host, from, bytes);
 }
 
-/* Matrices keep their dtype; vectors (norms, biases) become F32. */
+#define CONVERTED (1 << 18) /* elements that are converted at a time */
+
+/* Elements [from, from + count) of `host` in `dtype`, F32 or BF16. */
+static void convert(const struct tensor *host, int64_t from, int64_t count, enum dtype dtype,
+                    float *values, uint16_t *halves)
+{
+    tensor_to_f32(host, from, count, values);
+    if (dtype == DTYPE_BF16)
+        for (int64_t i = 0; i < count; i++)
+            halves[i] = f32_to_bf16(values[i]);
+}
+
+static int copy_converted(struct device *device, const struct tensor *host,
+                          const struct tensor *out, struct err *err)
+{
+    int64_t elements = tensor_elements(host), size = dtype_size(out->dtype);
+    float *values = (float *)malloc(CONVERTED * sizeof *values);
+    uint16_t *halves = (uint16_t *)malloc(CONVERTED * sizeof *halves);
+
+    for (int64_t from = 0; values && halves && from < elements; from += CONVERTED) {
+        int64_t count = elements - from < CONVERTED ? elements - from : CONVERTED;
+
+        convert(host, from, count, out->dtype, values, halves);
+        device_copy_in(device, (char *)out->data + from * size,
+                       out->dtype == DTYPE_BF16 ? (void *)halves : (void *)values,
+                       (size_t)(count * size));
+    }
+    free(halves);
+    free(values);
+    return values && halves ? 0 : err_set(err, ERR_NO_MEMORY, "no memory to convert a weight");
+}
+
+/* Vectors (norms, biases) become F32, matrices what the precision says: kernels and products know
+ * one type for weights and activations. */
 static int cuda_weight_open(struct backend *backend, const struct tensor *host, struct tensor *out,
                             struct err *err)
 {
     struct device *device = cuda_of(backend)->device;
-    int64_t count = tensor_elements(host);
-    size_t bytes = (size_t)count * (size_t)dtype_size(host->dtype);
-    float *vector = nullptr;
+    enum dtype dtype = host->rank == 1 ? DTYPE_F32 : backend->activation;
+    size_t bytes = (size_t)tensor_elements(host) * (size_t)dtype_size(dtype);
 
-    *out = *host;
-    out->data = nullptr;
+    *out = tensor_view(nullptr, dtype, host->rank, host->shape);
     if (host->dtype > DTYPE_F16)
         return err_set(err, ERR_INVALID, "weights of dtype %s: F32, F16 or BF16 are known",
                        dtype_name(host->dtype));
-    if (host->rank == 1) {
-        bytes = (size_t)count * sizeof(float);
-        vector = (float *)malloc(bytes);
-        if (!vector)
-            return err_set(err, ERR_NO_MEMORY, "no memory for %zu bytes of a model", bytes);
-        tensor_to_f32(host, 0, count, vector);
-        *out = tensor_view(nullptr, DTYPE_F32, 1, host->shape);
-    }
     out->data = device_alloc(device, bytes, err);
-    if (out->data)
-        device_copy_in(device, out->data, vector ? vector : host->data, bytes);
-    free(vector);
-    return out->data ? 0 : -1;
+    if (!out->data)
+        return -1;
+    if (host->dtype == dtype) {
+        device_copy_in(device, out->data, host->data, bytes);
+        return 0;
+    }
+    if (copy_converted(device, host, out, err) == 0)
+        return 0;
+    device_free(device, out->data);
+    out->data = nullptr;
+    return -1;
 }
 
 static void cuda_weight_close(struct backend *backend, struct tensor *weight)
@@ -307,6 +337,7 @@ static void cuda_close(struct backend *backend)
 
     if (!cuda)
         return;
+    gemm_close(cuda->gemm);
     if (cuda->device)
         device_free(cuda->device, cuda->meta);
     device_close(cuda->device);
@@ -337,7 +368,7 @@ static struct backend_ops make_table()
     return ops;
 }
 
-int cuda_backend_open(struct backend *backend, int ordinal, struct err *err)
+int cuda_backend_open(struct backend *backend, const struct cuda_options *options, struct err *err)
 {
     static const struct backend_ops ops = make_table();
     struct cuda *cuda = (struct cuda *)calloc(1, sizeof *cuda);
@@ -348,7 +379,9 @@ int cuda_backend_open(struct backend *backend, int ordinal, struct err *err)
     backend->ops = &ops;
     backend->state = cuda;
     backend->threads = 1;
-    if (device_open(&cuda->device, ordinal, err)) {
+    backend->activation = cuda->activation = options->precision;
+    if (device_open(&cuda->device, options->ordinal, err) ||
+        gemm_open(&cuda->gemm, cuda->device, err)) {
         cuda_close(backend);
         memset(backend, 0, sizeof *backend);
         return -1;

@@ -9,9 +9,13 @@ extern "C" {
 
 #include "engine/backend.h"
 
-/* Device `ordinal` of this machine. ERR_UNAVAILABLE says what is missing. */
-__attribute__((visibility("default"))) int cuda_backend_open(struct backend *backend, int ordinal,
-                                                             struct err *err);
+struct cuda_options {
+    int ordinal;          /* device of this machine */
+    enum dtype precision; /* F32 or BF16 */
+};
+/* ERR_UNAVAILABLE says what is missing. */
+__attribute__((visibility("default"))) int
+cuda_backend_open(struct backend *backend, const struct cuda_options *options, struct err *err);
 
 #ifdef __cplusplus
 }

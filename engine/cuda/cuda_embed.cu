@@ -34,8 +34,8 @@ void cuda_rope(struct cuda *cuda, const struct begin_args *args, const float *in
 /* ------------------------------------------------------------------ embed */
 
 /* One block for each row. */
-template <typename W, typename A>
-static __global__ void embed_kernel(struct cuda_batch batch, const W *embed, A *x, int32_t width)
+template <typename T>
+static __global__ void embed_kernel(struct cuda_batch batch, const T *embed, T *x, int32_t width)
 {
     int64_t r = blockIdx.x, token = batch.token[r];
     int32_t group = batch.row_group[r];
@@ -45,7 +45,7 @@ static __global__ void embed_kernel(struct cuda_batch batch, const W *embed, A *
 
         if (group >= 0 && !delta_is_empty(batch.outer[group].embed))
             value += delta_value(batch.outer[group].embed, (int32_t)token, c);
-        x[r * width + c] = from_float<A>(value);
+        x[r * width + c] = from_float<T>(value);
     }
 }
 
@@ -54,21 +54,19 @@ void cuda_embed(struct backend *backend, const struct embed_args *a)
     struct cuda *cuda = cuda_of(backend);
     unsigned rows = (unsigned)a->batch->rows;
 
-    WITH_WEIGHT_TYPE(
-        cuda, "embed", a->embed.dtype, W,
-        WITH_ACTIVATION_TYPE(cuda, "embed", a->x.dtype, A,
-                             CUDA_LAUNCH(cuda->device, (embed_kernel<W, A>), rows, THREADS, 0,
-                                         cuda->batch, data_of<const W>(a->embed), data_of<A>(a->x),
-                                         (int32_t)a->embed.shape[1])));
+    WITH_PRECISION(cuda, T,
+                   CUDA_LAUNCH(cuda->device, embed_kernel<T>, rows, THREADS, 0, cuda->batch,
+                               data_of<const T>(a->embed), data_of<T>(a->x),
+                               (int32_t)a->embed.shape[1]));
 }
 
 /* ------------------------------------------------------------------ embed backward */
 
 /* order: rows sorted by token, rows of a token ascending. The thread block at the first row of a
  * token adds all its rows, in order; the other blocks have nothing to do. */
-template <typename A>
+template <typename T>
 static __global__ void embed_backward_kernel(const int32_t *token, const int32_t *order,
-                                             int32_t rows, const A *dx, float *d_embed,
+                                             int32_t rows, const T *dx, float *d_embed,
                                              int32_t width)
 {
     int32_t first = blockIdx.x, last = first + 1, own = token[order[first]];
@@ -92,9 +90,9 @@ void cuda_embed_backward(struct backend *backend, const struct embed_backward_ar
 
     if (!a->d_embed.data)
         return;
-    WITH_ACTIVATION_TYPE(cuda, "embed_backward", a->dx.dtype, A,
-                         CUDA_LAUNCH(cuda->device, embed_backward_kernel<A>,
-                                     (unsigned)cuda->batch.rows, THREADS, 0, cuda->batch.token,
-                                     cuda->batch.order, cuda->batch.rows, data_of<const A>(a->dx),
-                                     data_of<float>(a->d_embed), (int32_t)a->dx.shape[1]));
+    WITH_PRECISION(cuda, T,
+                   CUDA_LAUNCH(cuda->device, embed_backward_kernel<T>, (unsigned)cuda->batch.rows,
+                               THREADS, 0, cuda->batch.token, cuda->batch.order, cuda->batch.rows,
+                               data_of<const T>(a->dx), data_of<float>(a->d_embed),
+                               (int32_t)a->dx.shape[1]));
 }

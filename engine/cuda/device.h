@@ -26,6 +26,7 @@ void device_close(struct device *device); /* NULL is fine */
 void *device_alloc(struct device *device, size_t bytes, struct err *err);
 void device_free(struct device *device, void *memory); /* NULL is fine */
 
+/* The host's memory is free again when it returns. */
 void device_copy_in(struct device *device, void *to, const void *host, size_t bytes);
 void device_copy_out(struct device *device, void *host, const void *from, size_t bytes);
 void device_copy(struct device *device, void *to, const void *from, size_t bytes);
@@ -36,7 +37,7 @@ void device_fail(struct device *device, enum err_kind kind, const char *format, 
     __attribute__((format(printf, 3, 4)));
 bool device_failed(const struct device *device);
 /* Waits for everything enqueued; gives the first failure since the last check. A failure of the
- * hardware or the driver stays: the process must end. */
+ * hardware or the driver stays, as ERR_DEVICE: the process must end. */
 int device_check(struct device *device, struct err *err);
 
 /* CUDA_LAUNCH(device, kernel, grid, block, dynamic shared bytes, arguments…). A kernel with several
@@ -73,6 +74,15 @@ struct shim_launch_args {
 };
 void shim_launch_kernel(struct device *device, const struct shim_launch_args *args);
 void shim_check_pointer(const char *kernel, const void *pointer);
+/* For a library's part that the host plays: counts as a launch (and may fail like one), checks that
+ * the spans are device memory, and puts them in reach until shim_host_end. */
+struct shim_span {
+    const void *memory;
+    size_t bytes;
+};
+bool shim_host_begin(struct device *device, const char *name, const struct shim_span *spans,
+                     int count);
+void shim_host_end(void);
 
 template <typename T> static inline void shim_check_parameter(const char *kernel, const T &)
 {

@@ -72,35 +72,46 @@ const struct parity_shape parity_serving_shapes[] = {
 
 /* ------------------------------------------------------------------ tensors */
 
-static struct parity_tensor *add(struct parity *p, enum dtype dtype, int rank, const int64_t *shape)
+static size_t bytes_of(const struct tensor *t)
+{
+    return (size_t)tensor_elements(t) * (size_t)dtype_size(t->dtype);
+}
+
+/* F32 stands for the precision of each side where `activation` is set. */
+static struct parity_tensor *add(struct parity *p, enum dtype dtype, bool activation, int rank,
+                                 const int64_t *shape)
 {
     struct parity_tensor *t = &p->tensor[p->count++];
-    struct tensor view = tensor_view(NULL, dtype, rank, shape);
-    size_t bytes = (size_t)tensor_elements(&view) * (size_t)dtype_size(dtype);
+    struct tensor host = tensor_view(NULL, dtype, rank, shape);
     struct err err = {0};
 
     assert_true(p->count <= PARITY_MAX_TENSORS);
-    t->start = malloc(bytes);
+    t->start = malloc(bytes_of(&host));
     assert_non_null(t->start);
     for (int side = 0; side < 2; side++) {
-        t->t[side] = view;
-        t->t[side].data = p->backend[side]->ops->alloc(p->backend[side], bytes, &err);
+        struct backend *b = p->backend[side];
+
+        t->t[side] = tensor_view(NULL, activation ? b->activation : dtype, rank, shape);
+        t->t[side].data = b->ops->alloc(b, bytes_of(&t->t[side]), &err);
         if (!t->t[side].data)
             fail_msg("%s", err.message);
     }
     return t;
 }
 
-static size_t bytes_of(const struct tensor *t)
-{
-    return (size_t)tensor_elements(t) * (size_t)dtype_size(t->dtype);
-}
-
 static void restart(struct parity *p, const struct parity_tensor *t)
 {
+    int64_t count = tensor_elements(&t->t[0]);
+    uint16_t *half = malloc((size_t)count * sizeof *half);
+
+    assert_non_null(half);
+    for (int64_t i = 0; i < count; i++)
+        half[i] = f32_to_bf16(((const float *)t->start)[i]);
     for (int side = 0; side < 2; side++)
-        p->backend[side]->ops->upload(p->backend[side], t->t[side].data, t->start,
+        p->backend[side]->ops->upload(p->backend[side], t->t[side].data,
+                                      t->t[side].dtype == DTYPE_BF16 ? (void *)half : t->start,
                                       bytes_of(&t->t[side]));
+    free(half);
 }
 
 static float uniform(uint64_t seed, uint64_t stream, int64_t i)
@@ -108,38 +119,61 @@ static float uniform(uint64_t seed, uint64_t stream, int64_t i)
     return (float)(2 * rng_unit_at(SEED + seed, stream, (uint64_t)i) - 1);
 }
 
-struct parity_tensor *parity_random(struct parity *p, int rank, const int64_t *shape, float size)
+static struct parity_tensor *add_random(struct parity *p, bool activation, int rank,
+                                        const int64_t *shape, float size)
 {
-    struct parity_tensor *t = add(p, DTYPE_F32, rank, shape);
+    struct parity_tensor *t = add(p, DTYPE_F32, activation, rank, shape);
+    bool round = activation && p->backend[1]->activation == DTYPE_BF16;
     uint64_t stream = ++p->streams;
 
-    for (int64_t i = 0; i < tensor_elements(&t->t[0]); i++)
-        ((float *)t->start)[i] = size * uniform(p->shape.seed, stream, i);
+    for (int64_t i = 0; i < tensor_elements(&t->t[0]); i++) {
+        float value = size * uniform(p->shape.seed, stream, i);
+
+        ((float *)t->start)[i] = round ? bf16_to_f32(f32_to_bf16(value)) : value;
+    }
     restart(p, t);
     return t;
+}
+
+static struct parity_tensor *add_output(struct parity *p, enum dtype dtype, bool activation,
+                                        int rank, const int64_t *shape)
+{
+    struct parity_tensor *t = add(p, dtype, activation, rank, shape);
+
+    memset(t->start, 0xff, (size_t)tensor_elements(&t->t[0]) * 4);
+    restart(p, t);
+    return t;
+}
+
+struct parity_tensor *parity_random(struct parity *p, int rank, const int64_t *shape, float size)
+{
+    return add_random(p, true, rank, shape, size);
+}
+
+struct parity_tensor *parity_random_f32(struct parity *p, int rank, const int64_t *shape,
+                                        float size)
+{
+    return add_random(p, false, rank, shape, size);
 }
 
 struct parity_tensor *parity_output(struct parity *p, int rank, const int64_t *shape)
 {
-    struct parity_tensor *t = add(p, DTYPE_F32, rank, shape);
+    return add_output(p, DTYPE_F32, true, rank, shape);
+}
 
-    memset(t->start, 0xff, bytes_of(&t->t[0]));
-    restart(p, t);
-    return t;
+struct parity_tensor *parity_output_f32(struct parity *p, int rank, const int64_t *shape)
+{
+    return add_output(p, DTYPE_F32, false, rank, shape);
 }
 
 struct parity_tensor *parity_integers(struct parity *p, int64_t count)
 {
-    struct parity_tensor *t = add(p, DTYPE_I32, 1, &count);
-
-    memset(t->start, 0xff, bytes_of(&t->t[0]));
-    restart(p, t);
-    return t;
+    return add_output(p, DTYPE_I32, false, 1, &count);
 }
 
-const float *parity_host(const struct parity_tensor *t)
+double parity_tolerance(const struct parity *p)
 {
-    return t->t[0].data;
+    return p->backend[1]->activation == DTYPE_BF16 ? 2e-2 : 1e-5;
 }
 
 /* A base weight: opened as a model's would be. */
@@ -160,6 +194,8 @@ static void weight(struct parity *p, struct tensor *out0, struct tensor *out1, i
     for (int64_t i = 0; i < count; i++) {
         float value = size * uniform(p->shape.seed, stream, i) + (rank == 1 && size < 1);
 
+        if (rank > 1 && p->backend[1]->activation == DTYPE_BF16)
+            value = bf16_to_f32(f32_to_bf16(value));
         if (dtype == DTYPE_F32)
             ((float *)t->start)[i] = value;
         else
@@ -236,7 +272,7 @@ static void make_linear(struct parity *p, int32_t tenant, int32_t layer, size_t 
     if (++p->streams % 5 != 0)
         make_delta(p, &l[0]->delta, &l[1]->delta, rows, cols);
     if (p->shape.bias && p->streams % 2) {
-        struct parity_tensor *t = parity_random(p, 1, (int64_t[]){rows}, 1.0f);
+        struct parity_tensor *t = parity_random_f32(p, 1, (int64_t[]){rows}, 1.0f);
 
         l[0]->b = t->t[0];
         l[1]->b = t->t[1];
@@ -249,7 +285,7 @@ static void make_norm(struct parity *p, int32_t tenant, int32_t layer, size_t of
 
     if (++p->streams % 3 == 0)
         return;
-    t = parity_random(p, 1, &width, 1.5f);
+    t = parity_random_f32(p, 1, &width, 1.5f);
     for (int side = 0; side < 2; side++)
         *(struct tensor *)((char *)&p->adapters->layer[side][tenant][layer] + offset) = t->t[side];
 }
@@ -279,7 +315,7 @@ static void make_adapter(struct parity *p, int32_t tenant)
     for (int side = 0; side < 2; side++)
         a->adapter[side][tenant].layer = a->layer[side][tenant];
     if (tenant % 2 == 0) {
-        struct parity_tensor *t = parity_random(p, 1, (int64_t[]){p->config.hidden}, 1.5f);
+        struct parity_tensor *t = parity_random_f32(p, 1, (int64_t[]){p->config.hidden}, 1.5f);
 
         for (int side = 0; side < 2; side++)
             a->adapter[side][tenant].final_norm = t->t[side];
@@ -376,7 +412,7 @@ static void make_batch(struct parity *p)
             .slot = s->cache ? p->slot : NULL,
             .serving = s->cache || s->serving,
         };
-    p->rope = parity_output(p, 2, (int64_t[]){p->rows, p->config.head_dim});
+    p->rope = parity_output_f32(p, 2, (int64_t[]){p->rows, p->config.head_dim});
 }
 
 static void make_weights(struct parity *p)
@@ -440,13 +476,15 @@ static void begin(struct parity *p, int side)
 
 void parity_open(struct parity *p, struct backend *other, const struct parity_shape *shape)
 {
-    static struct backend cpu; /* one for all cases: opening it checks its products */
+    static struct backend cpus[2]; /* for all cases: opening one checks its products */
+    struct backend *cpu = &cpus[other->activation == DTYPE_BF16];
     struct err err = {0};
 
     memset(p, 0, sizeof *p);
-    if (!cpu.ops && backend_open(&cpu, "cpu", 1, &err))
+    /* The CPU has no BF16 yet: it computes the same numbers in F32. */
+    if (!cpu->ops && backend_open(cpu, &(struct backend_options){.threads = 1}, &err))
         fail_msg("%s", err.message);
-    p->backend[0] = &cpu;
+    p->backend[0] = cpu;
     p->backend[1] = other;
     p->shape = *shape;
     p->streams = 100;
@@ -512,6 +550,12 @@ static bool integers_equal(const int32_t *a, const int32_t *b, int64_t count, do
     return *error == 0;
 }
 
+static double value_at(const void *data, enum dtype dtype, int64_t i)
+{
+    return (double)(dtype == DTYPE_BF16 ? bf16_to_f32(((const uint16_t *)data)[i])
+                                        : ((const float *)data)[i]);
+}
+
 bool parity_is_equal(struct parity *p, const struct parity_tensor *t, double tolerance,
                      double *error)
 {
@@ -532,13 +576,12 @@ bool parity_is_equal(struct parity *p, const struct parity_tensor *t, double tol
     if (t->t[0].dtype == DTYPE_I32) {
         same = integers_equal(side[0], side[1], count, error);
     } else {
-        const float *want = side[0], *got = side[1];
-
         for (int64_t i = 0; i < count; i++) {
-            double d = (double)got[i] - (double)want[i];
+            double want = value_at(side[0], t->t[0].dtype, i);
+            double d = value_at(side[1], t->t[1].dtype, i) - want;
 
             difference += d * d;
-            size += (double)want[i] * (double)want[i];
+            size += want * want;
         }
         *error = difference == 0 ? 0 : sqrt(difference / size);
         same = *error <= tolerance; /* false for NaN */

@@ -25,9 +25,9 @@
 #define PARITY_MAX_TENSORS 512
 
 struct parity_tensor {
-    struct tensor t[2];
-    void *start;    /* host copy of the start values */
-    bool is_weight; /* opened by weight_open */
+    struct tensor t[2]; /* each in the precision of its backend, or F32, or I32 */
+    void *start;        /* host copy of the start values: F32 or I32 */
+    bool is_weight;     /* opened by weight_open */
 };
 
 /* A layer and a batch over it. Zeros take the default behind them. */
@@ -73,17 +73,21 @@ struct parity {
     uint64_t streams; /* of random numbers, used so far */
 };
 
-/* The CPU backend is opened here; `other` is the caller's. Runs begin() on both. Fails the test
- * where something can not be made. */
+/* The CPU backend is opened here, in the precision of `other`, which is the caller's. Runs begin()
+ * on both. Fails the test where something can not be made. */
 void parity_open(struct parity *p, struct backend *other, const struct parity_shape *shape);
 void parity_close(struct parity *p);
 
-/* Uniform in [-size, size). */
+/* Activations, in the precision: uniform in [-size, size), or NaN. */
 struct parity_tensor *parity_random(struct parity *p, int rank, const int64_t *shape, float size);
-struct parity_tensor *parity_output(struct parity *p, int rank, const int64_t *shape); /* NaN */
-struct parity_tensor *parity_integers(struct parity *p, int64_t count);                /* I32, -1 */
-/* What lies in the memory of the CPU backend, for cases that need it on the host. */
-const float *parity_host(const struct parity_tensor *t);
+struct parity_tensor *parity_output(struct parity *p, int rank, const int64_t *shape);
+/* What is F32 in each precision: gradients of parameters, rstd, logits and so on. */
+struct parity_tensor *parity_random_f32(struct parity *p, int rank, const int64_t *shape,
+                                        float size);
+struct parity_tensor *parity_output_f32(struct parity *p, int rank, const int64_t *shape);
+struct parity_tensor *parity_integers(struct parity *p, int64_t count); /* I32, -1 */
+/* What two bodies of one operation may differ by: 1e-5 in F32, 2e-2 in BF16. */
+double parity_tolerance(const struct parity *p);
 
 typedef void parity_case(void *context, int side);
 /* Start values, begin(), the case; both sides, each checked. */

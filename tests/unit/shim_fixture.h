@@ -13,20 +13,30 @@
 
 #define SHIM_ORDERS 20
 
-/* Group fixtures: *state becomes a struct backend on shim:0. Teardown fails where device memory is
- * left. */
-static inline int shim_setup(void **state)
+static inline int shim_setup_in(void **state, enum dtype precision)
 {
+    const struct cuda_options options = {.ordinal = 0, .precision = precision};
     struct backend *backend = calloc(1, sizeof *backend);
     struct err err = {0};
 
     *state = backend;
-    if (!backend || cuda_backend_open(backend, 0, &err)) {
+    if (!backend || cuda_backend_open(backend, &options, &err)) {
         fprintf(stderr, "%s\n", err.message);
         return -1;
     }
     shim_protect(true);
     return 0;
+}
+
+/* Group fixtures: *state becomes a struct backend on shim:0. Teardown fails where device memory is
+ * left. */
+static inline int shim_setup(void **state)
+{
+    return shim_setup_in(state, DTYPE_F32);
+}
+static inline int shim_setup_bf16(void **state)
+{
+    return shim_setup_in(state, DTYPE_BF16);
 }
 
 static inline int shim_teardown(void **state)

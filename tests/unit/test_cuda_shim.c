@@ -64,7 +64,7 @@ static void test_faults(void **state)
     struct err err = {0};
     void *memory;
 
-    assert_int_equal(cuda_backend_open(&backend, 1, &err), 0);
+    assert_int_equal(cuda_backend_open(&backend, &(struct cuda_options){.ordinal = 1}, &err), 0);
     shim_fail(SHIM_FAULT_ALLOC, 2);
     memory = backend.ops->alloc(&backend, 100, &err);
     assert_non_null(memory);

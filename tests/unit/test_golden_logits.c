@@ -88,7 +88,7 @@ static void compute(const struct golden *golden, float *logits)
         token[i] = (7 * i * i + 3 * i + 1) % V;
         position[i] = i;
     }
-    assert_int_equal(backend_open(&backend, "cpu", 2, &err), 0);
+    assert_int_equal(backend_open(&backend, &(struct backend_options){.threads = 2}, &err), 0);
     assert_int_equal(model_open_source(&model, &backend, &source, &err), 0);
     assert_int_equal(model_decoder_open(&decoder, model, LEN, 2, &err), 0);
     assert_int_equal(model_decode(decoder,

@@ -59,7 +59,7 @@ static struct fixture *open_fixture(const struct model_config *config)
     f->memory = memory_model_new(config, DTYPE_F32, 11);
     f->reference = reference_new(f->memory);
     struct model_source source = memory_model_source(f->memory);
-    assert_int_equal(backend_open(&f->backend, "cpu", 2, &err), 0);
+    assert_int_equal(backend_open(&f->backend, &(struct backend_options){.threads = 2}, &err), 0);
     assert_int_equal(model_open_source(&f->model, &f->backend, &source, &err), 0);
     assert_int_equal(model_training_open(&f->training, f->model, ROWS, &err), 0);
     assert_int_equal(model_weights_alloc(&f->grads, f->model, &err), 0);
@@ -253,7 +253,7 @@ static void test_a_broken_operation_is_seen(void **state)
     struct err err = {0};
     struct backend_ops broken;
 
-    assert_int_equal(backend_open(&backend, "cpu", 1, &err), 0);
+    assert_int_equal(backend_open(&backend, &(struct backend_options){.threads = 1}, &err), 0);
     sound_ops = backend.ops;
     assert_true(error_with(sound_ops) < TOLERANCE);
     broken = *sound_ops;

@@ -38,7 +38,7 @@ static void open_all(struct fixture *f, const char *path)
     if (engine_import(path, file, &info, &err) != 0 || base_file_open(&f->base, file, &err) != 0)
         fail_msg("%s", err.message);
     unlink(file); /* the mapping keeps it */
-    if (backend_open(&f->backend, "cpu", 0, &err) != 0 ||
+    if (backend_open(&f->backend, &(struct backend_options){.device = "cpu"}, &err) != 0 ||
         model_open(&f->model, &f->backend, f->base, &err) != 0 ||
         model_decoder_open(&f->decoder, f->model, LEN_MAX, 1, &err) != 0 ||
         model_kv_cache_open(&f->cache, f->model, 1, LEN_MAX, &err) != 0)

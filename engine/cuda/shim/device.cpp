@@ -185,24 +185,48 @@ static std::string kernel_name(const char *written)
     return std::string(written, strcspn(written, "<)"));
 }
 
+/* Counts a launch; false where the device is lost, or is now. */
+static bool may_launch(struct device *device, const char *name)
+{
+    if (device_failed(device))
+        return false;
+    if (strikes(SHIM_FAULT_HANG))
+        for (;;)
+            pause();
+    if (strikes(SHIM_FAULT_LAUNCH)) {
+        device->lost = true;
+        err_set(&device->failure, ERR_DEVICE, "shim:%d: kernel %s: an injected fault",
+                device->ordinal, name);
+        return false;
+    }
+    shim.launches[name]++;
+    return true;
+}
+
+bool shim_host_begin(struct device *device, const char *name, const struct shim_span *spans,
+                     int count)
+{
+    if (!may_launch(device, name))
+        return false;
+    for (int i = 0; i < count; i++)
+        check_span(name, spans[i].memory, spans[i].bytes);
+    reach(true);
+    return true;
+}
+
+void shim_host_end(void)
+{
+    reach(false);
+}
+
 void shim_launch_kernel(struct device *device, const struct shim_launch_args *args)
 {
     std::string name = kernel_name(args->name);
     struct shim_launch launch = {name.c_str(), args->grid,   args->block,
                                  args->shared, args->thread, args->context};
 
-    if (device_failed(device))
+    if (!may_launch(device, name.c_str()))
         return;
-    if (strikes(SHIM_FAULT_HANG))
-        for (;;)
-            pause();
-    if (strikes(SHIM_FAULT_LAUNCH)) {
-        device->lost = true;
-        err_set(&device->failure, ERR_UNAVAILABLE, "shim:%d: kernel %s: an injected fault",
-                device->ordinal, name.c_str());
-        return;
-    }
-    shim.launches[name]++;
     reach(true);
     shim_run(&launch);
     reach(false);
