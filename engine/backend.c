@@ -2,17 +2,33 @@
 
 #include <string.h>
 
+#include "engine/backend_library.h"
 #include "engine/cpu/cpu_backend.h"
+
+static int open_library(struct backend *backend, const struct backend_name *name,
+                        const struct backend_options *options, struct err *err)
+{
+    const struct cuda_options cuda = {.ordinal = name->ordinal, .precision = options->precision};
+    struct backend_library library;
+
+    if (backend_library_load(&library, name->family, err))
+        return err_prefix(err, "device \"%s\"", options->device);
+    return library.open(backend, &cuda, err);
+}
 
 int backend_open(struct backend *backend, const struct backend_options *options, struct err *err)
 {
+    struct backend_name name;
+
     memset(backend, 0, sizeof *backend);
+    if (backend_name_parse(&name, options->device, err))
+        return -1;
+    if (strcmp(name.family, "cpu") != 0)
+        return open_library(backend, &name, options, err);
     if (options->precision != DTYPE_F32)
         return err_set(err, ERR_INVALID, "precision %s is not known on the cpu: use F32",
                        dtype_name(options->precision));
-    if (!options->device || strcmp(options->device, "cpu") == 0)
-        return cpu_backend_open(backend, options->threads, NULL, err);
-    return err_set(err, ERR_INVALID, "device \"%s\" is not known: use \"cpu\"", options->device);
+    return cpu_backend_open(backend, options->threads, NULL, err);
 }
 
 void backend_close(struct backend *backend)

@@ -1,6 +1,6 @@
 /* backend.h: what a device must be able to do: the fused stages of a Llama-family layer, forward
  * and backward, the optimizer's update, and memory. One table of functions, filled by engine/cpu/
- * (and later engine/cuda/); only backend.c knows who they are.
+ * and engine/cuda/; only backend.c knows who they are.
  *
  * The contract, stated once:
  * - Forward operations and operations on activations write (`=`); gradients of parameters are
@@ -355,10 +355,11 @@ struct backend {
 };
 
 struct backend_options {
-    const char *device;   /* NULL: "cpu" */
+    const char *device;   /* "cpu", "cuda:0", … (engine_devices, engine.h); NULL: "cpu" */
     enum dtype precision; /* F32 or BF16 */
     int threads;          /* 0: one for each core this process may use */
 };
+/* ERR_INVALID: an unknown device; ERR_UNAVAILABLE: what this one lacks, and the remedy. */
 int backend_open(struct backend *backend, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend); /* a zeroed struct is fine */
 

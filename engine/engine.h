@@ -46,12 +46,32 @@ int engine_import(const char *path, const char *out_path, struct engine_base_inf
 /* What a base file says of itself; reads header and configuration, not the weights. */
 int engine_base_read(const char *base_path, struct engine_base_info *info, struct err *err);
 
+/* ------------------------------------------------------------------ devices */
+
+struct engine_device {
+    char name[16];         /* "cpu", "cuda:0": for engine_options.device */
+    char description[128]; /* "NVIDIA H100 80GB HBM3, compute capability 9.0" */
+    int64_t memory_bytes, memory_free;
+    bool usable;
+    char reason[256]; /* why it is not, and what to do; else empty */
+};
+
+#define ENGINE_MAX_DEVICES 65
+
+/* The devices of this machine, the cpu first. Where CUDA can not be used at all there is one entry
+ * "cuda" that says why. Loads the CUDA library and asks its driver: not for a process that must
+ * outlive a device. ERR_INVALID: there are more than `max`. */
+int engine_devices(struct engine_device *out, int max, int *count, struct err *err);
+/* The same of one device by its name; test devices ("shim:0") are known here only. ERR_INVALID: no
+ * such name. A device that is not there is an entry that says so. */
+int engine_device_find(const char *name, struct engine_device *out, struct err *err);
+
 /* ------------------------------------------------------------------ engine */
 
 struct engine;
 
 struct engine_options {
-    const char *device; /* "cpu" */
+    const char *device; /* "cpu", "cuda:0", …; NULL: "cpu" */
     int threads;        /* 0: one for each core this process may use */
 };
 

@@ -26,7 +26,7 @@ SHIM_CXXFLAGS = -std=c++17 $(OPT) $(CXX_WARN) -ffp-contract=off -pthread $(SHIM_
 
 $(SHIM): $(SHIM_OBJ) $(BUILD)/cuda-flags
 	$(call said,link,$@)
-	$(Q)$(CXX) $(LDFLAGS) -shared $(if $(SAN),,-Wl$(comma)--no-undefined) -o $@ $(SHIM_OBJ) -lopenblas -lm -pthread
+	$(Q)$(CXX) $(LDFLAGS) -shared -Wl$(comma)-soname$(comma)$(@F) $(if $(SAN),,-Wl$(comma)--no-undefined) -o $@ $(SHIM_OBJ) -lopenblas -lm -pthread
 
 $(BUILD)/shim/%.o: %.cu $(BUILD)/flags $(BUILD)/cuda-flags
 	@mkdir -p $(@D)
@@ -51,7 +51,9 @@ CUDA_TESTS := $(filter $(BUILD)/tests/unit/test_cuda_%,$(UNIT_BIN))
 $(CUDA_TESTS): $(SHIM)
 $(CUDA_TESTS): LDLIBS += $(SHIM) -Wl,-rpath,$(abspath $(BUILD))
 
-.PHONY: test-cuda-shim
+.PHONY: shim test-cuda-shim
+shim: $(SHIM) ## the test shim of a CUDA device, for --device shim:0
+
 test-cuda-shim: $(CUDA_TESTS) ## parity of the CUDA kernels with the CPU's, on the test shim
 	@set -e; for t in $(CUDA_TESTS); do echo "== $$t"; $$t; done
 

@@ -368,6 +368,11 @@ static struct backend_ops make_table()
     return ops;
 }
 
+unsigned long cuda_backend_layout(void)
+{
+    return cuda_backend_layout_here();
+}
+
 int cuda_backend_open(struct backend *backend, const struct cuda_options *options, struct err *err)
 {
     static const struct backend_ops ops = make_table();

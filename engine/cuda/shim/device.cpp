@@ -8,6 +8,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "engine/cuda/cuda_backend.h"
 #include "engine/cuda/shim/machine.h"
 #include "engine/cuda/shim/shim_control.h"
 
@@ -29,6 +30,11 @@ static struct {
 
 #define DEFAULT_LIMIT ((int64_t)1 << 30)
 #define PAGE 4096u
+
+static int64_t memory_limit(void)
+{
+    return shim.limit ? shim.limit : DEFAULT_LIMIT;
+}
 
 static bool strikes(enum shim_fault fault)
 {
@@ -66,7 +72,7 @@ static void reach(bool on)
 
 void *device_alloc(struct device *device, size_t bytes, struct err *err)
 {
-    int64_t limit = shim.limit ? shim.limit : DEFAULT_LIMIT;
+    int64_t limit = memory_limit();
     size_t wanted = bytes ? (bytes + 255) / 256 * 256 : 256, mapped;
     int64_t *used = &shim.used[device->ordinal];
     char *memory;
@@ -273,6 +279,19 @@ int device_open(struct device **out, int ordinal, struct err *err)
 void device_close(struct device *device)
 {
     free(device);
+}
+
+int cuda_device_list(struct cuda_device *out, int max, int *count, struct err *err)
+{
+    *count = DEVICES;
+    for (int i = 0; i < DEVICES && i < max; i++) {
+        out[i] = cuda_device();
+        snprintf(out[i].description, sizeof out[i].description, "test shim of a CUDA device");
+        out[i].memory_bytes = memory_limit();
+        out[i].memory_free = memory_limit() - shim.used[i];
+        out[i].usable = true;
+    }
+    return 0;
 }
 
 /* ------------------------------------------------------------------ for tests */
