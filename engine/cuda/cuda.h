@@ -6,6 +6,8 @@
  *   gemm.h                matrix products of training
  *   cuda_backend.cu       the table, memory, begin: what kernels know of a batch
  *   cuda_embed.cu         rope's angles, embeddings and their gradient
+ *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
+ *   cuda_optimizer.cu     norm of the gradients, AdamW
  *   cuda_delta.cu, .cuh   packed deltas
  *
  * A stage is a function of the CPU table's name, cuda_X for cpu_X, that reads its arguments,
@@ -128,5 +130,6 @@ struct delta_view cuda_delta_view(const struct packed_delta *packed);
 void cuda_rope(struct cuda *cuda, const struct begin_args *args, const float *inv_freq);
 void cuda_embed(struct backend *, const struct embed_args *);
 void cuda_embed_backward(struct backend *, const struct embed_backward_args *);
+void cuda_head_loss(struct backend *, const struct head_loss_args *);
 
 #endif

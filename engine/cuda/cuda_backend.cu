@@ -365,6 +365,7 @@ static struct backend_ops make_table()
     ops.begin = cuda_begin;
     ops.embed = cuda_embed;
     ops.embed_backward = cuda_embed_backward;
+    ops.head_loss = cuda_head_loss;
     return ops;
 }
 

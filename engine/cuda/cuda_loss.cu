@@ -1,0 +1,333 @@
+/* Final norm, logits, cross-entropy and their gradients, a chunk of trained rows at a time, so that
+ * no more than the caller's scratch of logits is ever held. */
+#include "engine/cuda/cuda.h"
+
+#define THREADS 256
+#define SOFTMAX_THREADS 512
+#define COLUMNS 32 /* of the norm's gradient that one block adds */
+
+/* The rows of one chunk: [count] device memory, and per row of the batch what is asked and told. */
+struct loss_rows {
+    const int32_t *row;
+    int32_t count;
+    const int32_t *target;
+    const float *weight;
+    float *nll;
+    int32_t *correct;
+};
+
+/* ------------------------------------------------------------------ norm */
+
+/* One block for each row of the chunk: n = rms_norm(x). */
+template <typename T>
+static __global__ void loss_norm_kernel(struct loss_rows rows, const T *x, const float *w, T *n,
+                                        int32_t width, float eps)
+{
+    const T *from = x + (int64_t)rows.row[blockIdx.x] * width;
+    T *to = n + (int64_t)blockIdx.x * width;
+    float squares = 0;
+
+    for (int32_t c = threadIdx.x; c < width; c += blockDim.x) {
+        float value = to_float(from[c]);
+
+        squares += value * value;
+    }
+    float rstd = 1.0f / sqrtf(block_sum(squares) / (float)width + eps);
+    for (int32_t c = threadIdx.x; c < width; c += blockDim.x)
+        to[c] = from_float<T>(to_float(from[c]) * rstd * w[c]);
+}
+
+/* One block for each row of the chunk: dx = the gradient through the norm of dn; rstd, which is
+ * computed again, is kept for the gradient of w. */
+template <typename T>
+static __global__ void loss_norm_backward_kernel(struct loss_rows rows, const T *x, const float *w,
+                                                 const T *dn, T *dx, float *rstd, int32_t width,
+                                                 float eps)
+{
+    const T *from = x + (int64_t)rows.row[blockIdx.x] * width;
+    const T *d = dn + (int64_t)blockIdx.x * width;
+    T *to = dx + (int64_t)rows.row[blockIdx.x] * width;
+    float squares = 0, along = 0;
+
+    for (int32_t c = threadIdx.x; c < width; c += blockDim.x) {
+        float value = to_float(from[c]);
+
+        squares += value * value;
+        along += w[c] * to_float(d[c]) * value;
+    }
+    float r = 1.0f / sqrtf(block_sum(squares) / (float)width + eps);
+    float back = block_sum(along) * r * r / (float)width;
+    if (threadIdx.x == 0)
+        rstd[blockIdx.x] = r;
+    for (int32_t c = threadIdx.x; c < width; c += blockDim.x)
+        to[c] = from_float<T>((w[c] * to_float(d[c]) - to_float(from[c]) * back) * r);
+}
+
+/* dw += Σ dn · x · rstd over the rows of the chunk. A block has COLUMNS columns, and each of its
+ * warps every eighth row; then the warps' sums are added, in order. */
+template <typename T>
+static __global__ void loss_norm_grad_kernel(struct loss_rows rows, const T *x, const T *dn,
+                                             const float *rstd, float *dw, int32_t width)
+{
+    SHARED(float, parts, [THREADS / COLUMNS][COLUMNS]);
+    int32_t c = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, warp = threadIdx.x / COLUMNS;
+    float sum = 0;
+
+    for (int32_t i = warp; c < width && i < rows.count; i += THREADS / COLUMNS)
+        sum += to_float(dn[(int64_t)i * width + c]) *
+               to_float(x[(int64_t)rows.row[i] * width + c]) * rstd[i];
+    parts[warp][threadIdx.x % COLUMNS] = sum;
+    __syncthreads();
+    if (warp > 0 || c >= width)
+        return;
+    for (int i = 1; i < THREADS / COLUMNS; i++)
+        sum += parts[i][threadIdx.x % COLUMNS];
+    dw[c] += sum;
+}
+
+/* ------------------------------------------------------------------ softmax */
+
+/* W logits from place `at`; -inf behind the end. Rows are aligned for W (see softmax). */
+template <int W>
+static __device__ __forceinline__ void load_logits(float x[W], const float *logit, int32_t at,
+                                                   int32_t vocabulary)
+{
+    if (at >= vocabulary) {
+        for (int k = 0; k < W; k++)
+            x[k] = -INFINITY;
+    } else if (W == 4) {
+        float4 four = *reinterpret_cast<const float4 *>(logit + at);
+
+        x[0] = four.x;
+        x[1 % W] = four.y;
+        x[2 % W] = four.z;
+        x[3 % W] = four.w;
+    } else {
+        x[0] = logit[at];
+    }
+}
+
+template <int W, typename T>
+static __device__ __forceinline__ void store_gradient(T *gradient, int32_t at, const float g[W])
+{
+    struct alignas(W * sizeof(T)) {
+        T value[W];
+    } all;
+
+    for (int k = 0; k < W; k++)
+        all.value[k] = from_float<T>(g[k]);
+    *reinterpret_cast<decltype(all) *>(gradient + at) = all;
+}
+
+/* What one thread has seen of a row: its largest logit, the sum of exp(logit - largest), and
+ * whether a logit is better than the target's or as good with a lower index. */
+struct softmax_part {
+    float max, sum;
+    bool beaten;
+};
+
+template <int W>
+static __device__ __forceinline__ softmax_part read_row(const float *logit, int32_t vocabulary,
+                                                        int32_t target, float of_target)
+{
+    softmax_part p = {-INFINITY, 0, false};
+
+    for (int32_t at = threadIdx.x * W; at < vocabulary; at += blockDim.x * W) {
+        float x[W], top;
+
+        load_logits<W>(x, logit, at, vocabulary);
+        top = p.max;
+        for (int k = 0; k < W; k++) {
+            top = fmaxf(top, x[k]);
+            p.beaten |= x[k] > of_target || (x[k] == of_target && at + k < target);
+        }
+        if (top > p.max) {
+            p.sum *= expf(p.max - top);
+            p.max = top;
+        }
+        for (int k = 0; k < W; k++)
+            p.sum += expf(x[k] - p.max);
+    }
+    return p;
+}
+
+/* One block for each row of the chunk, which reads its logits twice: once for the loss, and with
+ * `backward` once more to write the gradient over them, as T. Gradients narrower than logits go to
+ * the front of the same row, [V] of them, the row's distance staying V floats: they overlap only
+ * logits that this turn of the loop or an earlier one has read, hence the barrier. */
+template <int W, typename T>
+static __global__ void loss_softmax_kernel(struct loss_rows rows, float *logits, int32_t vocabulary,
+                                           bool backward)
+{
+    float *logit = logits + (int64_t)blockIdx.x * vocabulary;
+    T *gradient = reinterpret_cast<T *>(logit);
+    int32_t row = rows.row[blockIdx.x], target = rows.target[row];
+    float of_target = logit[target], weight = rows.weight[row];
+    softmax_part p = read_row<W>(logit, vocabulary, target, of_target);
+    float max = block_max(p.max), sum = block_sum(p.sum * expf(p.max - max));
+    bool beaten = block_max(p.beaten ? 1.0f : 0.0f) > 0;
+
+    if (threadIdx.x == 0) {
+        rows.nll[row] = logf(sum) + max - of_target;
+        rows.correct[row] = !beaten;
+    }
+    if (!backward)
+        return;
+    for (int32_t from = 0; from < vocabulary; from += blockDim.x * W) {
+        int32_t at = from + threadIdx.x * W;
+        float x[W];
+
+        load_logits<W>(x, logit, at, vocabulary);
+        for (int k = 0; k < W; k++)
+            x[k] = expf(x[k] - max) * (weight / sum) - (at + k == target ? weight : 0.0f);
+        if (sizeof(T) < sizeof(float))
+            __syncthreads();
+        if (at < vocabulary)
+            store_gradient<W>(gradient, at, x);
+    }
+}
+
+/* ------------------------------------------------------------------ a chunk */
+
+template <typename T>
+static void softmax(struct cuda *cuda, const struct head_loss_args *a, const struct loss_rows &rows)
+{
+    int32_t vocabulary = (int32_t)a->head.shape[0];
+    float *logits = data_of<float>(a->logits);
+
+    if (vocabulary % 4 == 0)
+        CUDA_LAUNCH(cuda->device, (loss_softmax_kernel<4, T>), (unsigned)rows.count,
+                    SOFTMAX_THREADS, 0, rows, logits, vocabulary, a->dx.data != nullptr);
+    else
+        CUDA_LAUNCH(cuda->device, (loss_softmax_kernel<1, T>), (unsigned)rows.count,
+                    SOFTMAX_THREADS, 0, rows, logits, vocabulary, a->dx.data != nullptr);
+}
+
+static void logits_product(struct cuda *cuda, const struct head_loss_args *a, int32_t count)
+{
+    struct gemm g = {};
+
+    g.transpose_b = true;
+    g.m = count;
+    g.n = (int32_t)a->head.shape[0];
+    g.k = (int32_t)a->head.shape[1];
+    g.dtype = cuda->activation;
+    g.c_dtype = DTYPE_F32;
+    g.a = a->n.data;
+    g.b = a->head.data;
+    g.c = a->logits.data;
+    g.lda = g.ldb = g.k;
+    g.ldc = g.n;
+    gemm_run(cuda->gemm, &g);
+}
+
+/* dn = dlogits · head and d_head += dlogitsᵀ · n. */
+static void gradient_products(struct cuda *cuda, const struct head_loss_args *a, int32_t count)
+{
+    int32_t vocabulary = (int32_t)a->head.shape[0], width = (int32_t)a->head.shape[1];
+    struct gemm g = {};
+
+    g.m = count;
+    g.n = width;
+    g.k = vocabulary;
+    g.dtype = g.c_dtype = cuda->activation;
+    g.a = a->logits.data;
+    g.b = a->head.data;
+    g.c = a->dn.data;
+    g.lda = vocabulary * (int64_t)(sizeof(float) / (size_t)dtype_size(cuda->activation));
+    g.ldb = g.ldc = width;
+    gemm_run(cuda->gemm, &g);
+    if (!a->d_head.data)
+        return;
+    g.transpose_a = true;
+    g.m = vocabulary;
+    g.k = count;
+    g.c_dtype = DTYPE_F32;
+    g.b = a->n.data;
+    g.c = a->d_head.data;
+    g.add = true;
+    gemm_run(cuda->gemm, &g);
+}
+
+/* The scratch of logits has been used up when rstd goes there. */
+template <typename T>
+static void norm_backward(struct cuda *cuda, const struct head_loss_args *a,
+                          const struct loss_rows &rows)
+{
+    int32_t width = (int32_t)a->x.shape[1];
+
+    CUDA_LAUNCH(cuda->device, loss_norm_backward_kernel<T>, (unsigned)rows.count, THREADS, 0, rows,
+                data_of<const T>(a->x), data_of<const float>(a->final_norm),
+                data_of<const T>(a->dn), data_of<T>(a->dx), data_of<float>(a->logits), width,
+                a->config->rms_norm_eps);
+    if (a->d_final_norm.data)
+        CUDA_LAUNCH(cuda->device, loss_norm_grad_kernel<T>, (unsigned)ceil_div(width, COLUMNS),
+                    THREADS, 0, rows, data_of<const T>(a->x), data_of<const T>(a->dn),
+                    data_of<const float>(a->logits), data_of<float>(a->d_final_norm), width);
+}
+
+template <typename T>
+static void run_chunk(struct cuda *cuda, const struct head_loss_args *a,
+                      const struct loss_rows &rows)
+{
+    CUDA_LAUNCH(cuda->device, loss_norm_kernel<T>, (unsigned)rows.count, THREADS, 0, rows,
+                data_of<const T>(a->x), data_of<const float>(a->final_norm), data_of<T>(a->n),
+                (int32_t)a->x.shape[1], a->config->rms_norm_eps);
+    logits_product(cuda, a, rows.count);
+    softmax<T>(cuda, a, rows);
+    if (!a->dx.data)
+        return;
+    gradient_products(cuda, a, rows.count);
+    norm_backward<T>(cuda, a, rows);
+}
+
+/* ------------------------------------------------------------------ the stage */
+
+/* The rows that have a weight, in begin's scratch of row numbers. */
+static int32_t list_rows(struct cuda *cuda, const struct head_loss_args *a, int32_t **list)
+{
+    int32_t *row = reinterpret_cast<int32_t *>(cuda->order), count = 0;
+
+    for (int32_t r = 0; r < a->batch->rows; r++)
+        if (a->weight[r] != 0)
+            row[count++] = r;
+    *list = row;
+    return count;
+}
+
+void cuda_head_loss(struct backend *backend, const struct head_loss_args *a)
+{
+    struct cuda *cuda = cuda_of(backend);
+    size_t rows = (size_t)a->batch->rows;
+    int32_t chunk = (int32_t)a->n.shape[0], count, *list;
+
+    if (device_failed(cuda->device))
+        return;
+    if (a->head.dtype != cuda->activation) {
+        device_fail(cuda->device, ERR_INTERNAL, "head_loss: a head of dtype %s",
+                    dtype_name(a->head.dtype));
+        return;
+    }
+    device_fill(cuda->device, a->nll.data, 0, rows * sizeof(float));
+    device_fill(cuda->device, a->correct.data, 0, rows * sizeof(int32_t));
+    if (a->dx.data)
+        device_fill(cuda->device, a->dx.data, 0,
+                    rows * (size_t)a->x.shape[1] * (size_t)dtype_size(a->dx.dtype));
+    count = list_rows(cuda, a, &list);
+
+    struct loss_rows all = {
+        static_cast<const int32_t *>(cuda_bring(cuda, list, (size_t)count * sizeof *list)),
+        count,
+        static_cast<const int32_t *>(cuda_bring(cuda, a->target, rows * sizeof *a->target)),
+        static_cast<const float *>(cuda_bring(cuda, a->weight, rows * sizeof *a->weight)),
+        data_of<float>(a->nll),
+        data_of<int32_t>(a->correct),
+    };
+    for (int32_t from = 0; from < count; from += chunk) {
+        struct loss_rows part = all;
+
+        part.row += from;
+        part.count = count - from < chunk ? count - from : chunk;
+        WITH_PRECISION(cuda, T, run_chunk<T>(cuda, a, part));
+    }
+}

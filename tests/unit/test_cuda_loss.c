@@ -1,0 +1,218 @@
+/* Cross-entropy in chunks and its gradients: the CUDA kernels against the CPU. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+
+#include "engine/base/rng.h"
+#include "tests/unit/parity.h"
+#include "tests/unit/shim_fixture.h"
+
+#define CHUNK 4
+
+struct loss_case {
+    struct parity p;
+    int32_t *target;
+    float *weight;
+    bool backward;
+    struct parity_tensor *x, *nll, *correct, *dx, *d_final_norm, *d_head, *n, *dn, *logits;
+};
+
+static struct tensor of(const struct parity_tensor *t, int side)
+{
+    return t ? t->t[side] : (struct tensor){0};
+}
+
+static void run_loss(void *context, int side)
+{
+    struct loss_case *c = context;
+    struct backend *b = c->p.backend[side];
+
+    b->ops->head_loss(b, &(struct head_loss_args){
+                             .config = &c->p.config,
+                             .final_norm = c->p.final_norm[side],
+                             .head = c->p.head[side],
+                             .batch = &c->p.batch[side],
+                             .target = c->target,
+                             .weight = c->weight,
+                             .x = c->x->t[side],
+                             .nll = c->nll->t[side],
+                             .correct = c->correct->t[side],
+                             .dx = c->backward ? c->dx->t[side] : (struct tensor){0},
+                             .d_final_norm = of(c->d_final_norm, side),
+                             .d_head = of(c->d_head, side),
+                             .n = c->n->t[side],
+                             .dn = c->dn->t[side],
+                             .logits = c->logits->t[side],
+                         });
+}
+
+/* The token that a row finds best; a row of zeros finds all as good, so it is the first. */
+static int32_t best_token(const struct loss_case *c, int32_t row)
+{
+    int32_t d = c->p.config.hidden, best = 0;
+    const float *x = (const float *)c->x->start + (int64_t)row * d;
+    const float *w = c->p.final_norm[0].data;
+    float *head = malloc((size_t)d * sizeof *head);
+    double most = -INFINITY;
+
+    assert_non_null(head);
+    for (int32_t v = 0; v < c->p.config.vocabulary; v++) {
+        double sum = 0;
+
+        tensor_to_f32(&c->p.head[0], (int64_t)v * d, d, head);
+        for (int32_t i = 0; i < d; i++)
+            sum += (double)x[i] * (double)w[i] * (double)head[i];
+        if (sum > most) {
+            most = sum;
+            best = v;
+        }
+    }
+    free(head);
+    return best;
+}
+
+/* Every third row has no weight, every second of the others is right; row 1 is all zeros. */
+static void choose_targets(struct loss_case *c)
+{
+    int32_t d = c->p.config.hidden;
+
+    c->target = calloc((size_t)c->p.rows, sizeof *c->target);
+    c->weight = calloc((size_t)c->p.rows, sizeof *c->weight);
+    assert_true(c->target && c->weight);
+    for (int32_t i = 0; i < d && c->p.rows > 1; i++)
+        ((float *)c->x->start)[d + i] = 0;
+    for (int32_t r = 0; r < c->p.rows; r++) {
+        c->weight[r] = r % 3 == 2 ? 0 : 0.1f + 0.01f * (float)r;
+        c->target[r] =
+            r % 2 == 1 ? best_token(c, r)
+                       : (int32_t)(rng_at(5, 5, (uint64_t)r) % (uint64_t)c->p.config.vocabulary);
+    }
+}
+
+static void open_case(struct loss_case *c, struct backend *shim, const struct parity_shape *shape)
+{
+    const int64_t v = shape->vocabulary ? shape->vocabulary : 101;
+    int64_t d, rows;
+
+    *c = (struct loss_case){.backward = true};
+    parity_open(&c->p, shim, shape);
+    d = c->p.config.hidden;
+    rows = c->p.rows;
+    c->x = parity_random(&c->p, 2, (int64_t[]){rows, d}, 2);
+    c->dx = parity_output(&c->p, 2, (int64_t[]){rows, d});
+    c->nll = parity_output_f32(&c->p, 1, &rows);
+    c->correct = parity_integers(&c->p, rows);
+    c->n = parity_output(&c->p, 2, (int64_t[]){CHUNK, d});
+    c->dn = parity_output(&c->p, 2, (int64_t[]){CHUNK, d});
+    c->logits = parity_output_f32(&c->p, 2, (int64_t[]){CHUNK, v});
+    choose_targets(c);
+}
+
+static void close_case(struct loss_case *c)
+{
+    free(c->target);
+    free(c->weight);
+    parity_close(&c->p);
+}
+
+static int64_t rows_right(const struct loss_case *c, int side)
+{
+    int32_t *correct = malloc((size_t)c->p.rows * sizeof *correct);
+    struct backend *b = c->p.backend[side];
+    int64_t sum = 0;
+
+    assert_non_null(correct);
+    b->ops->download(b, correct, c->correct->t[side].data, (size_t)c->p.rows * sizeof *correct);
+    for (int32_t r = 0; r < c->p.rows; r++)
+        sum += correct[r];
+    free(correct);
+    return sum;
+}
+
+static void loss_of_shape(struct backend *shim, const struct parity_shape *shape)
+{
+    struct loss_case c;
+    double tolerance;
+
+    open_case(&c, shim, shape);
+    tolerance = parity_tolerance(&c.p);
+    c.d_head =
+        parity_random_f32(&c.p, 2, (int64_t[]){c.p.config.vocabulary, c.p.config.hidden}, 0.01f);
+    c.d_final_norm = parity_random_f32(&c.p, 1, (int64_t[]){c.p.config.hidden}, 0.1f);
+    parity_run(&c.p, run_loss, &c);
+    parity_equal(&c.p, "nll", c.nll, tolerance);
+    parity_equal(&c.p, "correct", c.correct, 0);
+    parity_equal(&c.p, "dx", c.dx, tolerance);
+    parity_equal(&c.p, "d_head", c.d_head, tolerance);
+    parity_equal(&c.p, "d_final_norm", c.d_final_norm, tolerance);
+    if (c.p.rows > 1)
+        assert_in_range(rows_right(&c, 1), c.p.rows / 4, c.p.rows / 2);
+    close_case(&c);
+}
+
+/* A vocabulary of several turns of the softmax's loop: gradients that overtake logits would show.
+ */
+static const struct parity_shape large_vocabularies[] = {
+    {.name = "vocabulary of fours", .hidden = 16, .vocabulary = 5120, .doc_rows = {2, 3}},
+    {.name = "odd vocabulary", .hidden = 16, .vocabulary = 2051, .doc_rows = {2}, .seed = 8},
+    {0},
+};
+
+static void test_loss(void **state)
+{
+    shim_every_shape(*state, parity_training_shapes, loss_of_shape);
+    shim_every_shape(*state, large_vocabularies, loss_of_shape);
+}
+
+static void loss_only(struct backend *shim, const struct parity_shape *shape)
+{
+    struct loss_case c;
+
+    open_case(&c, shim, shape);
+    c.backward = false;
+    parity_run(&c.p, run_loss, &c);
+    parity_equal(&c.p, "nll", c.nll, parity_tolerance(&c.p));
+    parity_equal(&c.p, "correct", c.correct, 0);
+    close_case(&c);
+}
+
+static void test_loss_only(void **state)
+{
+    static const struct parity_shape shapes[] = {{.name = "grouped heads"}, {0}};
+
+    shim_every_shape(*state, shapes, loss_only);
+}
+
+/* What is not trained is not computed: no gradient of the head, of the norm, and no row at all. */
+static void test_frozen_head_and_no_rows(void **state)
+{
+    struct loss_case c;
+
+    open_case(&c, *state, &(struct parity_shape){.name = "frozen"});
+    parity_run(&c.p, run_loss, &c);
+    parity_equal(&c.p, "dx", c.dx, parity_tolerance(&c.p));
+    for (int32_t r = 0; r < c.p.rows; r++)
+        c.weight[r] = 0;
+    parity_run(&c.p, run_loss, &c);
+    parity_equal(&c.p, "nll", c.nll, 0);
+    parity_equal(&c.p, "correct", c.correct, 0);
+    parity_equal(&c.p, "dx", c.dx, 0);
+    close_case(&c);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_loss),
+        cmocka_unit_test(test_loss_only),
+        cmocka_unit_test(test_frozen_head_and_no_rows),
+    };
+
+    return cmocka_run_group_tests_name("f32", tests, shim_setup, shim_teardown) +
+           cmocka_run_group_tests_name("bf16", tests, shim_setup_bf16, shim_teardown);
+}
