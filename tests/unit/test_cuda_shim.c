@@ -4,7 +4,10 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -88,14 +91,137 @@ static void test_faults(void **state)
     assert_int_equal(shim_memory_used(), 0);
 }
 
-int main(void)
+/* A broken kernel comes out where the host waits, as ERR_DEVICE, and the process does not get the
+ * device back. */
+static void test_poison(void **state)
+{
+    const struct cuda_options options = {.ordinal = 2, .precision = DTYPE_F32};
+    struct backend backend, again;
+    struct err err = {0};
+    float number[2] = {1, 2}, back[2] = {7, 7};
+    void *memory;
+
+    assert_int_equal(cuda_backend_open(&backend, &options, &err), 0);
+    memory = backend.ops->alloc(&backend, sizeof number, &err);
+    assert_non_null(memory);
+    backend.ops->upload(&backend, memory, number, sizeof number);
+    shim_fail(SHIM_FAULT_POISON, 2);
+    assert_int_equal(shim_self_test(SHIM_TEST_SUMS), 0);
+    assert_int_equal(shim_self_test(SHIM_TEST_SUMS), -1); /* on device 0 */
+    assert_int_equal(cuda_backend_open(&again, &(struct cuda_options){.ordinal = 0}, &err), -1);
+    assert_int_equal(err.kind, ERR_DEVICE);
+
+    /* The other device lives. */
+    err_clear(&err);
+    backend.ops->download(&backend, back, memory, sizeof back);
+    assert_int_equal(backend.ops->check(&backend, &err), 0);
+    assert_memory_equal(back, number, sizeof back);
+    shim_fail(SHIM_FAULT_POISON, 0);
+    assert_int_equal(shim_self_test(SHIM_TEST_SUMS), 0);
+    backend.ops->free(&backend, memory);
+    backend.ops->close(&backend);
+    assert_int_equal(shim_memory_used(), 0);
+}
+
+/* Runs this program again as child_main, with one variable more. */
+static int child(const char *name, const char *value, char *out, size_t size)
+{
+    char program[4096], command[8192];
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    FILE *pipe;
+    size_t got;
+
+    assert_true(n > 0);
+    program[n] = '\0';
+    snprintf(command, sizeof command, "%s='%s' '%s' child 2>&1", name, value, program);
+    pipe = popen(command, "r");
+    assert_non_null(pipe);
+    got = fread(out, 1, size - 1, pipe);
+    out[got] = '\0';
+    return pclose(pipe);
+}
+
+static int child_main(void)
+{
+    struct backend backend[2];
+    struct err err = {0};
+
+    for (int i = 0; i < 2; i++)
+        if (cuda_backend_open(&backend[i], &(struct cuda_options){.ordinal = i}, &err))
+            return 9;
+    for (int i = 0; i < 6; i++) {
+        struct err why = {0};
+        void *memory = backend[i % 2].ops->alloc(&backend[i % 2], 1000, &why);
+
+        printf("%s\n", memory ? "memory" : why.message);
+        backend[i % 2].ops->free(&backend[i % 2], memory);
+    }
+    for (int i = 0; i < 2; i++)
+        backend[i].ops->close(&backend[i]);
+    printf("launch: %d\n", (int)shim_self_test(SHIM_TEST_MMA));
+    return 0;
+}
+
+static void test_from_outside(void **state)
+{
+    char out[4096], folder[] = P_tmpdir "/graft-shim-XXXXXX", token[128], value[256];
+
+    assert_non_null(mkdtemp(folder));
+    snprintf(token, sizeof token, "%s/token", folder);
+    assert_int_equal(child("GRAFT_SHIM_FAULT", "", out, sizeof out), 0);
+    assert_null(strstr(out, "wanted"));
+
+    /* Of device 1 the second, which is the fourth of all. */
+    assert_int_equal(child("GRAFT_SHIM_FAULT", "alloc:2@1", out, sizeof out), 0);
+    assert_memory_equal(out, "memory\nmemory\nmemory\nshim:1: 1000 bytes", 39);
+    assert_non_null(strstr(out, "launch: 0"));
+
+    /* A token is good for one strike, whoever strikes. */
+    snprintf(value, sizeof value, "launch:1:%s", token);
+    fclose(fopen(token, "w"));
+    assert_int_equal(child("GRAFT_SHIM_FAULT", value, out, sizeof out), 0);
+    assert_non_null(strstr(out, "launch: -1"));
+    assert_int_equal(access(token, F_OK), -1);
+    assert_int_equal(child("GRAFT_SHIM_FAULT", value, out, sizeof out), 0);
+    assert_non_null(strstr(out, "launch: 0"));
+
+    assert_int_equal(child("GRAFT_SHIM_MEMORY", "600", out, sizeof out), 0);
+    assert_non_null(strstr(out, "1000 bytes of device memory wanted, 600 of 600 free"));
+    assert_int_not_equal(child("GRAFT_SHIM_FAULT", "allocation:2", out, sizeof out), 0);
+    assert_int_not_equal(child("GRAFT_SHIM_FAULT", "hang:x", out, sizeof out), 0);
+    assert_int_equal(rmdir(folder), 0);
+}
+
+static void test_counts_are_written(void **state)
+{
+    char out[4096], folder[] = P_tmpdir "/graft-shim-XXXXXX", command[256], *line;
+
+    assert_non_null(mkdtemp(folder));
+    assert_int_equal(child("GRAFT_SHIM_COUNTS", folder, out, sizeof out), 0);
+    snprintf(command, sizeof command, "cat %s/*; rm -r %s", folder, folder);
+    FILE *pipe = popen(command, "r");
+    assert_non_null(pipe);
+    out[fread(out, 1, sizeof out - 1, pipe)] = '\0';
+    assert_int_equal(pclose(pipe), 0);
+    line = strstr(out, "kernel mma_kernel 1\n");
+    assert_non_null(line);
+    assert_memory_equal(out, "alloc ", 6);
+    assert_true(atoi(out + 6) >= 6);
+}
+
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_language),
         cmocka_unit_test(test_a_missing_barrier_shows),
         cmocka_unit_test(test_launches_are_counted),
         cmocka_unit_test(test_faults),
+        cmocka_unit_test(test_poison),
+        cmocka_unit_test(test_from_outside),
+        cmocka_unit_test(test_counts_are_written),
     };
 
+    if (argc > 1)
+        return child_main();
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

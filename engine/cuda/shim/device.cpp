@@ -9,36 +9,48 @@
 #include <unistd.h>
 
 #include "engine/cuda/cuda_backend.h"
+#include "engine/cuda/shim/fault.h"
 #include "engine/cuda/shim/machine.h"
-#include "engine/cuda/shim/shim_control.h"
 
 #define DEVICES 8
 
 struct device {
     int ordinal;
     struct err failure;
-    bool lost; /* as after a fault: for good */
+    bool lost;     /* as after a fault: for good */
+    bool poisoned; /* lost, and the host does not know yet */
 };
 
 /* What a process has of all its devices: host memory stands for theirs. */
 static struct {
     std::map<const char *, size_t> allocation;
-    std::map<std::string, int64_t> launches;
-    int64_t used[DEVICES], limit, fail_at[3], counted[3];
+    int64_t used[DEVICES];
     bool protect;
 } shim;
 
-#define DEFAULT_LIMIT ((int64_t)1 << 30)
 #define PAGE 4096u
 
-static int64_t memory_limit(void)
+static void lose(struct device *device, const char *what, const char *name)
 {
-    return shim.limit ? shim.limit : DEFAULT_LIMIT;
+    device->lost = true;
+    device->poisoned = false;
+    shim_lose(device->ordinal);
+    err_set(&device->failure, ERR_DEVICE, "shim:%d: %s%s: an injected fault", device->ordinal, what,
+            name);
 }
 
-static bool strikes(enum shim_fault fault)
+/* The host waits: what a kernel broke comes out. True: the device has failed. */
+static bool broken(struct device *device)
 {
-    return ++shim.counted[fault] == shim.fail_at[fault];
+    if (device->poisoned)
+        lose(device, "an illegal address was met", "");
+    return device_failed(device);
+}
+
+/* Nothing reaches a device that has failed, whether the host knows or not. */
+static bool idle(const struct device *device)
+{
+    return device->poisoned || device_failed(device);
 }
 
 /* ------------------------------------------------------------------ memory */
@@ -72,12 +84,17 @@ static void reach(bool on)
 
 void *device_alloc(struct device *device, size_t bytes, struct err *err)
 {
-    int64_t limit = memory_limit();
+    int64_t limit = shim_memory();
     size_t wanted = bytes ? (bytes + 255) / 256 * 256 : 256, mapped;
     int64_t *used = &shim.used[device->ordinal];
     char *memory;
 
-    if (strikes(SHIM_FAULT_ALLOC) || bytes > (size_t)limit || *used + (int64_t)wanted > limit) {
+    if (broken(device) && device->lost) {
+        err_set(err, device->failure.kind, "%s", device->failure.message);
+        return nullptr;
+    }
+    if (shim_strikes(SHIM_FAULT_ALLOC, device->ordinal) || bytes > (size_t)limit ||
+        *used + (int64_t)wanted > limit) {
         err_set(err, ERR_NO_MEMORY, "shim:%d: %zu bytes of device memory wanted, %lld of %lld free",
                 device->ordinal, bytes, (long long)(limit - *used), (long long)limit);
         return nullptr;
@@ -142,7 +159,7 @@ void shim_check_pointer(const char *kernel, const void *pointer)
 
 void device_copy_in(struct device *device, void *to, const void *host, size_t bytes)
 {
-    if (device_failed(device) || bytes == 0)
+    if (idle(device) || bytes == 0)
         return;
     check_span("copy in", to, bytes);
     reach(true);
@@ -152,7 +169,7 @@ void device_copy_in(struct device *device, void *to, const void *host, size_t by
 
 void device_copy_out(struct device *device, void *host, const void *from, size_t bytes)
 {
-    if (device_failed(device) || bytes == 0)
+    if (broken(device) || bytes == 0)
         return;
     check_span("copy out", from, bytes);
     reach(true);
@@ -162,7 +179,7 @@ void device_copy_out(struct device *device, void *host, const void *from, size_t
 
 void device_copy(struct device *device, void *to, const void *from, size_t bytes)
 {
-    if (device_failed(device) || bytes == 0)
+    if (idle(device) || bytes == 0)
         return;
     check_span("copy to", to, bytes);
     check_span("copy from", from, bytes);
@@ -173,7 +190,7 @@ void device_copy(struct device *device, void *to, const void *from, size_t bytes
 
 void device_fill(struct device *device, void *to, int byte, size_t bytes)
 {
-    if (device_failed(device) || bytes == 0)
+    if (idle(device) || bytes == 0)
         return;
     check_span("fill", to, bytes);
     reach(true);
@@ -194,18 +211,20 @@ static std::string kernel_name(const char *written)
 /* Counts a launch; false where the device is lost, or is now. */
 static bool may_launch(struct device *device, const char *name)
 {
-    if (device_failed(device))
+    if (idle(device))
         return false;
-    if (strikes(SHIM_FAULT_HANG))
+    if (shim_strikes(SHIM_FAULT_HANG, device->ordinal))
         for (;;)
             pause();
-    if (strikes(SHIM_FAULT_LAUNCH)) {
-        device->lost = true;
-        err_set(&device->failure, ERR_DEVICE, "shim:%d: kernel %s: an injected fault",
-                device->ordinal, name);
+    if (shim_strikes(SHIM_FAULT_LAUNCH, device->ordinal)) {
+        lose(device, "kernel ", name);
         return false;
     }
-    shim.launches[name]++;
+    if (shim_strikes(SHIM_FAULT_POISON, device->ordinal)) {
+        device->poisoned = true;
+        return false;
+    }
+    shim_count_launch(name);
     return true;
 }
 
@@ -256,7 +275,7 @@ bool device_failed(const struct device *device)
 
 int device_check(struct device *device, struct err *err)
 {
-    if (!device_failed(device))
+    if (!broken(device))
         return 0;
     err_set(err, device->failure.kind, "%s", device->failure.message);
     if (!device->lost)
@@ -269,6 +288,8 @@ int device_open(struct device **out, int ordinal, struct err *err)
     *out = nullptr;
     if (ordinal < 0 || ordinal >= DEVICES)
         return err_set(err, ERR_UNAVAILABLE, "shim:%d: there are %d devices", ordinal, DEVICES);
+    if (shim_is_lost(ordinal))
+        return err_set(err, ERR_DEVICE, "shim:%d was lost to this process", ordinal);
     *out = (struct device *)calloc(1, sizeof **out);
     if (!*out)
         return err_set(err, ERR_NO_MEMORY, "no memory for a device");
@@ -287,32 +308,14 @@ int cuda_device_list(struct cuda_device *out, int max, int *count, struct err *e
     for (int i = 0; i < DEVICES && i < max; i++) {
         out[i] = cuda_device();
         snprintf(out[i].description, sizeof out[i].description, "test shim of a CUDA device");
-        out[i].memory_bytes = memory_limit();
-        out[i].memory_free = memory_limit() - shim.used[i];
+        out[i].memory_bytes = shim_memory();
+        out[i].memory_free = shim_memory() - shim.used[i];
         out[i].usable = true;
     }
     return 0;
 }
 
 /* ------------------------------------------------------------------ for tests */
-
-int64_t shim_launches(const char *kernel)
-{
-    auto found = shim.launches.find(kernel);
-
-    return found == shim.launches.end() ? 0 : found->second;
-}
-
-void shim_fail(enum shim_fault fault, int64_t nth)
-{
-    shim.fail_at[fault] = nth;
-    shim.counted[fault] = 0;
-}
-
-int64_t shim_counted(enum shim_fault fault)
-{
-    return shim.counted[fault];
-}
 
 int64_t shim_memory_used(void)
 {
@@ -321,11 +324,6 @@ int64_t shim_memory_used(void)
     for (int64_t used : shim.used)
         sum += used;
     return sum;
-}
-
-void shim_memory_limit(int64_t bytes)
-{
-    shim.limit = bytes;
 }
 
 void shim_protect(bool on)

@@ -27,17 +27,33 @@ SHIM_EXPORT const char *shim_barrier_skip(int index);
 
 enum shim_fault {
     SHIM_FAULT_ALLOC,  /* an allocation finds no memory */
-    SHIM_FAULT_LAUNCH, /* a launch fails, and with it all that follows, as after a fault on a GPU */
+    SHIM_FAULT_LAUNCH, /* a launch fails, and the device is lost: ERR_DEVICE at once */
     SHIM_FAULT_HANG,   /* a launch never ends */
+    SHIM_FAULT_POISON, /* a kernel breaks the device: ERR_DEVICE where the host waits next */
+    SHIM_FAULT_COUNT
 };
 /* The nth from now (1: the next) of what the fault strikes; 0: never. Allocations and launches are
- * counted from here on: shim_counted gives how many there were. */
+ * counted from here on: shim_counted gives how many there were. Devices that were lost can be
+ * opened again, as after a new start of the process. */
 SHIM_EXPORT void shim_fail(enum shim_fault fault, int64_t nth);
 SHIM_EXPORT int64_t shim_counted(enum shim_fault fault);
 
+/* The same from outside, for processes that a test can not reach. Read when the library is loaded,
+ * counted from there on; shim_fail takes its place.
+ *
+ *   GRAFT_SHIM_FAULT=alloc:17               or launch:120, hang:80, poison:50
+ *   GRAFT_SHIM_FAULT=alloc:17@1             counts and fails on shim:1 alone
+ *   GRAFT_SHIM_FAULT=alloc:17:/path/token   strikes only where this file can be removed then: so
+ *                                           once, whatever number of processes is started again
+ *   GRAFT_SHIM_MEMORY=67108864              bytes that a device has (1 GiB)
+ *   GRAFT_SHIM_COUNTS=/folder               a process that ends writes /folder/PID: lines "alloc
+ * N", "launch N", … and "kernel NAME N" for each launched
+ *
+ * A value that is not understood ends the process with a message. */
+
 /* Device memory in use, over all devices: 0 when everything was freed. */
 SHIM_EXPORT int64_t shim_memory_used(void);
-/* As much as a device has; more is refused. Default 1 GiB. */
+/* As much as a device has; more is refused. 0: as it was first, 1 GiB. */
 SHIM_EXPORT void shim_memory_limit(int64_t bytes);
 /* Puts device memory out of the host's reach except while a kernel or a copy runs, so that host
  * code that touches it dies. Slow; off by default. */
