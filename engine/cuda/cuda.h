@@ -73,6 +73,8 @@ struct cuda_batch {
 
 /* ------------------------------------------------------------------ the backend */
 
+#define CUDA_NORM_PARTS 1024 /* sums that a norm is made of at most */
+
 struct cuda {
     struct device *device;
     struct gemm_context *gemm;
@@ -83,6 +85,7 @@ struct cuda {
     size_t meta_bytes, meta_used;
     uint64_t *order; /* [order_rows] host scratch: rows sorted by token */
     int32_t order_rows;
+    double *norm_parts; /* [CUDA_NORM_PARTS] on the device: sums of squares */
 };
 
 static inline struct cuda *cuda_of(struct backend *backend)
@@ -131,5 +134,7 @@ void cuda_rope(struct cuda *cuda, const struct begin_args *args, const float *in
 void cuda_embed(struct backend *, const struct embed_args *);
 void cuda_embed_backward(struct backend *, const struct embed_backward_args *);
 void cuda_head_loss(struct backend *, const struct head_loss_args *);
+void cuda_gradient_norm(struct backend *, const struct gradient_norm_args *);
+void cuda_adamw(struct backend *, const struct adamw_args *);
 
 #endif

@@ -338,8 +338,10 @@ static void cuda_close(struct backend *backend)
     if (!cuda)
         return;
     gemm_close(cuda->gemm);
-    if (cuda->device)
+    if (cuda->device) {
         device_free(cuda->device, cuda->meta);
+        device_free(cuda->device, cuda->norm_parts);
+    }
     device_close(cuda->device);
     free(cuda->order);
     free(cuda->staging);
@@ -366,6 +368,8 @@ static struct backend_ops make_table()
     ops.embed = cuda_embed;
     ops.embed_backward = cuda_embed_backward;
     ops.head_loss = cuda_head_loss;
+    ops.gradient_norm = cuda_gradient_norm;
+    ops.adamw = cuda_adamw;
     return ops;
 }
 
@@ -387,10 +391,14 @@ int cuda_backend_open(struct backend *backend, const struct cuda_options *option
     backend->threads = 1;
     backend->activation = cuda->activation = options->precision;
     if (device_open(&cuda->device, options->ordinal, err) ||
-        gemm_open(&cuda->gemm, cuda->device, err)) {
-        cuda_close(backend);
-        memset(backend, 0, sizeof *backend);
-        return -1;
-    }
+        gemm_open(&cuda->gemm, cuda->device, err))
+        goto fail;
+    cuda->norm_parts = (double *)device_alloc(cuda->device, CUDA_NORM_PARTS * sizeof(double), err);
+    if (!cuda->norm_parts)
+        goto fail;
     return 0;
+fail:
+    cuda_close(backend);
+    memset(backend, 0, sizeof *backend);
+    return -1;
 }

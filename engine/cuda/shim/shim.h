@@ -243,6 +243,10 @@ static inline float __fdividef(float a, float b)
 {
     return a / b;
 }
+static inline float __fmul_rn(float a, float b)
+{
+    return a * b;
+}
 static inline unsigned __float_as_uint(float x)
 {
     unsigned bits;
