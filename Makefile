@@ -64,7 +64,7 @@ else
 FUZZ_MAIN := $(BUILD)/tests/fuzz/replay_main.o
 endif
 
-.PHONY: all help deps demo run test test-fault bench fuzz lint format unit unit-programs fuzz-programs clean FORCE
+.PHONY: all help deps demo run test test-fault test-docker bench fuzz lint format unit unit-programs fuzz-programs clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -133,6 +133,9 @@ test: ## every suite; SUITES="lint unit" picks some (tests/run --list)
 
 test-fault: all ## kill -9 at 50 random points of a job's life (about 15 minutes)
 	@tests/run fault-long
+
+test-docker: all ## docker/: the images built by docker, or step by step in a scratch root (2 minutes)
+	@tests/run docker docker-build
 
 bench: all ## training speed on SmolLM2-135M, one JSON line
 	@tests/demo/fetch_model.sh

@@ -23,6 +23,8 @@ test_packages=(
     g++ # the CUDA kernels on the test shim
     clang clang-format llvm # second compiler, libFuzzer, and readable sanitizer reports
     shellcheck git
+    python3-yaml # openapi.yaml and compose.yaml
+    debootstrap # make test-docker, where no docker daemon is at hand
     python3-venv # the openai SDK lives in a virtual environment below .cache/
 )
 
