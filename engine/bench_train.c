@@ -4,10 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include "engine/backend.h"
 #include "engine/base/rng.h"
+#include "engine/bench.h"
 #include "engine/engine_parts.h"
 #include "engine/trainer.h"
 
@@ -39,42 +39,6 @@ static int make_examples(struct random_examples *r, int64_t count, int32_t lengt
     for (int32_t i = 0; i < length; i++)
         r->weight[i] = i > 0;
     return 0;
-}
-
-/* A base file is opened as it is; anything else is imported to a temporary one, which is gone from
- * the folder as soon as it is open. */
-static int open_model(struct engine **engine, const struct engine_bench_train_options *o,
-                      struct err *err)
-{
-    struct engine_options options = {.device = o->device, .threads = o->threads};
-    char path[] = P_tmpdir "/graft-bench-XXXXXX";
-    struct engine_base_info info;
-    int fd, rc;
-
-    if (engine_base_read(o->model, &info, NULL) == 0)
-        return engine_open(engine, o->model, &options, err);
-    fd = mkstemp(path);
-    if (fd < 0)
-        return err_set(err, ERR_IO, "no temporary file in " P_tmpdir);
-    close(fd);
-    rc = engine_import(o->model, path, &info, err);
-    if (rc == 0)
-        rc = engine_open(engine, path, &options, err);
-    unlink(path);
-    return rc;
-}
-
-static int by_value(const void *a, const void *b)
-{
-    double x = *(const double *)a, y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int32_t n)
-{
-    qsort(x, (size_t)n, sizeof *x, by_value);
-    return n % 2 ? x[n / 2] : (x[n / 2 - 1] + x[n / 2]) / 2;
 }
 
 /* One step more than asked for: the first warms up and does not count. */
@@ -123,6 +87,7 @@ static int check_options(const struct engine_bench_train_options *o, struct err 
 int engine_bench_train(const struct engine_bench_train_options *o, char *json, size_t json_size,
                        struct err *err)
 {
+    const struct engine_options device = {.device = o->device, .threads = o->threads};
     struct engine_train_options options = {.n_epochs = 1,
                                            .batch_size = o->batch,
                                            .learning_rate_multiplier = 0.1,
@@ -135,7 +100,7 @@ int engine_bench_train(const struct engine_bench_train_options *o, char *json, s
     double *seconds = NULL;
     int rc = -1;
 
-    if (check_options(o, err) || open_model(&engine, o, err))
+    if (check_options(o, err) || bench_open_model(&engine, o->model, &device, err))
         goto out;
     source.count = (int64_t)o->batch * (o->steps + 1);
     if (o->sequence > engine_info(engine)->context) {
@@ -152,7 +117,7 @@ int engine_bench_train(const struct engine_bench_train_options *o, char *json, s
         trainer_open(&trainer, engine, &source, NULL, &options, NULL, err) ||
         run_steps(trainer, o, seconds, &first, &last, err))
         goto out;
-    rc = report(o, engine->backend->threads, median(seconds, o->steps), &first, &last, json,
+    rc = report(o, engine->backend->threads, bench_median(seconds, o->steps), &first, &last, json,
                 json_size, err);
 out:
     engine_trainer_free(trainer);

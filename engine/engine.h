@@ -282,4 +282,16 @@ struct engine_bench_train_options {
 int engine_bench_train(const struct engine_bench_train_options *options, char *json,
                        size_t json_size, struct err *err);
 
+struct engine_bench_decode_options {
+    const char *model;
+    const char *device;
+    int32_t sequences, tenants; /* sequence i is tenant i % tenants's; 0: the base's */
+    int32_t prompt, tokens;     /* of each sequence */
+    int32_t threads;
+};
+/* Random prompts, then greedy tokens; one JSON line. gb_per_s counts every weight and every
+ * tenant's delta once a step. */
+int engine_bench_decode(const struct engine_bench_decode_options *options, char *json,
+                        size_t json_size, struct err *err);
+
 #endif

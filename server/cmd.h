@@ -35,7 +35,7 @@ enum log_level cmd_log_level(const struct settings *settings);
 typedef int cmd_fn(const struct settings *settings, const struct setting_args *args,
                    struct err *err);
 cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_list, cmd_key_revoke,
-    cmd_model_import, cmd_model_list, cmd_collect, cmd_bench_train;
+    cmd_model_import, cmd_model_list, cmd_collect, cmd_bench_train, cmd_bench_decode;
 
 enum { CMD_WORK_ROLE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET };
 enum { CMD_KEY_ORG, CMD_KEY_PROJECT };
@@ -47,6 +47,14 @@ enum {
     CMD_BENCH_BATCH,
     CMD_BENCH_STEPS,
     CMD_BENCH_EMBEDDINGS
+};
+enum {
+    CMD_DECODE_MODEL,
+    CMD_DECODE_DEVICE,
+    CMD_DECODE_BATCH,
+    CMD_DECODE_TENANTS,
+    CMD_DECODE_PROMPT,
+    CMD_DECODE_TOKENS
 };
 
 #endif

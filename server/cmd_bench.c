@@ -48,3 +48,30 @@ int cmd_bench_train(const struct settings *settings, const struct setting_args *
     printf("%s\n", json);
     return CMD_DONE;
 }
+
+int cmd_bench_decode(const struct settings *settings, const struct setting_args *args,
+                     struct err *err)
+{
+    struct engine_bench_decode_options options = {
+        .model = args->options[CMD_DECODE_MODEL],
+        .device = args->options[CMD_DECODE_DEVICE],
+        .threads = (int32_t)settings->threads,
+    };
+    char json[2048];
+
+    if (options.model == NULL) {
+        err_set(err, ERR_INVALID, "--model is missing");
+        return CMD_USAGE;
+    }
+    if (options.device == NULL)
+        options.device = "cpu";
+    if (count_of(args, CMD_DECODE_BATCH, "--batch", 1, &options.sequences, err) != 0 ||
+        count_of(args, CMD_DECODE_TENANTS, "--tenants", 0, &options.tenants, err) != 0 ||
+        count_of(args, CMD_DECODE_PROMPT, "--prompt", 64, &options.prompt, err) != 0 ||
+        count_of(args, CMD_DECODE_TOKENS, "--tokens", 64, &options.tokens, err) != 0)
+        return CMD_USAGE;
+    if (engine_bench_decode(&options, json, sizeof json, err) != 0)
+        return CMD_FAILED;
+    printf("%s\n", json);
+    return CMD_DONE;
+}

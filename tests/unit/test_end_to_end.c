@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include <cmocka.h>
+#include <jansson.h>
 
 #include "engine/adapter.h"
 #include "engine/base/file_io.h"
@@ -297,6 +298,43 @@ static void another_base_is_refused(void **state)
     engine_free(other);
 }
 
+/* The benches' lines are JSON with the keys of the peers', and a bad request is refused. */
+static void the_benches_run(void **state)
+{
+    struct engine_bench_train_options train = {
+        .model = base_path, .device = "cpu", .sequence = 16, .batch = 2, .steps = 3, .threads = 1};
+    struct engine_bench_decode_options decode = {.model = base_path,
+                                                 .device = "cpu",
+                                                 .sequences = 3,
+                                                 .tenants = 2,
+                                                 .prompt = 9,
+                                                 .tokens = 4,
+                                                 .threads = 1};
+    struct err why = {0};
+    char line[2048];
+    json_t *json;
+
+    CHECK(engine_bench_train(&train, line, sizeof(line), &why));
+    json = json_loads(line, 0, NULL);
+    assert_true(json_number_value(json_object_get(json, "tokens_per_s")) > 0);
+    assert_true(json_number_value(json_object_get(json, "first_loss")) > 0);
+    json_decref(json);
+    CHECK(engine_bench_decode(&decode, line, sizeof(line), &why));
+    json = json_loads(line, 0, NULL);
+    assert_int_equal(json_integer_value(json_object_get(json, "tenants")), 2);
+    assert_true(json_number_value(json_object_get(json, "tokens_per_s")) > 0);
+    assert_true(json_number_value(json_object_get(json, "gb_per_s")) > 0);
+    json_decref(json);
+    decode.tenants = 4;
+    assert_int_equal(engine_bench_decode(&decode, line, sizeof(line), &why), -1);
+    assert_non_null(strstr(why.message, "tenants"));
+    err_clear(&why);
+    decode.tenants = 0;
+    decode.prompt = 1 << 20;
+    assert_int_equal(engine_bench_decode(&decode, line, sizeof(line), &why), -1);
+    assert_non_null(strstr(why.message, "context"));
+}
+
 static int setup(void **state)
 {
     struct engine_options options = {.device = "cpu", .threads = 2};
@@ -336,6 +374,7 @@ int main(void)
         cmocka_unit_test(served_bits_say_what_the_expanded_weights_say),
         cmocka_unit_test(trained_embeddings_are_served_too),
         cmocka_unit_test(another_base_is_refused),
+        cmocka_unit_test(the_benches_run),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
