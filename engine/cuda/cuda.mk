@@ -1,6 +1,8 @@
 # The CUDA backend: a shared object that the binary opens when it is asked for a CUDA device.
 #
-#   make CUDA=1         build/libgraft_cuda.so as well; needs nvcc
+#   make CUDA=1         build/libgraft_cuda.so as well; needs nvcc (NVCC=path), and cuBLAS, of which
+#                       engine/cuda/find_cublas.sh knows
+#   make cuda-report    registers, shared memory and spills of each kernel
 #   make test-cuda-shim the kernels on the test shim (a part of make test); needs g++ only
 #
 # The test shim is the same sources compiled by the host compiler: build/libgraft_shim.so.
@@ -14,6 +16,58 @@ CUDA_SRC := $(sort $(wildcard engine/cuda/cuda_*.cu))
 # What the shared objects need of the engine's C, compiled once more for them.
 CUDA_C := engine/base/err.c engine/base/utf8.c engine/tensor.c
 CUDA_HEADERS := $(wildcard engine/cuda/*.h engine/cuda/*.cuh)
+
+# ------------------------------------------------------------------ for GPUs
+
+CUDA_LIB := $(BUILD)/libgraft_cuda.so
+CUDA_DEVICE_SRC := engine/cuda/device.cu engine/cuda/device_list.cu engine/cuda/gemm_lt.cu
+CUDA_KERNEL_OBJ := $(CUDA_SRC:%.cu=$(BUILD)/cuda/%.o)
+CUDA_OBJ := $(CUDA_KERNEL_OBJ) $(CUDA_DEVICE_SRC:%.cu=$(BUILD)/cuda/%.o)
+CUDA_C_OBJ := $(CUDA_C:%.c=$(BUILD)/cuda/%.o)
+# Machine code for Ampere and Hopper (and their relatives), PTX for what comes later.
+CUDA_ARCH := -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90a,code=sm_90a \
+    -gencode arch=compute_90,code=compute_90
+CUDA_NVCCFLAGS = -std=c++17 -O3 -lineinfo $(CUDA_ARCH) -Werror all-warnings -Xptxas -v \
+    -Xcompiler -Wall,-Wextra,-Wno-unused-parameter,-fPIC,-fvisibility=hidden
+
+ifeq ($(CUDA),1)
+all: $(CUDA_LIB)
+endif
+
+# The driver's library is not linked: cudart opens it. Nor is cuBLASLt: gemm_lt.cu opens it, beside.
+$(CUDA_LIB): $(CUDA_OBJ) $(CUDA_C_OBJ) $(BUILD)/cuda/cublas
+	$(call said,link,$@)
+	$(Q)$(NVCC) -shared -cudart static -Xlinker -soname,$(@F),--exclude-libs,ALL,--no-undefined -o $@ \
+	    $(CUDA_OBJ) $(CUDA_C_OBJ) -lm -ldl -lpthread
+	$(Q)ln -sf "$$(ls "$$(cat $(BUILD)/cuda/cublas)"/lib/libcublasLt.so.[0-9]* | head -n 1)" $(BUILD)/
+
+$(BUILD)/cuda/cublas: engine/cuda/find_cublas.sh $(BUILD)/nvcc-flags
+	@mkdir -p $(@D)
+	$(Q)NVCC=$(NVCC) engine/cuda/find_cublas.sh > $@
+
+# ptxas's words go to a file that cuda-report reads; a warning among them is an error.
+$(BUILD)/cuda/engine/cuda/gemm_lt.o: $(BUILD)/cuda/cublas
+$(BUILD)/cuda/engine/cuda/gemm_lt.o: CUBLAS = -isystem "$$(cat $(BUILD)/cuda/cublas)/include"
+$(BUILD)/cuda/%.o: %.cu $(BUILD)/nvcc-flags
+	@mkdir -p $(@D)
+	$(call said,nvcc,$<)
+	$(Q)$(NVCC) $(CPPFLAGS) $(CUBLAS) $(CUDA_NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< \
+	    2> $(@:.o=.ptxas) && ! grep -i warning $(@:.o=.ptxas) >&2 || { cat $(@:.o=.ptxas) >&2; rm -f $@; exit 1; }
+$(BUILD)/cuda/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	$(call said,cc,$<)
+	$(Q)$(CC) $(CPPFLAGS) $(filter-out -I/usr%,$(CFLAGS)) -fPIC -fvisibility=hidden -MMD -MP -c -o $@ $<
+
+$(BUILD)/nvcc-flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(CUDA_SRC) $(NVCC) $(CPPFLAGS) $(CUDA_NVCCFLAGS)' > $@.new
+	@cmp -s $@ $@.new || cp $@.new $@
+
+.PHONY: cuda-report
+cuda-report: $(CUDA_KERNEL_OBJ) ## registers, shared memory and spills of each CUDA kernel; fails on a spill
+	@engine/cuda/report.py $(CUDA_KERNEL_OBJ:.o=.ptxas)
+
+# ------------------------------------------------------------------ the test shim
 
 SHIM := $(BUILD)/libgraft_shim.so
 SHIM_SRC := $(sort $(wildcard engine/cuda/shim/*.cpp))
@@ -57,4 +111,4 @@ shim: $(SHIM) ## the test shim of a CUDA device, for --device shim:0
 test-cuda-shim: $(CUDA_TESTS) ## parity of the CUDA kernels with the CPU's, on the test shim
 	@set -e; for t in $(CUDA_TESTS); do echo "== $$t"; $$t; done
 
--include $(SHIM_OBJ:.o=.d)
+-include $(SHIM_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(CUDA_C_OBJ:.o=.d)

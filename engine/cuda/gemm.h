@@ -1,7 +1,6 @@
-/* gemm.h: matrix products of training. Bodies: gemm_lt.cu (cuBLASLt) and shim/gemm.cpp (plain
- * loops, for tests). Serving has kernels of its own, whose sums do not depend on the number of
- * rows.
- */
+/* gemm.h: matrix products of training. Bodies: gemm_lt.cu (cuBLASLt, loaded at run time) and
+ * shim/gemm.cpp (plain loops, for tests). Serving has kernels of its own, whose sums do not depend
+ * on the number of rows. */
 #ifndef GRAFT_CUDA_GEMM_H
 #define GRAFT_CUDA_GEMM_H
 
@@ -15,7 +14,8 @@ extern "C" {
 
 struct gemm_context;
 
-/* ERR_UNAVAILABLE where the library is missing. */
+/* Can products be computed here? ERR_UNAVAILABLE: the library is missing, and the remedy. */
+int gemm_available(struct err *err);
 int gemm_open(struct gemm_context **out, struct device *device, struct err *err);
 void gemm_close(struct gemm_context *context); /* NULL is fine */
 

@@ -7,6 +7,11 @@ struct gemm_context {
     struct device *device;
 };
 
+int gemm_available(struct err *err)
+{
+    return 0;
+}
+
 int gemm_open(struct gemm_context **out, struct device *device, struct err *err)
 {
     *out = (struct gemm_context *)malloc(sizeof **out);
