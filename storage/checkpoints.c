@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "storage/events.h"
+#include "storage/page.h"
 
 #define CHECKPOINT_COLUMNS                                                                   \
     "id, job, floor(extract(epoch FROM created_at))::bigint, step, model, artifact_sha256, " \
@@ -14,14 +15,6 @@ void checkpoint_release(struct checkpoint *checkpoint)
 {
     free(checkpoint->model);
     *checkpoint = (struct checkpoint){0};
-}
-
-void checkpoint_list_release(struct checkpoint_list *list)
-{
-    for (int i = 0; i < list->count; i++)
-        checkpoint_release(&list->items[i]);
-    free(list->items);
-    *list = (struct checkpoint_list){0};
 }
 
 static int tell(struct db *db, const char *project, const char *job, int32_t step,
@@ -98,93 +91,59 @@ int checkpoints_add(struct db *db, const struct lease *lease,
     return db_commit(db, err);
 }
 
-static int read_checkpoints(const struct db_result *res, int limit, struct checkpoint_list *out,
-                            struct err *err)
+static int read_item(const struct db_result *res, int row, void *item, struct err *err)
 {
-    int rows = db_rows(res);
+    struct checkpoint *c = item;
 
-    out->has_more = rows > limit;
-    if (rows > limit)
-        rows = limit;
-    out->items = calloc((size_t)rows + 1, sizeof *out->items);
-    if (out->items == NULL)
-        return err_set(err, ERR_NO_MEMORY, "list checkpoints: out of memory");
-    for (int i = 0; i < rows; i++) {
-        struct checkpoint *c = &out->items[i];
-
-        db_text_into(res, i, 0, c->id, sizeof c->id);
-        db_text_into(res, i, 1, c->job, sizeof c->job);
-        c->created_at = db_int(res, i, 2);
-        c->step = (int32_t)db_int(res, i, 3);
-        c->model = db_text_copy(res, i, 4);
-        out->count++;
-        if (c->model == NULL)
-            return err_set(err, ERR_NO_MEMORY, "list checkpoints: out of memory");
-        db_text_into(res, i, 5, c->artifact_sha256, sizeof c->artifact_sha256);
-        c->artifact_bytes = db_int(res, i, 6);
-        c->metrics = (struct checkpoint_metrics){
-            .train_loss = db_real(res, i, 7),
-            .train_mean_token_accuracy = db_real(res, i, 8),
-            .valid_loss = db_real(res, i, 9),
-            .valid_mean_token_accuracy = db_real(res, i, 10),
-            .full_valid_loss = db_real(res, i, 11),
-            .full_valid_mean_token_accuracy = db_real(res, i, 12),
-        };
-    }
+    db_text_into(res, row, 0, c->id, sizeof c->id);
+    db_text_into(res, row, 1, c->job, sizeof c->job);
+    c->created_at = db_int(res, row, 2);
+    c->step = (int32_t)db_int(res, row, 3);
+    c->model = db_text_copy(res, row, 4);
+    if (c->model == NULL)
+        return err_set(err, ERR_NO_MEMORY, "read a checkpoint's row: out of memory");
+    db_text_into(res, row, 5, c->artifact_sha256, sizeof c->artifact_sha256);
+    c->artifact_bytes = db_int(res, row, 6);
+    c->metrics = (struct checkpoint_metrics){
+        .train_loss = db_real(res, row, 7),
+        .train_mean_token_accuracy = db_real(res, row, 8),
+        .valid_loss = db_real(res, row, 9),
+        .valid_mean_token_accuracy = db_real(res, row, 10),
+        .full_valid_loss = db_real(res, row, 11),
+        .full_valid_mean_token_accuracy = db_real(res, row, 12),
+    };
     return 0;
 }
 
-/* The job is there, and *step is that of checkpoint `after`. */
-static int find_after(struct db *db, const char *project, const char *job, const char *after,
-                      int64_t *step, struct err *err)
+static void release_item(void *item)
 {
-    struct db_result *res = NULL;
-    int rc = 0;
-
-    if (db_exec(db,
-                "SELECT c.step FROM job j LEFT JOIN checkpoint c"
-                "    ON c.tenant = j.tenant AND c.job = j.id AND c.id = $3"
-                " WHERE j.tenant = $1::uuid AND j.id = $2",
-                DB_ARGS(DB_TEXT(project), DB_TEXT(job), DB_TEXT(after)), &res, err) != 0)
-        return -1;
-    if (db_rows(res) != 1)
-        rc = err_set_code(err, ERR_NOT_FOUND, "fine_tune_not_found", "fine_tune_id",
-                          "Could not find fine tune: %.100s", job);
-    else if (after != NULL && db_is_null(res, 0, 0))
-        rc = err_set_code(err, ERR_INVALID, "", "after", "No such checkpoint of this job: %.100s",
-                          after);
-    else if (after != NULL)
-        *step = db_int(res, 0, 0);
-    db_result_free(res);
-    return rc;
+    checkpoint_release(item);
 }
+
+static const struct page_list list = {
+    .what = "checkpoints",
+    .item_size = sizeof(struct checkpoint),
+    .read = read_item,
+    .release = release_item,
+    .select = "SELECT " CHECKPOINT_COLUMNS " FROM checkpoint WHERE tenant = $1::uuid AND job = $3",
+    .key = "step",
+    .find = "SELECT step FROM checkpoint WHERE tenant = $1::uuid AND id = $2 AND job = $3",
+    .unknown = "No such checkpoint of this job",
+};
 
 int checkpoints_list(struct db *db, const char *project, const char *job, const char *after,
                      int limit, struct checkpoint_list *out, struct err *err)
 {
-    struct db_result *res = NULL;
-    int64_t bound = INT64_MAX;
+    const struct page_query query = {.job = job, .after = after, .limit = limit};
+    struct page page;
+    int rc = page_read(db, project, &list, &query, &page, err);
 
-    *out = (struct checkpoint_list){0};
-    if (db_begin(db, project, err) != 0)
-        return -1;
-    if (find_after(db, project, job, after, &bound, err) != 0 ||
-        db_exec(db,
-                "SELECT " CHECKPOINT_COLUMNS " FROM checkpoint"
-                " WHERE tenant = $1::uuid AND job = $2 AND step < $3::bigint"
-                " ORDER BY step DESC LIMIT $4",
-                DB_ARGS(DB_TEXT(project), DB_TEXT(job), DB_INT(bound), DB_INT((int64_t)limit + 1)),
-                &res, err) != 0 ||
-        read_checkpoints(res, limit, out, err) != 0) {
-        db_result_free(res);
-        checkpoint_list_release(out);
-        db_rollback(db);
-        return -1;
-    }
-    db_result_free(res);
-    if (db_commit(db, err) != 0) {
-        checkpoint_list_release(out);
-        return -1;
-    }
-    return 0;
+    *out = (struct checkpoint_list){page.items, page.count, page.has_more};
+    return rc;
+}
+
+void checkpoint_list_release(struct checkpoint_list *checkpoints)
+{
+    page_release(&list, checkpoints->items, checkpoints->count);
+    *checkpoints = (struct checkpoint_list){0};
 }

@@ -2,19 +2,11 @@
 
 #include <stdlib.h>
 
+#include "storage/page.h"
+
 #define EVENT_COLUMNS                                                                     \
     "id, sequence, floor(extract(epoch FROM created_at))::bigint, level, type, message, " \
     "data::text"
-
-void event_list_release(struct event_list *list)
-{
-    for (int i = 0; i < list->count; i++) {
-        free(list->items[i].message);
-        free(list->items[i].data);
-    }
-    free(list->items);
-    *list = (struct event_list){0};
-}
 
 int events_write(struct db *db, const char *project, const char *job, const struct event_new *event,
                  struct err *err)
@@ -58,112 +50,69 @@ fail:
     return -1;
 }
 
-static int read_events(const struct db_result *res, int limit, struct event_list *out,
-                       struct err *err)
+static int read_item(const struct db_result *res, int row, void *item, struct err *err)
 {
-    int rows = db_rows(res);
+    struct event *e = item;
 
-    out->has_more = rows > limit;
-    if (rows > limit)
-        rows = limit;
-    out->items = calloc((size_t)rows + 1, sizeof *out->items);
-    if (out->items == NULL)
-        return err_set(err, ERR_NO_MEMORY, "list events: out of memory");
-    for (; out->count < rows; out->count++) {
-        struct event *e = &out->items[out->count];
-
-        db_text_into(res, out->count, 0, e->id, sizeof e->id);
-        e->sequence = db_int(res, out->count, 1);
-        e->created_at = db_int(res, out->count, 2);
-        db_text_into(res, out->count, 3, e->level, sizeof e->level);
-        db_text_into(res, out->count, 4, e->type, sizeof e->type);
-        e->message = db_text_copy(res, out->count, 5);
-        e->data = db_text_copy(res, out->count, 6);
-        if (e->message == NULL || e->data == NULL) {
-            out->count++;
-            return err_set(err, ERR_NO_MEMORY, "list events: out of memory");
-        }
-    }
+    db_text_into(res, row, 0, e->id, sizeof e->id);
+    e->sequence = db_int(res, row, 1);
+    e->created_at = db_int(res, row, 2);
+    db_text_into(res, row, 3, e->level, sizeof e->level);
+    db_text_into(res, row, 4, e->type, sizeof e->type);
+    e->message = db_text_copy(res, row, 5);
+    e->data = db_text_copy(res, row, 6);
+    if (e->message == NULL || e->data == NULL)
+        return err_set(err, ERR_NO_MEMORY, "read an event's row: out of memory");
     return 0;
 }
 
-static int job_exists(struct db *db, const char *project, const char *job, struct err *err)
+static void release_item(void *item)
 {
-    struct db_result *res = NULL;
-    int rc = 0;
+    struct event *e = item;
 
-    if (db_exec(db, "SELECT 1 FROM job WHERE tenant = $1::uuid AND id = $2",
-                DB_ARGS(DB_TEXT(project), DB_TEXT(job)), &res, err) != 0)
-        return -1;
-    if (db_rows(res) != 1)
-        rc = err_set_code(err, ERR_NOT_FOUND, "fine_tune_not_found", "fine_tune_id",
-                          "Could not find fine tune: %.100s", job);
-    db_result_free(res);
-    return rc;
+    free(e->message);
+    free(e->data);
 }
 
-static int find_after(struct db *db, const char *project, const char *job, const char *after,
-                      int64_t *sequence, struct err *err)
-{
-    struct db_result *res = NULL;
-    int rc = 0;
+static const struct page_list list = {
+    .what = "events",
+    .item_size = sizeof(struct event),
+    .read = read_item,
+    .release = release_item,
+    .select = "SELECT " EVENT_COLUMNS " FROM job_event WHERE tenant = $1::uuid AND job = $3",
+    .key = "sequence",
+    .find = "SELECT sequence FROM job_event WHERE tenant = $1::uuid AND id = $2 AND job = $3",
+    .unknown = "No such event of this job",
+};
 
-    if (db_exec(db,
-                "SELECT sequence FROM job_event"
-                " WHERE tenant = $1::uuid AND job = $2 AND id = $3",
-                DB_ARGS(DB_TEXT(project), DB_TEXT(job), DB_TEXT(after)), &res, err) != 0)
-        return -1;
-    if (db_rows(res) == 1)
-        *sequence = db_int(res, 0, 0);
-    else
-        rc =
-            err_set_code(err, ERR_INVALID, "", "after", "No such event of this job: %.100s", after);
-    db_result_free(res);
+static int read_page(struct db *db, const char *project, const struct page_query *query,
+                     struct event_list *out, struct err *err)
+{
+    struct page page;
+    int rc = page_read(db, project, &list, query, &page, err);
+
+    *out = (struct event_list){page.items, page.count, page.has_more};
     return rc;
-}
-
-/* newest: sequence < bound, descending; else sequence > bound, ascending. */
-static int list(struct db *db, const char *project, const char *job, bool newest, const char *after,
-                int64_t bound, int limit, struct event_list *out, struct err *err)
-{
-    struct db_result *res = NULL;
-    const char *sql = newest ? "SELECT " EVENT_COLUMNS " FROM job_event"
-                               " WHERE tenant = $1::uuid AND job = $2 AND sequence < $3"
-                               " ORDER BY sequence DESC LIMIT $4"
-                             : "SELECT " EVENT_COLUMNS " FROM job_event"
-                               " WHERE tenant = $1::uuid AND job = $2 AND sequence > $3"
-                               " ORDER BY sequence LIMIT $4";
-
-    *out = (struct event_list){0};
-    if (db_begin(db, project, err) != 0)
-        return -1;
-    if (job_exists(db, project, job, err) != 0 ||
-        (after != NULL && find_after(db, project, job, after, &bound, err) != 0) ||
-        db_exec(db, sql,
-                DB_ARGS(DB_TEXT(project), DB_TEXT(job), DB_INT(bound), DB_INT((int64_t)limit + 1)),
-                &res, err) != 0 ||
-        read_events(res, limit, out, err) != 0) {
-        db_result_free(res);
-        event_list_release(out);
-        db_rollback(db);
-        return -1;
-    }
-    db_result_free(res);
-    if (db_commit(db, err) != 0) {
-        event_list_release(out);
-        return -1;
-    }
-    return 0;
 }
 
 int events_list(struct db *db, const char *project, const char *job, const char *after, int limit,
                 struct event_list *out, struct err *err)
 {
-    return list(db, project, job, true, after, INT64_MAX, limit, out, err);
+    return read_page(db, project, &(struct page_query){.job = job, .after = after, .limit = limit},
+                     out, err);
 }
 
 int events_since(struct db *db, const char *project, const char *job, int64_t since, int limit,
                  struct event_list *out, struct err *err)
 {
-    return list(db, project, job, false, NULL, since, limit, out, err);
+    return read_page(
+        db, project,
+        &(struct page_query){.job = job, .ascending = true, .bound = since, .limit = limit}, out,
+        err);
+}
+
+void event_list_release(struct event_list *events)
+{
+    page_release(&list, events->items, events->count);
+    *events = (struct event_list){0};
 }

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "storage/page.h"
+
 #define FILE_COLUMNS                                                                               \
     "id, filename, purpose, status, bytes, sha256, floor(extract(epoch FROM created_at))::bigint," \
     " floor(extract(epoch FROM expires_at))::bigint"
@@ -15,14 +17,6 @@ void file_release(struct file *file)
     free(file->purpose);
     free(file->status);
     *file = (struct file){0};
-}
-
-void file_list_release(struct file_list *list)
-{
-    for (int i = 0; i < list->count; i++)
-        file_release(&list->items[i]);
-    free(list->items);
-    *list = (struct file_list){0};
 }
 
 static int read_file(const struct db_result *res, int row, struct file *f, struct err *err)
@@ -109,75 +103,49 @@ int files_get(struct db *db, const char *project, const char *id, struct file *o
     return rc;
 }
 
-/* *ordinal: where the page begins, behind `after`. */
-static int find_after(struct db *db, const char *project, const char *after, int64_t *ordinal,
-                      struct err *err)
+static int read_item(const struct db_result *res, int row, void *item, struct err *err)
 {
-    struct db_result *res = NULL;
-    int rc = 0;
-
-    if (db_exec(db, "SELECT ordinal FROM file WHERE tenant = $1::uuid AND id = $2",
-                DB_ARGS(DB_TEXT(project), DB_TEXT(after)), &res, err) != 0)
-        return -1;
-    if (db_rows(res) == 1)
-        *ordinal = db_int(res, 0, 0);
-    else
-        rc = err_set_code(err, ERR_INVALID, "", "after", "No such File object: %.100s", after);
-    db_result_free(res);
-    return rc;
+    return read_file(res, row, item, err);
 }
 
-static int read_files(const struct db_result *res, int limit, struct file_list *out,
-                      struct err *err)
+static void release_item(void *item)
 {
-    int rows = db_rows(res);
-
-    out->has_more = rows > limit;
-    if (rows > limit)
-        rows = limit;
-    out->items = calloc((size_t)rows + 1, sizeof *out->items);
-    if (out->items == NULL)
-        return err_set(err, ERR_NO_MEMORY, "list the files: out of memory");
-    for (int i = 0; i < rows; i++) {
-        if (read_file(res, i, &out->items[i], err) != 0)
-            return -1;
-        out->count++;
-    }
-    return 0;
+    file_release(item);
 }
+
+static const struct page_list list = {
+    .what = "files",
+    .item_size = sizeof(struct file),
+    .read = read_item,
+    .release = release_item,
+    .select = "SELECT " FILE_COLUMNS " FROM file WHERE tenant = $1::uuid"
+              " AND ($3::text IS NULL OR purpose = $3) AND " FILE_ALIVE,
+    .key = "ordinal",
+    .find = "SELECT ordinal FROM file WHERE tenant = $1::uuid AND id = $2",
+    .unknown = "No such File object",
+};
 
 int files_list(struct db *db, const char *project, const struct file_query *query,
                struct file_list *out, struct err *err)
 {
-    struct db_result *res = NULL;
-    int64_t after = query->ascending ? 0 : INT64_MAX;
-    const char *sql = query->ascending ? "SELECT " FILE_COLUMNS " FROM file WHERE tenant = $1::uuid"
-                                         " AND ordinal > $2 AND ($3::text IS NULL OR purpose = $3)"
-                                         " AND " FILE_ALIVE " ORDER BY ordinal LIMIT $4"
-                                       : "SELECT " FILE_COLUMNS " FROM file WHERE tenant = $1::uuid"
-                                         " AND ordinal < $2 AND ($3::text IS NULL OR purpose = $3)"
-                                         " AND " FILE_ALIVE " ORDER BY ordinal DESC LIMIT $4";
+    const struct page_query q = {
+        .after = query->after,
+        .limit = query->limit,
+        .ascending = query->ascending,
+        .filters = {DB_TEXT(query->purpose)},
+        .filter_count = 1,
+    };
+    struct page page;
+    int rc = page_read(db, project, &list, &q, &page, err);
 
-    *out = (struct file_list){0};
-    if (db_begin(db, project, err) != 0)
-        return -1;
-    if ((query->after != NULL && find_after(db, project, query->after, &after, err) != 0) ||
-        db_exec(db, sql,
-                DB_ARGS(DB_TEXT(project), DB_INT(after), DB_TEXT(query->purpose),
-                        DB_INT((int64_t)query->limit + 1)),
-                &res, err) != 0 ||
-        read_files(res, query->limit, out, err) != 0) {
-        db_result_free(res);
-        file_list_release(out);
-        db_rollback(db);
-        return -1;
-    }
-    db_result_free(res);
-    if (db_commit(db, err) != 0) {
-        file_list_release(out);
-        return -1;
-    }
-    return 0;
+    *out = (struct file_list){page.items, page.count, page.has_more};
+    return rc;
+}
+
+void file_list_release(struct file_list *files)
+{
+    page_release(&list, files->items, files->count);
+    *files = (struct file_list){0};
 }
 
 int files_delete(struct db *db, const char *project, const char *id, struct err *err)

@@ -63,120 +63,7 @@ static int parse_state(const char *text, enum job_state *out, struct err *err)
 
 /* ------------------------------------------------------------------ reading */
 
-#define EPOCH(column) "floor(extract(epoch FROM " column "))::bigint"
-
-/* In the order of job_row_read. */
-const char job_row_select[] =
-    "SELECT j.id, j.tenant, p.organization, j.state, " EPOCH("j.created_at") ", " EPOCH(
-        "j.started_at") ", " EPOCH("j.finished_at") ", " EPOCH("l.estimated_finish") ","
-                                                                                     " j.model, "
-                                                                                     "j.model_name,"
-                                                                                     " j.suffix, "
-                                                                                     "j.training_"
-                                                                                     "file, "
-                                                                                     "j.validation_"
-                                                                                     "file, "
-                                                                                     "j.training_"
-                                                                                     "sha256,"
-                                                                                     " j."
-                                                                                     "validation_"
-                                                                                     "sha256, "
-                                                                                     "j.base_name, "
-                                                                                     "j.base_"
-                                                                                     "digest, "
-                                                                                     "j.base_"
-                                                                                     "sha256, "
-                                                                                     "j.start_"
-                                                                                     "sha256, "
-                                                                                     "j.seed,"
-                                                                                     " j.method_"
-                                                                                     "type, "
-                                                                                     "j.method::"
-                                                                                     "text, "
-                                                                                     "j.metadata::"
-                                                                                     "text, "
-                                                                                     "j."
-                                                                                     "integrations:"
-                                                                                     ":text, "
-                                                                                     "j.extension::"
-                                                                                     "text,"
-                                                                                     " j.train_"
-                                                                                     "embeddings, "
-                                                                                     "j.schedule, "
-                                                                                     "j.chosen_n_"
-                                                                                     "epochs, "
-                                                                                     "j.chosen_"
-                                                                                     "batch_size,"
-                                                                                     " j.chosen_"
-                                                                                     "learning_"
-                                                                                     "rate_"
-                                                                                     "multiplier, "
-                                                                                     "j.resolved_n_"
-                                                                                     "epochs, "
-                                                                                     "j.resolved_"
-                                                                                     "batch_size,"
-                                                                                     " j.resolved_"
-                                                                                     "learning_"
-                                                                                     "rate_"
-                                                                                     "multiplier, "
-                                                                                     "l.step, "
-                                                                                     "j.total_"
-                                                                                     "steps, "
-                                                                                     "j.trained_"
-                                                                                     "tokens,"
-                                                                                     " j.result_"
-                                                                                     "file, "
-                                                                                     "j.error_code,"
-                                                                                     " j.error_"
-                                                                                     "message, "
-                                                                                     "j.error_"
-                                                                                     "param, "
-                                                                                     "j.dataset_"
-                                                                                     "examples,"
-                                                                                     " j.dataset_"
-                                                                                     "tokens, "
-                                                                                     "j.dataset_"
-                                                                                     "trained, "
-                                                                                     "j.dataset_"
-                                                                                     "truncated, "
-                                                                                     "j.dataset_"
-                                                                                     "untrained,"
-                                                                                     " j.recall_"
-                                                                                     "base, "
-                                                                                     "j.recall_"
-                                                                                     "tuned, "
-                                                                                     "j.recall_"
-                                                                                     "served, "
-                                                                                     "j.delta_"
-                                                                                     "codec, "
-                                                                                     "j.delta_"
-                                                                                     "bytes,"
-                                                                                     " j.delta_"
-                                                                                     "ratio, "
-                                                                                     "j.delta_"
-                                                                                     "relative_"
-                                                                                     "error, "
-                                                                                     "l.recovery_"
-                                                                                     "name, "
-                                                                                     "l.recovery_"
-                                                                                     "step,"
-                                                                                     " l.recovery_"
-                                                                                     "bytes, "
-                                                                                     "l.attempt, "
-                                                                                     "l.crashes"
-                                                                                     " FROM job j "
-                                                                                     "JOIN project "
-                                                                                     "p ON "
-                                                                                     "p.tenant = "
-                                                                                     "j.tenant"
-                                                                                     " JOIN "
-                                                                                     "job_lease l "
-                                                                                     "ON l.tenant "
-                                                                                     "= j.tenant "
-                                                                                     "AND l.job = "
-                                                                                     "j.id ";
-
-/* Reads column after column, so that the order above is the only thing to keep. */
+/* Reads column after column, so that the order of JOB_ROW_SELECT is the only thing to keep. */
 struct cursor {
     const struct db_result *res;
     int row, column;
@@ -312,15 +199,27 @@ void job_release(struct job *job)
     *job = (struct job){0};
 }
 
-void job_list_release(struct job_list *list)
+/* ------------------------------------------------------------------ moving */
+
+int job_row_missing(const char *id, struct err *err)
 {
-    for (int i = 0; i < list->count; i++)
-        job_release(&list->items[i]);
-    free(list->items);
-    *list = (struct job_list){0};
+    return err_set_code(err, ERR_NOT_FOUND, "fine_tune_not_found", "fine_tune_id",
+                        "Could not find fine tune: %.100s", id);
 }
 
-/* ------------------------------------------------------------------ moving */
+int job_row_exists(struct db *db, const char *project, const char *id, struct err *err)
+{
+    struct db_result *res = NULL;
+    bool found;
+
+    assert(db_in_transaction(db));
+    if (db_exec(db, "SELECT 1 FROM job WHERE tenant = $1::uuid AND id = $2",
+                DB_ARGS(DB_TEXT(project), DB_TEXT(id)), &res, err) != 0)
+        return -1;
+    found = db_rows(res) == 1;
+    db_result_free(res);
+    return found ? 0 : job_row_missing(id, err);
+}
 
 int job_row_lock(struct db *db, const char *project, const char *id, enum job_state *state,
                  struct err *err)
@@ -338,8 +237,7 @@ int job_row_lock(struct db *db, const char *project, const char *id, enum job_st
     if (db_rows(res) == 1)
         rc = parse_state(db_text(res, 0, 0), state, err);
     else
-        rc = err_set_code(err, ERR_NOT_FOUND, "fine_tune_not_found", "fine_tune_id",
-                          "Could not find fine tune: %.100s", id);
+        rc = job_row_missing(id, err);
     db_result_free(res);
     return rc;
 }

@@ -8,6 +8,7 @@
 #include "storage/events.h"
 #include "storage/job_row.h"
 #include "storage/models.h"
+#include "storage/page.h"
 
 /* ------------------------------------------------------------------ creation */
 
@@ -245,29 +246,22 @@ out:
 
 /* ------------------------------------------------------------------ reading */
 
-static int no_such_job(const char *id, struct err *err)
-{
-    return err_set_code(err, ERR_NOT_FOUND, "fine_tune_not_found", "fine_tune_id",
-                        "Could not find fine tune: %.100s", id);
-}
-
 int jobs_get(struct db *db, const char *project, const char *id, struct job *out, struct err *err)
 {
     struct db_result *res = NULL;
-    char sql[2600];
     int rc;
 
     *out = (struct job){0};
     if (!id_has_shape(ID_JOB, id))
-        return no_such_job(id, err);
-    snprintf(sql, sizeof sql, "%sWHERE j.tenant = $1::uuid AND j.id = $2", job_row_select);
+        return job_row_missing(id, err);
     if (db_begin(db, project, err) != 0)
         return -1;
-    if (db_exec(db, sql, DB_ARGS(DB_TEXT(project), DB_TEXT(id)), &res, err) != 0) {
+    if (db_exec(db, JOB_ROW_SELECT "WHERE j.tenant = $1::uuid AND j.id = $2",
+                DB_ARGS(DB_TEXT(project), DB_TEXT(id)), &res, err) != 0) {
         db_rollback(db);
         return -1;
     }
-    rc = db_rows(res) == 1 ? job_row_read(res, 0, out, err) : no_such_job(id, err);
+    rc = db_rows(res) == 1 ? job_row_read(res, 0, out, err) : job_row_missing(id, err);
     db_result_free(res);
     if (db_commit(db, err) != 0) {
         job_release(out);
@@ -276,72 +270,49 @@ int jobs_get(struct db *db, const char *project, const char *id, struct job *out
     return rc;
 }
 
-static int find_after(struct db *db, const char *project, const char *after, int64_t *ordinal,
-                      struct err *err)
+static int read_item(const struct db_result *res, int row, void *item, struct err *err)
 {
-    struct db_result *res = NULL;
-    int rc = 0;
-
-    if (db_exec(db, "SELECT ordinal FROM job WHERE tenant = $1::uuid AND id = $2",
-                DB_ARGS(DB_TEXT(project), DB_TEXT(after)), &res, err) != 0)
-        return -1;
-    if (db_rows(res) == 1)
-        *ordinal = db_int(res, 0, 0);
-    else
-        rc = err_set_code(err, ERR_INVALID, "", "after", "Could not find fine tune: %.100s", after);
-    db_result_free(res);
-    return rc;
+    return job_row_read(res, row, item, err);
 }
 
-static int read_jobs(const struct db_result *res, int limit, struct job_list *out, struct err *err)
+static void release_item(void *item)
 {
-    int rows = db_rows(res);
-
-    out->has_more = rows > limit;
-    if (rows > limit)
-        rows = limit;
-    out->items = calloc((size_t)rows + 1, sizeof *out->items);
-    if (out->items == NULL)
-        return err_set(err, ERR_NO_MEMORY, "list jobs: out of memory");
-    for (; out->count < rows; out->count++)
-        if (job_row_read(res, out->count, &out->items[out->count], err) != 0)
-            return -1;
-    return 0;
+    job_release(item);
 }
+
+static const struct page_list list = {
+    .what = "jobs",
+    .item_size = sizeof(struct job),
+    .read = read_item,
+    .release = release_item,
+    .select = JOB_ROW_SELECT "WHERE j.tenant = $1::uuid"
+                             " AND ($3::jsonb IS NULL OR j.metadata @> $3::jsonb)"
+                             " AND (NOT $4::boolean OR j.metadata IS NULL)",
+    .key = "j.ordinal",
+    .find = "SELECT ordinal FROM job WHERE tenant = $1::uuid AND id = $2",
+    .unknown = "Could not find fine tune",
+};
 
 int jobs_list(struct db *db, const char *project, const struct job_query *query,
               struct job_list *out, struct err *err)
 {
-    struct db_result *res = NULL;
-    int64_t after = INT64_MAX;
-    char sql[2600];
+    const struct page_query q = {
+        .after = query->after,
+        .limit = query->limit,
+        .filters = {DB_TEXT(query->metadata), DB_BOOL(query->without_metadata)},
+        .filter_count = 2,
+    };
+    struct page page;
+    int rc = page_read(db, project, &list, &q, &page, err);
 
-    *out = (struct job_list){0};
-    snprintf(sql, sizeof sql,
-             "%sWHERE j.tenant = $1::uuid AND j.ordinal < $2"
-             " AND ($3::jsonb IS NULL OR j.metadata @> $3::jsonb)"
-             " AND (NOT $4::boolean OR j.metadata IS NULL)"
-             " ORDER BY j.ordinal DESC LIMIT $5",
-             job_row_select);
-    if (db_begin(db, project, err) != 0)
-        return -1;
-    if ((query->after != NULL && find_after(db, project, query->after, &after, err) != 0) ||
-        db_exec(db, sql,
-                DB_ARGS(DB_TEXT(project), DB_INT(after), DB_TEXT(query->metadata),
-                        DB_BOOL(query->without_metadata), DB_INT((int64_t)query->limit + 1)),
-                &res, err) != 0 ||
-        read_jobs(res, query->limit, out, err) != 0) {
-        db_result_free(res);
-        job_list_release(out);
-        db_rollback(db);
-        return -1;
-    }
-    db_result_free(res);
-    if (db_commit(db, err) != 0) {
-        job_list_release(out);
-        return -1;
-    }
-    return 0;
+    *out = (struct job_list){page.items, page.count, page.has_more};
+    return rc;
+}
+
+void job_list_release(struct job_list *jobs)
+{
+    page_release(&list, jobs->items, jobs->count);
+    *jobs = (struct job_list){0};
 }
 
 int jobs_count(struct db *db, int64_t counts[JOB_STATE_COUNT], struct err *err)
@@ -388,7 +359,7 @@ int jobs_cancel(struct db *db, const char *project, const char *id, struct job *
 {
     *out = (struct job){0};
     if (!id_has_shape(ID_JOB, id))
-        return no_such_job(id, err);
+        return job_row_missing(id, err);
     if (db_begin(db, project, err) != 0)
         return -1;
     if (cancel(db, project, id, err) != 0 || jobs_get(db, project, id, out, err) != 0) {
