@@ -109,6 +109,12 @@ $(CUDA_TESTS): LDLIBS += $(SHIM) -Wl,-rpath,$(abspath $(BUILD))
 shim: $(SHIM) ## the test shim of a CUDA device, for --device shim:0
 
 test-cuda-shim: $(CUDA_TESTS) ## parity of the CUDA kernels with the CPU's, on the test shim
-	@set -e; for t in $(CUDA_TESTS); do echo "== $$t"; $$t; done
+	@rm -rf $(BUILD)/shim-counts && mkdir -p $(BUILD)/shim-counts
+	@set -e; for t in $(CUDA_TESTS); do echo "== $$t"; GRAFT_SHIM_COUNTS=$(BUILD)/shim-counts $$t; done
+	@tests/cuda/kernels.py $(BUILD)/shim-counts
+
+.PHONY: test-cuda-barriers
+test-cuda-barriers: $(CUDA_TESTS) ## leaves out each barrier of the CUDA kernels: some test must see it
+	@tests/cuda/barriers.py $(CUDA_TESTS)
 
 -include $(SHIM_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(CUDA_C_OBJ:.o=.d)

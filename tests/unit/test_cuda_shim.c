@@ -156,10 +156,23 @@ static int child_main(void)
         printf("%s\n", memory ? "memory" : why.message);
         backend[i % 2].ops->free(&backend[i % 2], memory);
     }
+    backend[0].ops->alloc(&backend[0], (1 << 20) + 1, &err);
+    printf("%s\n", err.message);
     for (int i = 0; i < 2; i++)
         backend[i].ops->close(&backend[i]);
     printf("launch: %d\n", (int)shim_self_test(SHIM_TEST_MMA));
     return 0;
+}
+
+static int allocations_of_opening(void)
+{
+    struct backend backend;
+    struct err err = {0};
+
+    shim_fail(SHIM_FAULT_ALLOC, 0);
+    assert_int_equal(cuda_backend_open(&backend, &(struct cuda_options){.ordinal = 1}, &err), 0);
+    backend.ops->close(&backend);
+    return (int)shim_counted(SHIM_FAULT_ALLOC);
 }
 
 static void test_from_outside(void **state)
@@ -168,11 +181,12 @@ static void test_from_outside(void **state)
 
     assert_non_null(mkdtemp(folder));
     snprintf(token, sizeof token, "%s/token", folder);
-    assert_int_equal(child("GRAFT_SHIM_FAULT", "", out, sizeof out), 0);
-    assert_null(strstr(out, "wanted"));
+    assert_int_equal(child("GRAFT_SHIM_MEMORY", "2097152", out, sizeof out), 0);
+    assert_null(strstr(out, "1048577 bytes"));
 
-    /* Of device 1 the second, which is the fourth of all. */
-    assert_int_equal(child("GRAFT_SHIM_FAULT", "alloc:2@1", out, sizeof out), 0);
+    /* Behind what opening takes, the second of device 1, which is the fourth of all. */
+    snprintf(value, sizeof value, "alloc:%d@1", allocations_of_opening() + 2);
+    assert_int_equal(child("GRAFT_SHIM_FAULT", value, out, sizeof out), 0);
     assert_memory_equal(out, "memory\nmemory\nmemory\nshim:1: 1000 bytes", 39);
     assert_non_null(strstr(out, "launch: 0"));
 
@@ -185,8 +199,8 @@ static void test_from_outside(void **state)
     assert_int_equal(child("GRAFT_SHIM_FAULT", value, out, sizeof out), 0);
     assert_non_null(strstr(out, "launch: 0"));
 
-    assert_int_equal(child("GRAFT_SHIM_MEMORY", "600", out, sizeof out), 0);
-    assert_non_null(strstr(out, "1000 bytes of device memory wanted, 600 of 600 free"));
+    assert_int_equal(child("GRAFT_SHIM_MEMORY", "1048576", out, sizeof out), 0);
+    assert_non_null(strstr(out, "1048577 bytes of device memory wanted, "));
     assert_int_not_equal(child("GRAFT_SHIM_FAULT", "allocation:2", out, sizeof out), 0);
     assert_int_not_equal(child("GRAFT_SHIM_FAULT", "hang:x", out, sizeof out), 0);
     assert_int_equal(rmdir(folder), 0);

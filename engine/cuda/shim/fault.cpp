@@ -154,5 +154,6 @@ __attribute__((destructor)) static void write_counts(void)
         fprintf(file, "%s %lld\n", fault_name[i], (long long)state.counted[i]);
     for (const auto &kernel : state.launches)
         fprintf(file, "kernel %s %lld\n", kernel.first.c_str(), (long long)kernel.second);
+    shim_write_barriers(file);
     fclose(file);
 }

@@ -93,11 +93,27 @@ static unsigned random_below(struct machine *m, unsigned n) /* SplitMix64 */
 
 /* ------------------------------------------------------------------ barriers, from a thread */
 
+static void place_of(const struct shim_site *site, char *out, size_t size)
+{
+    snprintf(out, size, "%s:%d", site->file, site->line);
+}
+
+/* GRAFT_SHIM_SKIP names the barriers of one line, in all forms of a template. */
+static bool is_skipped_from_outside(const struct shim_site *site)
+{
+    static const char *const skip = getenv("GRAFT_SHIM_SKIP");
+    char place[256];
+
+    place_of(site, place, sizeof place);
+    return skip && strcmp(skip, place) == 0;
+}
+
 static void know(struct shim_site *site)
 {
     if (site->known)
         return;
     site->known = true;
+    site->skip = site->barrier && is_skipped_from_outside(site);
     site->next = sites;
     sites = site;
 }
@@ -414,6 +430,17 @@ const char *shim_barrier_skip(int index)
     if (!skipped)
         return "";
     skipped->skip = true;
-    snprintf(place, sizeof place, "%s:%d", skipped->file, skipped->line);
+    place_of(skipped, place, sizeof place);
     return place;
+}
+
+void shim_write_barriers(FILE *out)
+{
+    char place[256];
+
+    for (const struct shim_site *s = sites; s; s = s->next)
+        if (s->barrier) {
+            place_of(s, place, sizeof place);
+            fprintf(out, "barrier %s\n", place);
+        }
 }

@@ -2,6 +2,8 @@
 #ifndef GRAFT_CUDA_SHIM_MACHINE_H
 #define GRAFT_CUDA_SHIM_MACHINE_H
 
+#include <cstdio>
+
 #include "engine/cuda/shim/shim.h"
 
 #define SHIM_MAX_THREADS 1024       /* of a block */
@@ -19,5 +21,7 @@ struct shim_launch {
     const void *context;
 };
 void shim_run(const struct shim_launch *launch);
+/* The barriers that kernels have reached: a line "barrier FILE:LINE" each. */
+void shim_write_barriers(FILE *out);
 
 #endif
