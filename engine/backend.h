@@ -209,6 +209,22 @@ struct head_args { /* logits = head(rms_norm(x)) of chosen rows */
     struct tensor logits; /* [count, V] out */
 };
 
+/* How the token behind one row of logits is chosen; sampler.h has the arithmetic. */
+struct sample_row {
+    double temperature; /* finite; 0: greedy, the best logit, the lowest id of equal ones */
+    double top_p; /* the smallest set of best tokens that holds this share; 1: all; 0: greedy */
+    uint64_t seed;
+    uint64_t index; /* of the token in its answer: the random number is a function of both */
+};
+
+struct sample_args {
+    struct tensor logits;         /* [count, V] in; overwritten */
+    const struct sample_row *row; /* [count] host; count is at most T */
+    /* [count] I32 out: the token; -1 where the logits hold a NaN or no finite value: the model has
+     * broken down, nothing may be made of it. */
+    struct tensor token;
+};
+
 /* Cross-entropy over the rows whose weight is not 0, never more than C of them at a time: logits,
  * softmax, and with dx the gradient, chunk by chunk. nll = -log p(target). */
 struct head_loss_args {
@@ -335,6 +351,7 @@ struct backend_ops {
     void (*attn_out)(struct backend *, const struct attn_out_args *);
     void (*mlp)(struct backend *, const struct mlp_args *);
     void (*head)(struct backend *, const struct head_args *);
+    void (*sample)(struct backend *, const struct sample_args *);
     void (*head_loss)(struct backend *, const struct head_loss_args *);
 
     void (*mlp_backward)(struct backend *, const struct mlp_backward_args *);

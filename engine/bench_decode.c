@@ -28,9 +28,9 @@ struct decode_bench {
     int32_t *token, *position, *cu_seqlens, *segment_start, *logit_row;
     struct batch_slot *slot;
     const struct adapter **owner;
-    float *logits;    /* [sequences, vocabulary] */
-    double *seconds;  /* [tokens] */
-    int32_t *written; /* [sequences] the token to read next */
+    struct sample_row *sample; /* [sequences] all greedy */
+    double *seconds;           /* [tokens] */
+    int32_t *written;          /* [sequences] the token to read next */
 };
 
 /* ------------------------------------------------------------------ tenants */
@@ -130,8 +130,11 @@ static int step(struct decode_bench *b, int32_t from, int32_t to, int32_t past, 
                           .cu_seqlens = b->cu_seqlens,
                           .slot = b->slot,
                           .segments = {.start = b->segment_start, .adapter = b->owner}};
-    struct model_decode_args args = {
-        .batch = &batch, .cache = &b->cache, .logit_row = b->logit_row, .logits = b->logits};
+    struct model_decode_args args = {.batch = &batch,
+                                     .cache = &b->cache,
+                                     .logit_row = b->logit_row,
+                                     .sample = b->sample,
+                                     .chosen = b->written};
 
     for (int32_t s = from; s < to; s++) {
         b->slot[s - from] = (struct batch_slot){s, past};
@@ -150,19 +153,6 @@ static int step(struct decode_bench *b, int32_t from, int32_t to, int32_t past, 
     b->cu_seqlens[to - from] = b->segment_start[to - from] = batch.rows;
     batch.segments.count = to - from;
     return model_decode(b->decoder, &args, err);
-}
-
-static void choose(struct decode_bench *b)
-{
-    for (int32_t s = 0; s < b->o->sequences; s++) {
-        const float *logit = b->logits + (int64_t)s * b->vocabulary;
-        int32_t best = 0;
-
-        for (int32_t i = 1; i < b->vocabulary; i++)
-            if (logit[i] > logit[best])
-                best = i;
-        b->written[s] = best;
-    }
 }
 
 static int read_prompts(struct decode_bench *b, struct err *err)
@@ -185,7 +175,6 @@ static int write_tokens(struct decode_bench *b, struct err *err)
 
         if (step(b, 0, b->o->sequences, b->o->prompt + i, 1, true, err))
             return -1;
-        choose(b);
         b->seconds[i] = bench_clock() - began;
     }
     return 0;
@@ -206,11 +195,11 @@ static int open_batch(struct decode_bench *b, struct err *err)
     b->logit_row = calloc(docs, sizeof *b->logit_row);
     b->slot = calloc(docs, sizeof *b->slot);
     b->owner = calloc(docs, sizeof *b->owner);
-    b->logits = calloc(docs * (size_t)b->vocabulary, sizeof *b->logits);
+    b->sample = calloc(docs, sizeof *b->sample);
     b->seconds = calloc((size_t)b->o->tokens, sizeof *b->seconds);
     b->written = calloc(docs, sizeof *b->written);
     if (!b->token || !b->position || !b->cu_seqlens || !b->segment_start || !b->logit_row ||
-        !b->slot || !b->owner || !b->logits || !b->seconds || !b->written)
+        !b->slot || !b->owner || !b->sample || !b->seconds || !b->written)
         return err_set(err, ERR_NO_MEMORY, "no memory for %d sequences", b->o->sequences);
     if (model_kv_cache_open(&b->cache, b->engine->model, b->o->sequences,
                             b->o->prompt + b->o->tokens, err))
@@ -226,7 +215,7 @@ static void close_batch(struct decode_bench *b)
     close_tenants(b);
     free(b->written);
     free(b->seconds);
-    free(b->logits);
+    free(b->sample);
     free(b->owner);
     free(b->slot);
     free(b->logit_row);

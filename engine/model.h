@@ -68,7 +68,9 @@ struct model_decode_args {
     struct kv_cache *cache;              /* gets the new keys and values; NULL: whole documents */
     const int32_t *logit_row;            /* [logit_count] rows, ascending */
     int32_t logit_count;
-    float *logits; /* [logit_count, V] host, out */
+    float *logits;                   /* [logit_count, V] host, out; NULL: not wanted */
+    const struct sample_row *sample; /* [logit_count] how tokens are chosen; NULL: none is */
+    int32_t *chosen;                 /* [logit_count] host, out: tokens, or -1: see sample_args */
 };
 
 /* One step. A row's logits do not depend on the other rows of the batch, nor on chunking. The

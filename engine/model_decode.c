@@ -58,7 +58,7 @@ struct model_decoder {
     int32_t max_rows, max_logits;
     void *memory;
     struct tensor rope, x, n, q, k, v, attn, gate, up; /* [max_rows, …] */
-    struct tensor head_n, logits;                      /* [max_logits, …] */
+    struct tensor head_n, logits, chosen;              /* [max_logits, …] */
 };
 
 static int64_t place_decoder(struct model_decoder *d, char *memory)
@@ -78,6 +78,7 @@ static int64_t place_decoder(struct model_decoder *d, char *memory)
     d->up = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->intermediate);
     d->head_n = model_arena_carve(&a, DTYPE_F32, d->max_logits, c->hidden);
     d->logits = model_arena_carve(&a, DTYPE_F32, d->max_logits, c->vocabulary);
+    d->chosen = model_arena_carve(&a, DTYPE_I32, d->max_logits, 0);
     return a.used;
 }
 
@@ -163,6 +164,34 @@ static void decode_layer(struct model_decoder *d, const struct model_decode_args
                    });
 }
 
+/* Logits of the rows that want them, and what is chosen from them. */
+static void decode_logits(struct model_decoder *d, const struct model_decode_args *args,
+                          const struct model_weights *weights)
+{
+    struct backend *b = d->model->backend;
+    struct tensor logits = model_first_rows(d->logits, args->logit_count);
+    struct tensor chosen = model_first_rows(d->chosen, args->logit_count);
+
+    b->ops->head(b, &(struct head_args){
+                        .config = &d->model->config,
+                        .final_norm = weights->final_norm,
+                        .head = weights->head,
+                        .batch = args->batch,
+                        .x = d->x,
+                        .row = args->logit_row,
+                        .count = args->logit_count,
+                        .n = d->head_n,
+                        .logits = logits,
+                    });
+    if (args->logits)
+        b->ops->download(b, args->logits, logits.data,
+                         (size_t)tensor_elements(&logits) * sizeof(float));
+    if (!args->sample)
+        return;
+    b->ops->sample(b, &(struct sample_args){logits, args->sample, chosen});
+    b->ops->download(b, args->chosen, chosen.data, (size_t)args->logit_count * sizeof(int32_t));
+}
+
 int model_decode(struct model_decoder *d, const struct model_decode_args *args, struct err *err)
 {
     struct backend *b = d->model->backend;
@@ -178,21 +207,7 @@ int model_decode(struct model_decoder *d, const struct model_decode_args *args, 
     b->ops->embed(b, &(struct embed_args){.batch = &batch, .embed = weights->embed, .x = d->x});
     for (int32_t l = 0; l < d->model->config.layers; l++)
         decode_layer(d, &a, weights, l);
-    if (args->logit_count > 0) {
-        b->ops->head(b, &(struct head_args){
-                            .config = &d->model->config,
-                            .final_norm = weights->final_norm,
-                            .head = weights->head,
-                            .batch = &batch,
-                            .x = d->x,
-                            .row = args->logit_row,
-                            .count = args->logit_count,
-                            .n = d->head_n,
-                            .logits = d->logits,
-                        });
-        b->ops->download(b, args->logits, d->logits.data,
-                         (size_t)args->logit_count * (size_t)d->model->config.vocabulary *
-                             sizeof(float));
-    }
+    if (args->logit_count > 0)
+        decode_logits(d, &a, weights);
     return b->ops->check(b, err);
 }

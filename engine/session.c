@@ -8,7 +8,6 @@
 #include "engine/adapter.h"
 #include "engine/chat_template.h"
 #include "engine/engine_parts.h"
-#include "engine/sampler.h"
 #include "engine/session_text.h"
 #include "engine/tokenizer.h"
 
@@ -16,7 +15,7 @@ struct sequence {
     uint64_t id;
     void *user;
     const struct adapter *adapter;
-    struct sampler_options sampler;
+    struct sample_row sampler; /* index: as many tokens as the answer has */
     struct session_text text;
     int32_t *prompt; /* [prompt_tokens] */
     int32_t prompt_tokens;
@@ -33,7 +32,7 @@ struct engine_session {
     const struct model_weights *weights;
     struct model_decoder *decoder;
     struct kv_cache cache;
-    int32_t max_sequences, max_context, max_rows, vocabulary;
+    int32_t max_sequences, max_context, max_rows;
     size_t max_piece;
     uint64_t last_id;
     struct chat_tokens scratch_tokens;
@@ -56,8 +55,8 @@ struct engine_session {
     int32_t *logit_row;           /* [max_sequences] */
     struct sequence **logit_of;   /* [max_sequences] */
     int32_t logit_count;
-    float *logits; /* [max_sequences, vocabulary] */
-    struct sampler_scratch sampler;
+    struct sample_row *sample; /* [max_sequences] how its token is chosen */
+    int32_t *chosen;           /* [max_sequences] */
 };
 
 /* ------------------------------------------------------------------ opening */
@@ -73,7 +72,6 @@ static void *array(size_t count, size_t size, bool *failed)
 static int take_memory(struct engine_session *s, struct err *err)
 {
     size_t sequences = (size_t)s->max_sequences, rows = (size_t)s->max_rows;
-    size_t vocabulary = (size_t)s->vocabulary;
     bool failed = false;
 
     s->running = array(sequences, sizeof(*s->running), &failed);
@@ -87,9 +85,8 @@ static int take_memory(struct engine_session *s, struct err *err)
     s->owner = array(sequences, sizeof(*s->owner), &failed);
     s->logit_row = array(sequences, sizeof(*s->logit_row), &failed);
     s->logit_of = array(sequences, sizeof(*s->logit_of), &failed);
-    s->logits = array(sequences * vocabulary, sizeof(*s->logits), &failed);
-    s->sampler.weight = array(vocabulary, sizeof(*s->sampler.weight), &failed);
-    s->sampler.id = array(vocabulary, sizeof(*s->sampler.id), &failed);
+    s->sample = array(sequences, sizeof(*s->sample), &failed);
+    s->chosen = array(sequences, sizeof(*s->chosen), &failed);
     if (failed)
         return err_set(err, ERR_NO_MEMORY, "out of memory for a session of %d sequences",
                        s->max_sequences);
@@ -128,7 +125,6 @@ static int choose_sizes(struct engine_session *s, const struct engine_session_op
         return err_set(err, ERR_INVALID, "the model's context is 2 to %d tokens, not %d",
                        config->context, options->max_context);
     s->max_rows = s->max_sequences + SESSION_PREFILL_ROWS;
-    s->vocabulary = config->vocabulary;
     return 0;
 }
 
@@ -197,9 +193,8 @@ void engine_session_free(struct engine_session *s)
     free(s->owner);
     free(s->logit_row);
     free(s->logit_of);
-    free(s->logits);
-    free(s->sampler.weight);
-    free(s->sampler.id);
+    free(s->sample);
+    free(s->chosen);
     free(s);
 }
 
@@ -254,7 +249,7 @@ int session_submit_tokens(struct engine_session *s, const int32_t *token, size_t
     q->id = ++s->last_id;
     q->user = request->user;
     q->adapter = engine_delta_adapter(request->delta);
-    q->sampler = (struct sampler_options){request->temperature, request->top_p, request->seed};
+    q->sampler = (struct sample_row){request->temperature, request->top_p, request->seed, 0};
     *s->waiting_end = q;
     s->waiting_end = &q->next;
     s->waiting_count++;
@@ -426,6 +421,8 @@ static void add_document(struct engine_session *s, int32_t doc, struct row_segme
     s->cu_seqlens[doc + 1] = from + rows;
     if (q->past + rows >= q->prompt_tokens) {
         s->logit_row[s->logit_count] = from + rows - 1;
+        s->sample[s->logit_count] = q->sampler;
+        s->sample[s->logit_count].index = (uint64_t)q->completion;
         s->logit_of[s->logit_count++] = q;
     }
 }
@@ -457,7 +454,8 @@ static int decode(struct engine_session *s, struct err *err)
                          .cache = &s->cache,
                          .logit_row = s->logit_row,
                          .logit_count = s->logit_count,
-                         .logits = s->logits,
+                         .sample = s->sample,
+                         .chosen = s->chosen,
                      },
                      err) != 0)
         return -1;
@@ -472,12 +470,10 @@ static bool is_end(const struct engine_session *s, int32_t token)
            chat_template_is_end(s->engine->chat_template, token);
 }
 
-/* The next token of one sequence, from its logits. */
+/* The next token of one sequence. */
 static void advance(struct engine_session *s, const struct listener *to, struct sequence *q,
-                    const float *logits)
+                    int32_t token)
 {
-    int32_t token =
-        sampler_pick(logits, s->vocabulary, &q->sampler, (uint64_t)q->completion, &s->sampler);
     const char *piece, *text;
     size_t len = 0;
     bool stopped;
@@ -520,7 +516,7 @@ int engine_session_step(struct engine_session *s, engine_event_fn *on_event, voi
         if (decode(s, err) != 0)
             return -1;
         for (int32_t i = 0; i < s->logit_count; i++)
-            advance(s, &to, s->logit_of[i], s->logits + (int64_t)i * s->vocabulary);
+            advance(s, &to, s->logit_of[i], s->chosen[i]);
     }
     *active = s->running_count + s->waiting_count;
     return 0;

@@ -143,6 +143,7 @@ void cpu_attention(struct backend *, const struct attention_args *);
 void cpu_attn_out(struct backend *, const struct attn_out_args *);
 void cpu_mlp(struct backend *, const struct mlp_args *);
 void cpu_head(struct backend *, const struct head_args *);
+void cpu_sample(struct backend *, const struct sample_args *);
 void cpu_head_loss(struct backend *, const struct head_loss_args *);
 void cpu_mlp_backward(struct backend *, const struct mlp_backward_args *);
 void cpu_attn_out_backward(struct backend *, const struct attn_out_backward_args *);

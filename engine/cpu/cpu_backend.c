@@ -234,6 +234,7 @@ static const struct backend_ops cpu_ops = {
     .attn_out = cpu_attn_out,
     .mlp = cpu_mlp,
     .head = cpu_head,
+    .sample = cpu_sample,
     .head_loss = cpu_head_loss,
     .mlp_backward = cpu_mlp_backward,
     .attn_out_backward = cpu_attn_out_backward,

@@ -6,6 +6,7 @@
  *   gemm.h                matrix products of training
  *   cuda_backend.cu       the table, memory, begin: what kernels know of a batch
  *   cuda_embed.cu         rope's angles, embeddings and their gradient
+ *   cuda_sample.cu        from logits to tokens
  *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
  *   cuda_optimizer.cu     norm of the gradients, AdamW
  *   cuda_delta.cu, .cuh   packed deltas
@@ -103,8 +104,8 @@ static inline int64_t ceil_div(int64_t a, int64_t b)
     return (a + b - 1) / b;
 }
 
-/* A host array of at most one 4-byte number for each row of the batch, copied to device memory that
- * lasts until the next begin; up to four in a pass. NULL after a failure. */
+/* A host array, copied to device memory that lasts until the next begin: together up to eight
+ * 4-byte numbers for each row of the batch in a pass. NULL after a failure. */
 void *cuda_bring(struct cuda *cuda, const void *host, size_t bytes);
 
 /* Runs the statements with T standing for the C++ type of the precision, which is that of all
@@ -133,6 +134,7 @@ struct delta_view cuda_delta_view(const struct packed_delta *packed);
 void cuda_rope(struct cuda *cuda, const struct begin_args *args, const float *inv_freq);
 void cuda_embed(struct backend *, const struct embed_args *);
 void cuda_embed_backward(struct backend *, const struct embed_backward_args *);
+void cuda_sample(struct backend *, const struct sample_args *);
 void cuda_head_loss(struct backend *, const struct head_loss_args *);
 void cuda_gradient_norm(struct backend *, const struct gradient_norm_args *);
 void cuda_adamw(struct backend *, const struct adamw_args *);

@@ -105,7 +105,8 @@ static int cuda_check(struct backend *backend, struct err *err)
 
 /* ------------------------------------------------------------------ begin */
 
-#define STAGE_ARRAYS 4 /* of a number for each row, that stages bring in: head_loss needs three */
+#define STAGE_ARRAYS 8 /* of a number for each row, that stages bring in: head and sample need 7 \
+                        */
 
 /* Pieces of one block of memory, filled on the host, which then goes to the device as a whole. */
 struct packer {
@@ -367,6 +368,7 @@ static struct backend_ops make_table()
     ops.begin = cuda_begin;
     ops.embed = cuda_embed;
     ops.embed_backward = cuda_embed_backward;
+    ops.sample = cuda_sample;
     ops.head_loss = cuda_head_loss;
     ops.gradient_norm = cuda_gradient_norm;
     ops.adamw = cuda_adamw;

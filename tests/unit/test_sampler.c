@@ -1,4 +1,5 @@
-/* The sampler: greedy, nucleus, temperature, and what the random numbers depend on. */
+/* The sampler, as the CPU's table has it: greedy, nucleus, temperature, and what the random numbers
+ * depend on. */
 #include "engine/sampler.h"
 
 #include <math.h>
@@ -7,22 +8,39 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
 
-#define V 8
+#include "engine/base/rng.h"
+#include "engine/cpu/cpu_backend.h"
 
-static float weight[V];
-static int32_t id[V];
-static const struct sampler_scratch scratch = {weight, id};
+#define V 8
+#define LARGE 5000
+
+static struct backend cpu;
+
+static int32_t pick_of(const float *logits, int32_t vocabulary, struct sample_row row)
+{
+    static float copy[LARGE];
+    int32_t token = -2;
+    struct err err = {0};
+
+    memcpy(copy, logits, (size_t)vocabulary * sizeof *copy);
+    cpu.ops->sample(&cpu, &(struct sample_args){
+                              .logits = tensor_view(copy, DTYPE_F32, 2, (int64_t[]){1, vocabulary}),
+                              .row = &row,
+                              .token = tensor_view(&token, DTYPE_I32, 1, (int64_t[]){1}),
+                          });
+    assert_int_equal(cpu.ops->check(&cpu, &err), 0);
+    return token;
+}
 
 static int32_t pick(const float *logits, double temperature, double top_p, uint64_t seed,
                     uint64_t index)
 {
-    struct sampler_options options = {.temperature = temperature, .top_p = top_p, .seed = seed};
-
-    return sampler_pick(logits, V, &options, index, &scratch);
+    return pick_of(logits, V, (struct sample_row){temperature, top_p, seed, index});
 }
 
 static void greedy_takes_the_lowest_of_equal_best(void **state)
@@ -84,6 +102,20 @@ static void nucleus_keeps_the_smallest_set_that_holds_top_p(void **state)
     assert_int_equal(pick(logits, 1, 0, 3, 0), 2);
 }
 
+/* Of equal ones that are not all needed, those with the lowest ids stay. */
+static void nucleus_breaks_ties_by_id(void **state)
+{
+    const float logits[V] = {0, 1, 0, 1, 1, 0, 1, 0};
+    bool seen[V] = {false};
+
+    /* The four ones hold 0.731 of all, 0.183 each: three are needed for a half. */
+    for (int k = 0; k < 2000; k++)
+        seen[pick(logits, 1, 0.5, 3, (uint64_t)k)] = true;
+    assert_true(seen[1] && seen[3] && seen[4]);
+    for (int i = 0; i < V; i++)
+        assert_true(i == 1 || i == 3 || i == 4 || !seen[i]);
+}
+
 static void extreme_temperatures_are_the_two_ends(void **state)
 {
     const float logits[V] = {0, 1, -INFINITY, 2, 1.999f, -3, -100, 2};
@@ -116,6 +148,94 @@ static void same_seed_and_index_same_choice(void **state)
     assert_true(shifted < 100); /* 1/8 expected */
 }
 
+/* ------------------------------------------------------------------ a large vocabulary */
+
+static const float *weight_of; /* of the comparison */
+
+static int by_weight(const void *a, const void *b)
+{
+    int32_t i = *(const int32_t *)a, j = *(const int32_t *)b;
+
+    return weight_of[i] != weight_of[j] ? (weight_of[i] < weight_of[j] ? 1 : -1) : i - j;
+}
+
+/* The same choice in doubles, by sorting. */
+static int32_t expected(const float *logits, int32_t vocabulary, const struct sample_row *row)
+{
+    static float weight[LARGE];
+    static int32_t order[LARGE];
+    double total = 0, kept = 0, point;
+    int32_t top = 0, last = 0, count = 0;
+
+    for (int32_t i = 0; i < vocabulary; i++)
+        top = logits[i] > logits[top] ? i : top;
+    for (int32_t i = 0; i < vocabulary; i++) {
+        weight[i] = (float)exp(((double)logits[i] - (double)logits[top]) / row->temperature);
+        total += (double)weight[i];
+        order[i] = i;
+    }
+    weight_of = weight;
+    qsort(order, (size_t)vocabulary, sizeof *order, by_weight);
+    while (count < vocabulary && kept < row->top_p * total)
+        kept += (double)weight[order[count++]];
+    for (int32_t i = count; i < vocabulary; i++)
+        weight[order[i]] = 0;
+    point = rng_unit_at(row->seed, SAMPLER_STREAM, row->index) * kept;
+    for (int32_t i = 0; i < vocabulary; i++) {
+        if (weight[i] <= 0)
+            continue;
+        last = i;
+        point -= (double)weight[i];
+        if (point < 0)
+            return i;
+    }
+    return last;
+}
+
+static void choices_are_those_of_plain_arithmetic(void **state)
+{
+    static float logits[LARGE];
+    const double temperature[] = {0.3, 1, 1.7}, top_p[] = {0.1, 0.5, 0.9, 0.999, 1};
+
+    for (uint64_t k = 0; k < 300; k++) {
+        int32_t vocabulary = k % 3 ? LARGE : 17;
+        struct sample_row row = {temperature[k % 3], top_p[k % 5], k, k / 2};
+
+        for (int32_t i = 0; i < vocabulary; i++) {
+            logits[i] = (float)(20 * rng_unit_at(k, 1, (uint64_t)i) - 30 * (k % 7 == 0));
+            if (k % 4 == 0) /* many equal ones */
+                logits[i] = floorf(logits[i]);
+        }
+        assert_int_equal(pick_of(logits, vocabulary, row), expected(logits, vocabulary, &row));
+    }
+}
+
+static void weights_are_exponentials(void **state)
+{
+    for (int i = 0; i <= 27000; i++) {
+        float logit = -0.001f * (float)i;
+        double want = exp((double)logit);
+
+        assert_true(fabs((double)sampler_weight(logit, 0, 1) - want) <= 3e-7 * want);
+    }
+    assert_true(sampler_weight(5, 5, sampler_inverse(1e-320)) == 1);
+    assert_true(sampler_weight(-INFINITY, 5, 1) == 0);
+    assert_int_equal(sampler_share(1), (uint64_t)1 << 40);
+}
+
+static int setup(void **state)
+{
+    struct err err = {0};
+
+    return cpu_backend_open(&cpu, 1, NULL, &err);
+}
+
+static int teardown(void **state)
+{
+    cpu.ops->close(&cpu);
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -123,9 +243,12 @@ int main(void)
         cmocka_unit_test(broken_logits_choose_nothing),
         cmocka_unit_test(frequencies_follow_the_softmax),
         cmocka_unit_test(nucleus_keeps_the_smallest_set_that_holds_top_p),
+        cmocka_unit_test(nucleus_breaks_ties_by_id),
         cmocka_unit_test(extreme_temperatures_are_the_two_ends),
         cmocka_unit_test(same_seed_and_index_same_choice),
+        cmocka_unit_test(choices_are_those_of_plain_arithmetic),
+        cmocka_unit_test(weights_are_exponentials),
     };
 
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, setup, teardown);
 }
