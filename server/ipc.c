@@ -22,8 +22,9 @@ static void end(struct strbuf *out, size_t at)
 {
     size_t len = out->len - at - 4;
 
-    if (strbuf_failed(out) || len > IPC_FRAME_MAX) { /* no half of a frame */
-        strbuf_truncate(out, at);
+    if (strbuf_failed(out))
+        return;
+    if (len > IPC_FRAME_MAX) {
         out->failed = true;
         return;
     }

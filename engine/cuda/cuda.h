@@ -10,6 +10,7 @@
  *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
  *   cuda_optimizer.cu     norm of the gradients, AdamW
  *   cuda_delta.cu, .cuh   packed deltas
+ *   cuda_attention*.cu    attention, forward and backward
  *
  * A stage is a function of the CPU table's name, cuda_X for cpu_X, that reads its arguments,
  * chooses kernels by dtype and shape, and launches them. It must not allocate, wait, or look at
@@ -87,6 +88,8 @@ struct cuda {
     uint64_t *order; /* [order_rows] host scratch: rows sorted by token */
     int32_t order_rows;
     double *norm_parts; /* [CUDA_NORM_PARTS] on the device: sums of squares */
+    float *partial;     /* parts of decode's attention, on the device; cuda_attention_room */
+    size_t partial_bytes;
 };
 
 static inline struct cuda *cuda_of(struct backend *backend)
@@ -138,5 +141,10 @@ void cuda_sample(struct backend *, const struct sample_args *);
 void cuda_head_loss(struct backend *, const struct head_loss_args *);
 void cuda_gradient_norm(struct backend *, const struct gradient_norm_args *);
 void cuda_adamw(struct backend *, const struct adamw_args *);
+
+/* The part of begin that makes room for what decode's attention computes in parts. */
+int cuda_attention_room(struct cuda *cuda, const struct begin_args *args, struct err *err);
+void cuda_attention(struct backend *, const struct attention_args *);
+void cuda_attention_backward(struct backend *, const struct attention_backward_args *);
 
 #endif

@@ -301,7 +301,7 @@ static void cuda_begin(struct backend *backend, const struct begin_args *a)
 
     if (device_failed(cuda->device))
         return;
-    if (make_room(cuda, a, &err)) {
+    if (make_room(cuda, a, &err) || cuda_attention_room(cuda, a, &err)) {
         device_fail(cuda->device, err.kind, "%s", err.message);
         return;
     }
@@ -342,6 +342,7 @@ static void cuda_close(struct backend *backend)
     if (cuda->device) {
         device_free(cuda->device, cuda->meta);
         device_free(cuda->device, cuda->norm_parts);
+        device_free(cuda->device, cuda->partial);
     }
     device_close(cuda->device);
     free(cuda->order);
@@ -372,6 +373,8 @@ static struct backend_ops make_table()
     ops.head_loss = cuda_head_loss;
     ops.gradient_norm = cuda_gradient_norm;
     ops.adamw = cuda_adamw;
+    ops.attention = cuda_attention;
+    ops.attention_backward = cuda_attention_backward;
     return ops;
 }
 

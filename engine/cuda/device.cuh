@@ -30,6 +30,13 @@
 #define DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(shim_dynamic_shared())
 #endif
 
+/* Before a loop of a fixed count whose arrays must be in registers. */
+#ifdef __CUDACC__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
+
 #define WARP 0xffffffffu /* the mask of all lanes */
 
 /* ------------------------------------------------------------------ numbers */

@@ -13,7 +13,7 @@
 #include "engine/base/rng.h"
 
 #define LAYERS 2
-#define CACHE_LEN 96
+#define CACHE_LEN 96 /* if the shape does not say */
 #define SEED 77
 
 const struct parity_shape parity_training_shapes[] = {
@@ -449,7 +449,8 @@ static void make_weights(struct parity *p)
 
 static void make_cache(struct parity *p)
 {
-    const int64_t shape[4] = {LAYERS, p->docs, CACHE_LEN,
+    int32_t len = p->shape.cache_len ? p->shape.cache_len : CACHE_LEN;
+    const int64_t shape[4] = {LAYERS, p->docs, len,
                               (int64_t)p->config.kv_heads * p->config.head_dim};
     struct parity_tensor *k, *v;
 
@@ -458,7 +459,7 @@ static void make_cache(struct parity *p)
     k = parity_random(p, 4, shape, 1.0f);
     v = parity_random(p, 4, shape, 1.0f);
     for (int side = 0; side < 2; side++)
-        p->kv[side] = (struct kv_cache){k->t[side], v->t[side], p->docs, CACHE_LEN};
+        p->kv[side] = (struct kv_cache){k->t[side], v->t[side], p->docs, len};
 }
 
 static void begin(struct parity *p, int side)

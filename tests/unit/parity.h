@@ -43,6 +43,7 @@ struct parity_shape {
     int32_t doc_rows[6];     /* rows of each document, 0 ends; {13, 1, 9} */
     int32_t past[6];         /* tokens of each document that the cache holds already */
     bool cache;              /* with a kv cache: serving */
+    int32_t cache_len;       /* tokens of a slot; 96 */
     bool serving;            /* serving without one */
     int32_t tenants;         /* adapters, mixed over the rows; 0: the base alone. Serving only. */
     uint64_t seed;
