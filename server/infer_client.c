@@ -13,7 +13,8 @@
 
 #include "engine/base/log.h"
 
-#define OUT_MAX (256u << 20) /* bytes waiting for the worker */
+#define WAITING_MAX ((size_t)256 << 20)
+#define CANCEL_FRAME 13 /* bytes of a cancel's frame */
 #define IN_MAX ((size_t)IPC_FRAME_MAX + 4)
 #define STATS_EVERY_MS 5000
 
@@ -34,8 +35,9 @@ struct infer_client {
     struct open_request *requests;
     int64_t open, max_requests;
     uint64_t last_id;
-    struct strbuf out;
-    size_t out_at; /* sent already */
+    struct strbuf out; /* frames; the last one is whole, always */
+    size_t out_at;     /* sent already */
+    size_t max_waiting;
     int64_t finished, tokens, connects;
     struct ipc_stats worker;
 
@@ -108,6 +110,19 @@ static void disconnect(struct infer_client *c, const char *why)
 
 /* ------------------------------------------------------------------ what the worker says */
 
+/* Requests stop at max_waiting, so there is room for a cancel of each. With no memory for one, its
+ * answer is generated for nobody. */
+static void put_cancel(struct infer_client *c, uint64_t id)
+{
+    size_t before = c->out.len;
+
+    ipc_put_cancel(&c->out, id);
+    if (strbuf_failed(&c->out)) {
+        strbuf_truncate(&c->out, before);
+        log_warn("a cancelled answer goes on: out of memory");
+    }
+}
+
 static void on_text(struct infer_client *c, const struct ipc_message *m)
 {
     struct open_request *r = find(c, m->id);
@@ -117,7 +132,7 @@ static void on_text(struct infer_client *c, const struct ipc_message *m)
         return;
     if (r->fn(r->context, &event) != 0) {
         forget(c, r);
-        ipc_put_cancel(&c->out, m->id);
+        put_cancel(c, m->id);
     }
 }
 
@@ -310,7 +325,8 @@ int infer_client_open(struct infer_client **out, const struct infer_client_optio
         return err_set(err, ERR_NO_MEMORY, "inference client: out of memory");
     c->fd = c->next_fd = -1;
     c->max_requests = options->max_requests;
-    strbuf_init(&c->out, OUT_MAX);
+    c->max_waiting = options->max_waiting > 0 ? options->max_waiting : WAITING_MAX;
+    strbuf_init(&c->out, c->max_waiting + CANCEL_FRAME * (size_t)c->max_requests);
     strbuf_init(&c->in, IN_MAX + 65536);
     pthread_mutex_init(&c->lock, NULL);
     c->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -391,9 +407,8 @@ int infer_client_submit(struct infer_client *client, const struct ipc_submit *re
     submit.id = r->id = ++client->last_id;
     before = client->out.len;
     ipc_put_submit(&client->out, &submit);
-    if (strbuf_failed(&client->out)) { /* what was there stays whole */
-        client->out.len = before;
-        client->out.failed = false;
+    if (strbuf_failed(&client->out) || client->out.len > client->max_waiting) {
+        strbuf_truncate(&client->out, before);
         err_set_code(err, ERR_RATE, "queue_full", NULL,
                      "too much is waiting for the model; try again later");
         goto out;
@@ -422,7 +437,7 @@ void infer_client_cancel(struct infer_client *client, uint64_t id)
     r = find(client, id);
     if (r != NULL) {
         forget(client, r);
-        ipc_put_cancel(&client->out, id);
+        put_cancel(client, id);
     }
     pthread_mutex_unlock(&client->lock);
     wake(client);

@@ -22,6 +22,8 @@ struct infer_client;
 
 struct infer_client_options {
     int64_t max_requests; /* open at once; more get ERR_RATE */
+    size_t max_waiting;   /* bytes of requests not sent to the worker yet; more get ERR_RATE.
+                             0: 256 MiB */
 };
 
 enum infer_event_kind { INFER_TEXT, INFER_DONE, INFER_ERROR };

@@ -22,9 +22,8 @@ static void end(struct strbuf *out, size_t at)
 {
     size_t len = out->len - at - 4;
 
-    if (strbuf_failed(out))
-        return;
-    if (len > IPC_FRAME_MAX) {
+    if (strbuf_failed(out) || len > IPC_FRAME_MAX) { /* no half of a frame */
+        strbuf_truncate(out, at);
         out->failed = true;
         return;
     }

@@ -81,7 +81,7 @@ struct ipc_message {
     const char *stop[IPC_STOP_MAX];
 };
 
-/* Each appends one frame to `out` (check strbuf_failed once). */
+/* Each appends one frame to `out`, or nothing where it fails (check strbuf_failed once). */
 void ipc_put_hello(struct strbuf *out);
 void ipc_put_submit(struct strbuf *out, const struct ipc_submit *submit);
 void ipc_put_cancel(struct strbuf *out, uint64_t id);

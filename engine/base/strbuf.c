@@ -31,6 +31,15 @@ void strbuf_reset(struct strbuf *sb)
         sb->data[0] = '\0';
 }
 
+void strbuf_truncate(struct strbuf *sb, size_t len)
+{
+    sb->failed = false;
+    if (len < sb->len) {
+        sb->len = len;
+        sb->data[len] = '\0';
+    }
+}
+
 static bool reserve(struct strbuf *sb, size_t extra)
 {
     size_t want, capacity;

@@ -20,6 +20,8 @@ struct strbuf {
 void strbuf_init(struct strbuf *sb, size_t max);
 void strbuf_release(struct strbuf *sb); /* frees; the struct may be initialised again */
 void strbuf_reset(struct strbuf *sb);   /* len = 0, failed = false; keeps the memory */
+/* Back to its first `len` bytes, of those it has; failed = false. */
+void strbuf_truncate(struct strbuf *sb, size_t len);
 void strbuf_add(struct strbuf *sb, const void *data, size_t len);
 void strbuf_addstr(struct strbuf *sb, const char *s);
 void strbuf_addch(struct strbuf *sb, char c);

@@ -65,7 +65,8 @@ static bool has_ended(void *context)
     return atomic_load(&((struct seen *)context)->ends) > 0;
 }
 
-static void attach(void)
+/* send_buffer: bytes under way to the worker at most, or about; 0: as it comes. */
+static void attach_with(int send_buffer)
 {
     int pair[2];
 
@@ -73,9 +74,16 @@ static void attach(void)
         close(worker);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
     worker = pair[0];
+    if (send_buffer > 0)
+        setsockopt(pair[1], SOL_SOCKET, SO_SNDBUF, &send_buffer, sizeof send_buffer);
     strbuf_reset(&in);
     used = 0;
     infer_client_attach(client, pair[1]);
+}
+
+static void attach(void)
+{
+    attach_with(0);
 }
 
 static void send_out(void)
@@ -117,6 +125,9 @@ static void say_hello(void)
     wait_until(is_ready, NULL);
 }
 
+#define MANY 4096
+#define WAITING 65536
+
 static int setup(void **state)
 {
     const struct infer_client_options options = {.max_requests = 2};
@@ -137,9 +148,19 @@ static int teardown(void **state)
     return 0;
 }
 
-static int submit(struct seen *seen, uint64_t *id, struct err *err)
+/* Many requests, and little room for those that the worker has not taken yet. */
+static int setup_narrow(void **state)
 {
-    static const struct engine_message message = {"user", "hello"};
+    const struct infer_client_options options = {.max_requests = MANY, .max_waiting = WAITING};
+
+    strbuf_init(&in, 1 << 20);
+    strbuf_init(&out, 1 << 20);
+    return infer_client_open(&client, &options, NULL);
+}
+
+static int submit_text(struct seen *seen, const char *text, uint64_t *id, struct err *err)
+{
+    const struct engine_message message = {"user", text};
     const struct ipc_submit request = {.tenant = "t",
                                        .base_digest = "d",
                                        .base_path = "/b",
@@ -152,6 +173,11 @@ static int submit(struct seen *seen, uint64_t *id, struct err *err)
 
     memset(seen, 0, sizeof *seen);
     return infer_client_submit(client, &request, on_event, seen, id, err);
+}
+
+static int submit(struct seen *seen, uint64_t *id, struct err *err)
+{
+    return submit_text(seen, "hello", id, err);
 }
 
 static void an_answer_comes_back(void **state)
@@ -292,6 +318,60 @@ static void an_answer_may_be_given_up(void **state)
     assert_int_equal(seen.ends, 0);
 }
 
+/* Requests until not even the shortest has room; how many. */
+static int fill(struct seen *seen, uint64_t ids[MANY])
+{
+    static char text[8001];
+    struct err err = {0};
+    size_t len = sizeof text - 1;
+    int count = 0;
+
+    memset(text, 'a', len);
+    while (len > 0) {
+        text[len] = '\0';
+        assert_true(count < MANY);
+        if (submit_text(seen, text, &ids[count], &err) == 0) {
+            count++;
+            continue;
+        }
+        assert_int_equal(err.kind, ERR_RATE);
+        err_clear(&err);
+        len /= 2;
+        text[len] = 'a';
+    }
+    return count;
+}
+
+static void cancels_get_through_whole_when_requests_do_not(void **state)
+{
+    static uint64_t ids[MANY], more;
+    static struct seen seen;
+    struct ipc_message m;
+    int count;
+
+    attach_with(4096);
+    say_hello();
+    count = fill(&seen, ids); /* the worker takes nothing meanwhile */
+    assert_true(count > 7);
+    for (int i = 0; i < count; i++)
+        infer_client_cancel(client, ids[i]);
+    assert_int_equal(submit(&seen, &more, NULL), -1);
+    for (int i = 0; i < 2 * count; i++) { /* every frame is whole and in its place */
+        next(&m);
+        assert_int_equal(m.type, i < count ? IPC_SUBMIT : IPC_CANCEL);
+        assert_true(m.id == ids[i % count]);
+        ipc_message_release(&m);
+    }
+    for (int i = 0; submit(&seen, &more, NULL) != 0;
+         i++) { /* its thread may not have seen it yet */
+        assert_true(i < 2000);
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    next(&m);
+    assert_int_equal(m.type, IPC_SUBMIT);
+    ipc_message_release(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -302,6 +382,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(a_garbled_worker_is_dropped, setup, teardown),
         cmocka_unit_test_setup_teardown(an_answer_may_be_given_up, setup, teardown),
         cmocka_unit_test_setup_teardown(after_cancel_nothing_comes, setup, teardown),
+        cmocka_unit_test_setup_teardown(cancels_get_through_whole_when_requests_do_not,
+                                        setup_narrow, teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -220,6 +220,23 @@ static void an_oversized_frame_is_not_written(void **state)
     free(text);
 }
 
+static void a_frame_that_does_not_fit_leaves_nothing(void **state)
+{
+    for (size_t max = 0; max < 64; max++) {
+        struct strbuf small;
+        size_t at = 0, used;
+
+        strbuf_init(&small, max);
+        while (!strbuf_failed(&small))
+            ipc_put_cancel(&small, 7);
+        while (ipc_take(small.data + at, small.len - at, &used, &m, &err) == 1)
+            at += used;
+        assert_int_equal(at, small.len);
+        assert_int_equal(small.len, max / 13 * 13);
+        strbuf_release(&small);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -230,6 +247,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(bent_fields_are_refused, setup, teardown),
         cmocka_unit_test_setup_teardown(bits_flipped_anywhere_never_read_outside, setup, teardown),
         cmocka_unit_test_setup_teardown(an_oversized_frame_is_not_written, setup, teardown),
+        cmocka_unit_test(a_frame_that_does_not_fit_leaves_nothing),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -91,6 +91,25 @@ static void failure_sticks_until_reset(void **state)
     strbuf_release(&sb);
 }
 
+static void truncating_forgets_the_failure(void **state)
+{
+    struct strbuf sb;
+
+    strbuf_init(&sb, 6);
+    strbuf_truncate(&sb, 0); /* nothing there yet */
+    strbuf_addstr(&sb, "whole");
+    strbuf_addstr(&sb, "too long");
+    assert_true(strbuf_failed(&sb));
+    strbuf_truncate(&sb, 3);
+    assert_false(strbuf_failed(&sb));
+    assert_string_equal(sb.data, "who");
+    strbuf_truncate(&sb, 9);
+    assert_int_equal(sb.len, 3);
+    strbuf_addstr(&sb, "le");
+    assert_string_equal(sb.data, "whole");
+    strbuf_release(&sb);
+}
+
 static void detach_hands_over_a_string(void **state)
 {
     struct strbuf sb;
@@ -130,6 +149,7 @@ int main(void)
         cmocka_unit_test(content_survives_growth),
         cmocka_unit_test(exactly_the_maximum_fits_and_no_more),
         cmocka_unit_test(failure_sticks_until_reset),
+        cmocka_unit_test(truncating_forgets_the_failure),
         cmocka_unit_test(detach_hands_over_a_string),
         cmocka_unit_test(a_huge_maximum_does_not_wrap),
     };
