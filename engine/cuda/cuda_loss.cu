@@ -164,8 +164,9 @@ static __global__ void loss_softmax_kernel(struct loss_rows rows, float *logits,
     int32_t row = rows.row[blockIdx.x], target = rows.target[row];
     float of_target = logit[target], weight = rows.weight[row];
     softmax_part p = read_row<W>(logit, vocabulary, target, of_target);
-    float max = block_max(p.max), sum = block_sum(p.sum * expf(p.max - max));
+    float max = block_max(p.max);
     bool beaten = block_max(p.beaten ? 1.0f : 0.0f) > 0;
+    float sum = block_sum(p.sum * expf(p.max - max));
 
     if (threadIdx.x == 0) {
         rows.nll[row] = logf(sum) + max - of_target;

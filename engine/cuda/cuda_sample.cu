@@ -37,7 +37,7 @@ static __device__ __forceinline__ uint64_t block_sum_whole(uint64_t x)
     return warp_sum_whole(parts[threadIdx.x % 32]);
 }
 
-/* The sum of all threads up to this one. */
+/* The sum of all threads up to this one. A barrier must lie between two calls. */
 static __device__ __forceinline__ uint64_t block_prefix_whole(uint64_t x)
 {
     SHARED(uint64_t, parts, [WARPS]);
@@ -48,7 +48,6 @@ static __device__ __forceinline__ uint64_t block_prefix_whole(uint64_t x)
 
         x += lane >= by ? other : 0;
     }
-    __syncthreads(); /* an earlier call's parts have been read */
     if (lane == 31)
         parts[warp] = x;
     __syncthreads();
