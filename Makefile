@@ -111,14 +111,14 @@ $(BUILD)/tests/fuzz/fuzz_%: $(BUILD)/tests/fuzz/fuzz_%.o $(filter %.o,$(FUZZ_MAI
 	$(call said,link,$@)
 	$(Q)$(CC) $(LDFLAGS) $(filter -f%,$(FUZZ_MAIN)) -o $@ $(filter %.o %.a,$^) $(LDLIBS)
 
-include engine/cuda/cuda.mk
+include engine/cuda/cuda.mk tests/gpu/gpu.mk
 
 unit-programs: $(UNIT_BIN)
 fuzz-programs: $(FUZZ_BIN)
 
 help: ## this list
 	@echo 'make builds $(BUILD)/graft. Other targets:'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile engine/cuda/cuda.mk | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile engine/cuda/cuda.mk tests/gpu/gpu.mk | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
 
 demo: ## from nothing to an answering fine-tune: installs, builds, trains, asks (about 6 minutes)
 	@tests/demo/demo.sh

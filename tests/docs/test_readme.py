@@ -55,7 +55,7 @@ class Readme(unittest.TestCase):
         self.assertIn("The job has successfully completed", out)
 
     def test_named_targets_exist(self):
-        makefiles = "".join((ROOT / name).read_text() for name in ("Makefile", "engine/cuda/cuda.mk"))
+        makefiles = "".join((ROOT / name).read_text() for name in ("Makefile", "engine/cuda/cuda.mk", "tests/gpu/gpu.mk"))
         known = set(re.findall(r"^([a-z-]+):", makefiles, re.M))
         named = set(re.findall(r"\bmake ([a-z][a-z-]*)", "\n".join(re.findall(r"`[^`]*`|^make .*$", README, re.M))))
         self.assertTrue(named)

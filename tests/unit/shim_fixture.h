@@ -11,7 +11,9 @@
 #include "engine/cuda/shim/shim_control.h"
 #include "tests/unit/parity.h"
 
+#ifndef SHIM_ORDERS
 #define SHIM_ORDERS 20
+#endif
 
 static inline int shim_setup_in(void **state, enum dtype precision)
 {
