@@ -109,7 +109,9 @@ struct http_exchange {
     struct MHD_Connection *mhd;
     struct http_connection *connection;
     struct http_exchange *next; /* in the queue */
-    enum http_phase phase;
+    /* The event thread's, but for KEY → KEYED, by which a handler thread hands over what it found:
+     * MHD may look between that and the connection's resumption. */
+    _Atomic enum http_phase phase;
     bool counted;    /* in server->under_way */
     int64_t started; /* http_now_ms at the end of the headers */
     char *target;    /* raw, until the head is read */

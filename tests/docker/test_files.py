@@ -101,7 +101,7 @@ class Dockerfiles(unittest.TestCase):
                 done[stage.name] = stage
 
     def test_what_a_build_makes_is_what_is_copied_out_of_it(self):
-        for name in FILES[:1]:
+        for name in FILES:
             for copy in stages(name)[1].all("COPY"):
                 if copy.flag("from"):
                     made = re.match(r"/src/build/(\S+)$", copy.words[-2])

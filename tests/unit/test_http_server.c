@@ -126,6 +126,12 @@ static const struct http_route routes[] = {
     {.method = "GET", .pattern = "/block", .handler = block, .operation = "block"},
     {.method = "GET", .pattern = "/later", .handler = later, .operation = "later"},
     {.method = "GET", .pattern = "/key", .handler = hi, .auth = HTTP_AUTH_KEY, .operation = "key"},
+    {.method = "POST",
+     .pattern = "/upload",
+     .handler = hi,
+     .auth = HTTP_AUTH_KEY,
+     .body = HTTP_BODY_UPLOAD,
+     .operation = "upload"},
 };
 
 static struct http_server *start_with(struct http_server_options options)
@@ -701,6 +707,38 @@ static void keys_are_needed_where_the_route_says_so(void **state)
     http_server_stop(server, 1000);
 }
 
+/* Of nobody; its checksum is right, so only the database can tell. */
+#define WELL_FORMED                               \
+    "gk-"                                         \
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" \
+    "2UKuNk"
+
+/* An upload waits for its key to be looked up while its body is there already: the event thread may
+ * look at the request in the very moment in which a handler thread is through with it. */
+static void an_upload_waits_for_its_key(void **state)
+{
+    struct http_server *server = start();
+    static const char body[] = "--b\r\nContent-Disposition: form-data; name=\"purpose\"\r\n\r\n"
+                               "fine-tune\r\n--b--\r\n";
+    char request[512];
+    int length =
+        snprintf(request, sizeof(request),
+                 "POST /upload HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " WELL_FORMED "\r\n"
+                 "Content-Type: multipart/form-data; boundary=b\r\n"
+                 "Content-Length: %zu\r\n\r\n",
+                 sizeof(body) - 1);
+    memcpy(request + length, body, sizeof(body));
+    for (int i = 0; i < 200; i++) {
+        bool closed;
+        int fd = dial(server);
+        put(fd, request);
+        /* There is no database to look it up in. */
+        assert_has(get(fd, "}}", 5000, &closed), "HTTP/1.1 503");
+        close(fd);
+    }
+    http_server_stop(server, 1000);
+}
+
 static void beyond_loopback_needs_tls_or_a_word(void **state)
 {
     struct http_server *server = NULL;
@@ -753,6 +791,7 @@ int main(void)
         cmocka_unit_test(stop_waits_for_a_body_that_is_on_its_way),
         cmocka_unit_test(a_quiet_server_takes_nothing_new),
         cmocka_unit_test(keys_are_needed_where_the_route_says_so),
+        cmocka_unit_test(an_upload_waits_for_its_key),
         cmocka_unit_test(beyond_loopback_needs_tls_or_a_word),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
