@@ -112,7 +112,7 @@ static int load_vector(struct loading *l, int32_t index, struct tensor *out, str
     delta->backend->ops->upload(delta->backend, memory, l->base, bytes);
     *out = tensor_view(memory, DTYPE_F32, 1, shape);
     /* l->base is read by the upload until it has been waited for. */
-    return delta->backend->ops->check(delta->backend, err);
+    return backend_check(delta->backend, err);
 }
 
 /* The tensor's place in the adapter, by the address of its place in the weights. */

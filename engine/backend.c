@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "engine/backend_library.h"
+#include "engine/base/progress.h"
 #include "engine/cpu/cpu_backend.h"
 
 static int open_library(struct backend *backend, const struct backend_name *name,
@@ -29,6 +30,14 @@ int backend_open(struct backend *backend, const struct backend_options *options,
         return err_set(err, ERR_INVALID, "precision %s is not known on the cpu: use F32",
                        dtype_name(options->precision));
     return cpu_backend_open(backend, options->threads, NULL, err);
+}
+
+int backend_check(struct backend *backend, struct err *err)
+{
+    int rc = backend->ops->check(backend, err);
+
+    progress_tick();
+    return rc;
 }
 
 void backend_close(struct backend *backend)

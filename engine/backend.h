@@ -379,5 +379,7 @@ struct backend_options {
 /* ERR_INVALID: an unknown device; ERR_UNAVAILABLE: what this one lacks, and the remedy. */
 int backend_open(struct backend *backend, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend); /* a zeroed struct is fine */
+/* ops->check, and a sign of life (base/progress.h): it has waited, so the device has answered. */
+int backend_check(struct backend *backend, struct err *err);
 
 #endif

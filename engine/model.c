@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/progress.h"
 #include "engine/model_pass.h"
 
 /* ------------------------------------------------------------------ names */
@@ -246,6 +247,7 @@ static int open_tensor(const struct opening *o, const char *name, struct tensor 
         assert(host.shape[i] == want.shape[i]);
     if (b->ops->weight_open(b, &host, out, err))
         return err_prefix(err, "%s", name);
+    progress_tick();
     return 0;
 }
 

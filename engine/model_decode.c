@@ -209,5 +209,5 @@ int model_decode(struct model_decoder *d, const struct model_decode_args *args, 
         decode_layer(d, &a, weights, l);
     if (args->logit_count > 0)
         decode_logits(d, &a, weights);
-    return b->ops->check(b, err);
+    return backend_check(b, err);
 }

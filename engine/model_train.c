@@ -333,7 +333,7 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
     b->ops->download(b, t->host_nll, t->nll.data, (size_t)batch.rows * sizeof *t->host_nll);
     b->ops->download(b, t->host_correct, t->correct.data,
                      (size_t)batch.rows * sizeof *t->host_correct);
-    if (b->ops->check(b, err))
+    if (backend_check(b, err))
         return -1;
     *out = (struct model_loss){0};
     for (int32_t r = 0; r < batch.rows; r++) {

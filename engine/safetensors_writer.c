@@ -250,8 +250,8 @@ int safetensors_writer_finish(struct safetensors_writer *w, int64_t *bytes, stru
                        (long long)w->appended, (long long)w->declared);
     if (flush(w, err) != 0)
         return -1;
-    if (fsync(w->fd) != 0)
-        return err_set_errno(err, errno, "fsync %s", w->temp);
+    if (file_sync(w->fd, w->temp, err) != 0)
+        return -1;
     if (rename(w->temp, w->path) != 0)
         return err_set_errno(err, errno, "rename to %s", w->path);
     w->finished = true;

@@ -409,7 +409,7 @@ static int update(struct engine_trainer *t, double rate, double *norm, struct er
                                  .norm = t->norm,
                              });
     b->ops->download(b, &value, t->norm.data, sizeof value);
-    if (b->ops->check(b, err))
+    if (backend_check(b, err))
         return -1;
     *norm = (double)value;
     if (!isfinite(value))
@@ -429,7 +429,7 @@ static int update(struct engine_trainer *t, double rate, double *norm, struct er
                          .weight_decay = 0.0f,
                          .step = t->step + 1,
                      });
-    return b->ops->check(b, err);
+    return backend_check(b, err);
 }
 
 int engine_trainer_step(struct engine_trainer *t, struct engine_step *out, struct err *err)

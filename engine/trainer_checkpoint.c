@@ -56,7 +56,7 @@ static int put_block(struct writer *w, struct engine_trainer *t, const float *bl
         size_t n = left < PORTION ? left : PORTION;
 
         b->ops->download(b, w->portion, (const char *)block + at, n);
-        if (b->ops->check(b, err) || put(w, w->portion, n, err))
+        if (backend_check(b, err) || put(w, w->portion, n, err))
             return -1;
         at += n;
         left -= n;
@@ -77,9 +77,7 @@ static int put_all(struct writer *w, struct engine_trainer *t, struct err *err)
     sha256_final_hex(w->hash, digest);
     if (file_write_full(w->fd, digest, SHA256_HEX - 1, w->path, err))
         return -1;
-    if (fsync(w->fd) != 0)
-        return err_set_errno(err, errno, "sync %s", w->path);
-    return 0;
+    return file_sync(w->fd, w->path, err);
 }
 
 int engine_trainer_save(struct engine_trainer *t, const char *path, struct err *err)
@@ -200,7 +198,7 @@ static int get_block(int fd, struct engine_trainer *t, float *block, char *porti
         at += n;
         left -= n;
     }
-    return b->ops->check(b, err);
+    return backend_check(b, err);
 }
 
 int engine_trainer_load(struct engine_trainer *t, const char *path, struct err *err)

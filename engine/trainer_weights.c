@@ -147,7 +147,7 @@ static int add_difference(struct engine_trainer *t, const struct artifact *artif
             part[k] += difference[i + k];
         b->ops->upload(b, (float *)w->data + i, part, (size_t)count * sizeof *part);
     }
-    return b->ops->check(b, err);
+    return backend_check(b, err);
 }
 
 static int add_start_delta(struct engine_trainer *t, const char *path, struct err *err)
@@ -255,5 +255,5 @@ int trainer_read(void *trainer, int32_t index, int64_t from, int64_t count, floa
     }
     const struct tensor *w = tensor_at(t, &t->weights, index);
     b->ops->download(b, tuned, (const float *)w->data + from, (size_t)count * sizeof *tuned);
-    return b->ops->check(b, err);
+    return backend_check(b, err);
 }

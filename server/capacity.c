@@ -43,9 +43,9 @@ static bool read_number(const char *path, int64_t *out)
     return ok;
 }
 
-/* Free bytes of our cgroup (version 2). Page cache is counted as used there although the kernel
- * gives it back first, so it is added. */
-static bool cgroup_free(int64_t *bytes)
+/* Limit and free bytes of our cgroup (version 2). Page cache is counted as used there although the
+ * kernel gives it back first, so it is added. */
+static bool cgroup_memory(int64_t *limit, int64_t *bytes)
 {
     char line[512], path[600];
     FILE *f = fopen("/proc/self/cgroup", "re");
@@ -76,20 +76,37 @@ static bool cgroup_free(int64_t *bytes)
     }
     if (f != NULL)
         fclose(f);
+    *limit = max;
     *bytes = max - current + file;
     return true;
 }
 
 int64_t capacity_memory(void)
 {
-    int64_t free_bytes, own = 0, group;
+    int64_t free_bytes, own = 0, group, limit;
 
     if (!read_field("/proc/meminfo", "MemAvailable", &free_bytes))
         return INT64_MAX;
     read_field("/proc/self/status", "RssAnon", &own);
-    if (cgroup_free(&group) && group < free_bytes)
+    if (cgroup_memory(&limit, &group) && group < free_bytes)
         free_bytes = group;
     return (free_bytes > 0 ? free_bytes : 0) + own;
+}
+
+void capacity_machine(int64_t *bytes, int64_t *bytes_free)
+{
+    int64_t limit, group;
+
+    *bytes = *bytes_free = 0;
+    if (!read_field("/proc/meminfo", "MemTotal", bytes) ||
+        !read_field("/proc/meminfo", "MemAvailable", bytes_free))
+        return;
+    if (!cgroup_memory(&limit, &group))
+        return;
+    if (limit < *bytes)
+        *bytes = limit;
+    if (group < *bytes_free)
+        *bytes_free = group > 0 ? group : 0;
 }
 
 int capacity_disk(const char *dir, int64_t *bytes, struct err *err)

@@ -14,6 +14,9 @@
 /* Bytes this process may hold in all: what it holds now plus what is free, the machine's or (where
  * it is less) its cgroup's. INT64_MAX where nobody can tell. */
 int64_t capacity_memory(void);
+/* The machine's memory, or its cgroup's where that is less, and what of it is free; 0: nobody can
+ * tell. */
+void capacity_machine(int64_t *bytes, int64_t *bytes_free);
 /* Bytes that an unprivileged writer can still put below `dir`. */
 int capacity_disk(const char *dir, int64_t *bytes, struct err *err);
 

@@ -1,7 +1,9 @@
 /* cmd.h: the subcommands of the program, in one table (cmd.c).
  *
- * Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage. Results go to
- * standard output, everything else to standard error. */
+ * Exit codes: 0 done, 1 failed (the reason is on standard error), 2 wrong usage; of a worker also
+ * 75 its device is lost, 76 its device was silent for --watchdog seconds. Whoever runs `graft work`
+ * by hand starts it again after those two: only a new process can have the device back. Results go
+ * to standard output, everything else to standard error. */
 #ifndef GRAFT_CMD_H
 #define GRAFT_CMD_H
 
@@ -14,6 +16,8 @@
 #define CMD_DONE 0
 #define CMD_FAILED 1
 #define CMD_USAGE 2
+#define CMD_DEVICE_LOST 75
+#define CMD_DEVICE_STUCK 76
 
 struct cmd {
     const char *name;      /* one or two words: "serve", "key create" */
@@ -37,7 +41,7 @@ typedef int cmd_fn(const struct settings *settings, const struct setting_args *a
 cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_list, cmd_key_revoke,
     cmd_model_import, cmd_model_list, cmd_collect, cmd_bench_train, cmd_bench_decode;
 
-enum { CMD_WORK_ROLE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET };
+enum { CMD_WORK_ROLE, CMD_WORK_DEVICE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET, CMD_WORK_WORDS };
 enum { CMD_KEY_ORG, CMD_KEY_PROJECT };
 enum { CMD_MODEL_NAME };
 enum {

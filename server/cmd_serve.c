@@ -16,6 +16,7 @@
 #include "server/capacity.h"
 #include "server/clock.h"
 #include "server/cmd.h"
+#include "server/devices.h"
 #include "server/http_server.h"
 #include "server/infer_client.h"
 #include "server/metrics.h"
@@ -28,6 +29,8 @@
 struct server {
     const struct settings *settings;
     int lock; /* flock on DATA/serve.lock */
+    struct device_list devices;
+    char infer_device[DEVICE_NAME_SIZE];
     struct storage storage;
     struct infer_client *infer;
     struct supervisor *supervisor;
@@ -93,11 +96,60 @@ static int workers_ready(struct api_context *api, struct err *err)
     return 0;
 }
 
+/* A child looks at what is named, or at all there is. The cpu needs no look; and with `auto` a
+ * broken driver is no reason not to serve. */
+static int look(const char *wanted, struct engine_device *found, int *count, struct err *err)
+{
+    struct device_list list;
+    struct err why = {0};
+
+    *count = 0;
+    if (devices_parse(wanted, &list, err) != 0)
+        return -1;
+    if (list.count == 1 && devices_is_cpu(list.name[0]))
+        return 0;
+    if (devices_probe(&list, found, DEVICES_MAX, count, &why) == 0)
+        return 0;
+    if (list.count > 0)
+        return err_set(err, why.kind, "%s", why.message);
+    log_warn("%s: going on without", why.message);
+    return 0;
+}
+
+static int choose(const char *wanted, struct device_list *out, struct err *err)
+{
+    struct engine_device found[DEVICES_MAX];
+    int count;
+
+    if (look(wanted, found, &count, err) != 0)
+        return -1;
+    return devices_choose(wanted, found, count, out, err);
+}
+
+/* Which devices the workers get. */
+static int choose_devices(struct server *s, struct err *err)
+{
+    const char *infer = s->settings->infer_device;
+    struct device_list list;
+
+    if (choose(s->settings->devices, &s->devices, err) != 0)
+        return err_prefix(err, "--devices");
+    list = s->devices;
+    if (infer[0] != '\0' && choose(infer, &list, err) != 0)
+        return err_prefix(err, "--infer-device");
+    snprintf(s->infer_device, sizeof s->infer_device, "%s", list.name[0]);
+    return 0;
+}
+
 static int start_workers(struct server *s, struct err *err)
 {
     const struct infer_client_options client = {.max_requests = s->settings->infer_queue};
-    struct supervisor_options options = {
-        .settings = s->settings, .database = s->storage.url, .died = worker_died, .context = s};
+    struct supervisor_options options = {.settings = s->settings,
+                                         .database = s->storage.url,
+                                         .devices = &s->devices,
+                                         .infer_device = s->infer_device,
+                                         .died = worker_died,
+                                         .context = s};
 
     if (sweeper_open(&s->sweeper, s->settings, &s->storage, err) != 0 ||
         infer_client_open(&s->infer, &client, err) != 0)
@@ -141,7 +193,7 @@ static int start(struct server *s, struct err *err)
 {
     const struct settings *t = s->settings;
 
-    if (take_lock(s, err) != 0 ||
+    if (choose_devices(s, err) != 0 || take_lock(s, err) != 0 ||
         storage_open(&s->storage, t->data, t->database[0] != '\0' ? t->database : NULL, err) != 0)
         return -1;
     if (self_test(s, DB_ROLE_APP, err) != 0 || self_test(s, DB_ROLE_WORKER, err) != 0)

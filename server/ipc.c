@@ -196,7 +196,7 @@ static void read_error(struct ipc_wire_reader *r, struct ipc_message *m)
 
     m->id = ipc_wire_u64(r);
     kind = ipc_wire_u8(r);
-    if (kind == ERR_NONE || kind > ERR_CANCELLED)
+    if (kind == ERR_NONE || kind > ERR_DEVICE)
         r->failed = true;
     m->error.kind = (enum err_kind)kind;
     snprintf(m->error.code, sizeof m->error.code, "%s", ipc_wire_string(r));

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "engine/base/file_io.h"
+#include "server/devices.h"
 
 extern char **environ;
 
@@ -32,8 +33,14 @@ const struct setting setting_table[] = {
      "listen beyond loopback without TLS"},
     {"log_level", "--log-level", "GRAFT_LOG_LEVEL", "LEVEL", SETTING_STRING, "info", 0, 0,
      AT(log_level), "debug, info, warn or error"},
+    {"devices", "--devices", "GRAFT_DEVICES", "LIST", SETTING_STRING, "auto", 0, 0, AT(devices),
+     "auto, cpu, or cuda:0,cuda:1,…: a train worker on each"},
+    {"infer_device", "--infer-device", "GRAFT_INFER_DEVICE", "DEVICE", SETTING_STRING, "", 0, 0,
+     AT(infer_device), "of the infer worker; without it the first of --devices"},
+    {"watchdog", "--watchdog", "GRAFT_WATCHDOG", "SECONDS", SETTING_TIME, "60", 0, 86400,
+     AT(watchdog), "a worker whose device is silent for this long ends itself; 0: never"},
     {"workers", "--workers", "GRAFT_WORKERS", "N", SETTING_COUNT, "1", 0, 64, AT(workers),
-     "train workers to run"},
+     "train workers on the cpu; 0: no training on any device"},
     {"threads", "--threads", "GRAFT_THREADS", "N", SETTING_COUNT, "0", 0, 1024, AT(threads),
      "engine threads of a worker; 0: one for each core"},
     {"http_threads", "--http-threads", "GRAFT_HTTP_THREADS", "N", SETTING_COUNT, "2", 1, 64,
@@ -371,6 +378,18 @@ static int load_database_file(struct settings *settings, struct err *err)
     return rc;
 }
 
+static int check_devices(const struct settings *s, struct err *err)
+{
+    struct device_list list;
+    char name[DEVICE_NAME_SIZE];
+
+    if (devices_parse(s->devices, &list, err) != 0)
+        return err_prefix(err, "--devices");
+    if (s->infer_device[0] != '\0' && devices_name(s->infer_device, name, err) != 0)
+        return err_prefix(err, "--infer-device");
+    return 0;
+}
+
 static int check_together(const struct settings *s, struct err *err)
 {
     static const char *const levels[] = {"debug", "info", "warn", "error"};
@@ -391,7 +410,7 @@ static int check_together(const struct settings *s, struct err *err)
         return err_set(err, ERR_INVALID,
                        "fence (%g s) must be at most five sixths of lease (%lld s)", s->fence,
                        (long long)s->lease);
-    return 0;
+    return check_devices(s, err);
 }
 
 int settings_load(struct settings *settings, struct setting_args *args,

@@ -29,7 +29,11 @@ struct settings {
     const char *log_level; /* debug, info, warn, error */
     bool insecure;         /* listen beyond loopback without TLS */
 
-    int64_t workers;        /* train worker processes, 0..64 */
+    const char *devices;      /* auto, or names: devices.h */
+    const char *infer_device; /* "": the first of devices */
+    double watchdog; /* s that a call to a device other than the cpu may be silent; 0: ever */
+
+    int64_t workers;        /* train worker processes on the cpu, 0..64; 0: none on any device */
     int64_t threads;        /* engine threads of each worker; 0: one for each core */
     int64_t http_threads;   /* event threads */
     int64_t handlers;       /* handler threads, each with a database connection */

@@ -15,19 +15,24 @@
 
 #include "engine/base/log.h"
 #include "server/clock.h"
+#include "server/cmd.h"
 #include "server/infer_client.h"
 
-#define YOUNG 5.0          /* s: a worker that dies younger waits before its next start */
-#define BACKOFF_FIRST 0.25 /* s */
-#define BACKOFF_MAX 2.0    /* s */
+#define YOUNG 5.0             /* s: a worker that dies younger waits before its next start */
+#define BACKOFF_FIRST 0.25    /* s */
+#define BACKOFF_MAX 2.0       /* s */
+#define BACKOFF_LOST_MAX 30.0 /* s, of a device that is lost again and again */
+#define HEALTHY 600.0         /* s: a worker that lived this long had its device for good */
 
 enum role { ROLE_TRAIN, ROLE_INFER };
 static const char *const role_names[] = {"train", "infer"};
 
 struct worker {
     enum role role;
-    pid_t pid; /* 0: not running */
     double started, start_at, backoff;
+    int losses;                    /* of the device, in a row */
+    int words;                     /* where it leaves the reason of its death; -1 */
+    struct supervisor_worker seen; /* changes under the lock only */
 };
 
 struct supervisor {
@@ -38,7 +43,8 @@ struct supervisor {
     struct worker *workers;
     int count;
     bool stopping;
-    pthread_mutex_t lock; /* of stats */
+    struct device_list devices;
+    pthread_mutex_t lock; /* of stats, and of each worker's `seen` */
     struct supervisor_stats stats;
 };
 
@@ -84,6 +90,36 @@ static int make_environment(struct supervisor *sv, struct err *err)
     return 0;
 }
 
+static void add_worker(struct supervisor *sv, enum role role, const char *device)
+{
+    struct worker *w = &sv->workers[sv->count++];
+
+    w->role = role;
+    w->words = -1;
+    w->seen.train = role == ROLE_TRAIN;
+    snprintf(w->seen.device, sizeof w->seen.device, "%s", device);
+    if (role == ROLE_TRAIN)
+        sv->stats.train_wanted++;
+}
+
+/* Which workers there are to be, for as long as the server runs. */
+static int plan_workers(struct supervisor *sv, struct err *err)
+{
+    int on_cpu = (int)sv->options.settings->workers;
+
+    sv->workers = calloc((size_t)(1 + sv->devices.count + on_cpu), sizeof *sv->workers);
+    if (sv->workers == NULL)
+        return err_set(err, ERR_NO_MEMORY, "supervisor: out of memory");
+    add_worker(sv, ROLE_INFER, sv->options.infer_device);
+    for (int i = 0; on_cpu > 0 && i < sv->devices.count; i++) {
+        const char *device = sv->devices.name[i];
+
+        for (int k = 0; k < (devices_is_cpu(device) ? on_cpu : 1); k++)
+            add_worker(sv, ROLE_TRAIN, device);
+    }
+    return 0;
+}
+
 int supervisor_open(struct supervisor **out, const struct supervisor_options *options,
                     struct err *err)
 {
@@ -93,17 +129,11 @@ int supervisor_open(struct supervisor **out, const struct supervisor_options *op
     if (sv == NULL)
         return err_set(err, ERR_NO_MEMORY, "supervisor: out of memory");
     sv->options = *options;
+    sv->devices = *options->devices;
     sv->signals = sv->lifeline[0] = sv->lifeline[1] = -1;
     pthread_mutex_init(&sv->lock, NULL);
-    sv->stats.train_wanted = (int)options->settings->workers;
-    sv->count = sv->stats.train_wanted + 1;
-    sv->workers = calloc((size_t)sv->count, sizeof *sv->workers);
-    if (sv->workers == NULL) {
-        err_set(err, ERR_NO_MEMORY, "supervisor: out of memory");
+    if (plan_workers(sv, err) != 0)
         goto fail;
-    }
-    for (int i = 0; i < sv->count; i++)
-        sv->workers[i].role = i == 0 ? ROLE_INFER : ROLE_TRAIN;
     if (make_environment(sv, err) != 0)
         goto fail;
     if (pipe2(sv->lifeline, O_CLOEXEC) != 0) {
@@ -123,73 +153,122 @@ fail:
     return -1;
 }
 
+/* The descriptors that a worker inherits, beside the lifeline. */
+struct handed {
+    int socket[2]; /* infer: ours, its */
+    int words[2];  /* ours to read, its to write */
+};
+
+static void close_pair(int pair[2])
+{
+    for (int i = 0; i < 2; i++) {
+        if (pair[i] >= 0)
+            close(pair[i]);
+        pair[i] = -1;
+    }
+}
+
+static int make_handed(struct handed *h, enum role role, struct err *err)
+{
+    *h = (struct handed){{-1, -1}, {-1, -1}};
+    if (role == ROLE_INFER && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, h->socket) != 0)
+        return err_set_errno(err, errno, "supervisor: socketpair");
+    if (pipe2(h->words, O_CLOEXEC | O_NONBLOCK) != 0) {
+        err_set_errno(err, errno, "supervisor: pipe");
+        close_pair(h->socket);
+        return -1;
+    }
+    return 0;
+}
+
 /* Between fork and exec only async-signal-safe calls are allowed: other threads may have held any
  * lock at the fork. */
-static _Noreturn void become_worker(struct supervisor *sv, char *const argv[], int socket_fd)
+static _Noreturn void become_worker(struct supervisor *sv, char *const argv[],
+                                    const struct handed *h)
 {
     sigset_t none;
 
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
     fcntl(sv->lifeline[0], F_SETFD, 0);
-    if (socket_fd >= 0)
-        fcntl(socket_fd, F_SETFD, 0);
+    fcntl(h->words[1], F_SETFD, 0);
+    if (h->socket[1] >= 0)
+        fcntl(h->socket[1], F_SETFD, 0);
     execve("/proc/self/exe", argv, sv->environment);
     _exit(127);
 }
 
-static int start(struct supervisor *sv, struct worker *w, struct err *err)
+static pid_t spawn(struct supervisor *sv, const struct worker *w, const struct handed *h)
 {
-    char lifeline[16], socket_text[16];
+    char lifeline[16], words[16], socket_text[16];
     char *argv[] = {"graft",
                     "work",
                     "--role",
                     (char *)role_names[w->role],
+                    "--device",
+                    (char *)w->seen.device,
                     "--lifeline-fd",
                     lifeline,
+                    "--words-fd",
+                    words,
                     w->role == ROLE_INFER ? "--socket-fd" : NULL,
                     socket_text,
                     NULL};
-    int pair[2] = {-1, -1};
     pid_t pid;
 
-    if (w->role == ROLE_INFER && socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) != 0)
-        return err_set_errno(err, errno, "supervisor: socketpair");
     snprintf(lifeline, sizeof lifeline, "%d", sv->lifeline[0]);
-    snprintf(socket_text, sizeof socket_text, "%d", pair[1]);
+    snprintf(words, sizeof words, "%d", h->words[1]);
+    snprintf(socket_text, sizeof socket_text, "%d", h->socket[1]);
     pid = fork();
     if (pid == 0)
-        become_worker(sv, argv, pair[1]);
-    if (pair[1] >= 0)
-        close(pair[1]);
+        become_worker(sv, argv, h);
+    return pid;
+}
+
+static int start(struct supervisor *sv, struct worker *w, struct err *err)
+{
+    struct handed h;
+    pid_t pid;
+
+    if (make_handed(&h, w->role, err) != 0)
+        return -1;
+    pid = spawn(sv, w, &h);
     if (pid < 0) {
         err_set_errno(err, errno, "supervisor: fork");
-        if (pair[0] >= 0)
-            close(pair[0]);
+        close_pair(h.socket);
+        close_pair(h.words);
         return -1;
     }
-    if (pair[0] >= 0)
-        infer_client_attach(sv->options.infer, pair[0]);
-    w->pid = pid;
+    close(h.words[1]);
+    w->words = h.words[0];
+    if (w->role == ROLE_INFER) {
+        close(h.socket[1]);
+        infer_client_attach(sv->options.infer, h.socket[0]);
+    }
+    pthread_mutex_lock(&sv->lock);
+    w->seen.pid = pid;
+    pthread_mutex_unlock(&sv->lock);
     w->started = clock_now();
-    log_info("started %s worker, process %d", role_names[w->role], (int)pid);
+    log_info("started %s worker on %s, process %d", role_names[w->role], w->seen.device, (int)pid);
     return 0;
 }
 
-static void count_alive(struct supervisor *sv, const struct worker *restarted)
+static void count_alive(struct supervisor *sv, struct worker *restarted)
 {
     pthread_mutex_lock(&sv->lock);
     sv->stats.train_workers = sv->stats.infer_workers = 0;
     for (int i = 0; i < sv->count; i++) {
-        if (sv->workers[i].pid != 0 && sv->workers[i].role == ROLE_TRAIN)
+        if (sv->workers[i].seen.pid != 0 && sv->workers[i].role == ROLE_TRAIN)
             sv->stats.train_workers++;
-        if (sv->workers[i].pid != 0 && sv->workers[i].role == ROLE_INFER)
+        if (sv->workers[i].seen.pid != 0 && sv->workers[i].role == ROLE_INFER)
             sv->stats.infer_workers++;
     }
     if (restarted != NULL && restarted->role == ROLE_TRAIN)
         sv->stats.train_restarts++;
     if (restarted != NULL && restarted->role == ROLE_INFER)
         sv->stats.infer_restarts++;
+    if (restarted != NULL)
+        restarted->seen.restarts++;
     pthread_mutex_unlock(&sv->lock);
 }
 
@@ -200,7 +279,7 @@ static void start_due(struct supervisor *sv)
         bool again = w->started > 0;
         struct err err = {0};
 
-        if (w->pid != 0 || clock_now() < w->start_at)
+        if (w->seen.pid != 0 || clock_now() < w->start_at)
             continue;
         if (start(sv, w, &err) != 0) { /* out of processes or descriptors: keep trying */
             log_error("%s", err.message);
@@ -213,30 +292,112 @@ static void start_due(struct supervisor *sv)
 
 /* ------------------------------------------------------------------ deaths */
 
-static void bury(struct supervisor *sv, struct worker *w, int status)
+/* true: the worker says that its device is to blame. */
+static bool device_died(int status)
 {
-    double age = clock_now() - w->started;
+    return WIFEXITED(status) &&
+           (WEXITSTATUS(status) == CMD_DEVICE_LOST || WEXITSTATUS(status) == CMD_DEVICE_STUCK);
+}
+
+static void tell_death(const struct supervisor *sv, const struct worker *w, int status)
+{
+    const char *role = role_names[w->role];
+    int pid = (int)w->seen.pid;
 
     if (sv->stopping)
-        log_info("%s worker %d has stopped", role_names[w->role], (int)w->pid);
+        log_info("%s worker %d has stopped", role, pid);
     else if (WIFSIGNALED(status))
-        log_warn("%s worker %d was killed by signal %d", role_names[w->role], (int)w->pid,
-                 WTERMSIG(status));
-    else
-        log_warn("%s worker %d exited with status %d", role_names[w->role], (int)w->pid,
+        log_warn("%s worker %d was killed by signal %d", role, pid, WTERMSIG(status));
+    else if (device_died(status))
+        log_warn("%s worker %d has lost %s (status %d)", role, pid, w->seen.device,
                  WEXITSTATUS(status));
-    if (sv->options.died != NULL)
-        sv->options.died(sv->options.context, w->pid);
-    if (age >= YOUNG) {
+    else
+        log_warn("%s worker %d exited with status %d", role, pid, WEXITSTATUS(status));
+}
+
+/* How often has the device died in a row, up to now? */
+static int losses_of(const struct supervisor *sv, const char *device)
+{
+    int most = 0;
+
+    for (int i = 0; i < sv->count; i++) {
+        const struct worker *w = &sv->workers[i];
+
+        if (w->seen.pid != 0 && clock_now() - w->started >= HEALTHY)
+            continue;
+        if (strcmp(w->seen.device, device) == 0 && w->losses > most)
+            most = w->losses;
+    }
+    return most;
+}
+
+/* Chat goes to the next device of the list that is not dying too; with none it stays. */
+static void move_infer(struct supervisor *sv, struct worker *w)
+{
+    int from = devices_index(&sv->devices, w->seen.device);
+
+    for (int i = 1; i <= sv->devices.count; i++) {
+        const char *next = sv->devices.name[(from + i) % sv->devices.count];
+
+        if (strcmp(next, w->seen.device) == 0 || losses_of(sv, next) >= SUPERVISOR_LOSSES_MOVE)
+            continue;
+        log_warn("%s was lost %d times in a row: the infer worker goes to %s", w->seen.device,
+                 w->losses, next);
+        snprintf(w->seen.device, sizeof w->seen.device, "%s", next);
+        w->losses = 0;
+        w->backoff = 0;
+        return;
+    }
+}
+
+static void note_loss(struct supervisor *sv, struct worker *w, double age)
+{
+    ssize_t n;
+
+    pthread_mutex_lock(&sv->lock);
+    w->seen.lost++;
+    n = read(w->words, w->seen.reason, sizeof w->seen.reason - 1);
+    w->seen.reason[n > 0 ? n : 0] = '\0';
+    w->losses = age >= HEALTHY ? 1 : w->losses + 1;
+    if (w->role == ROLE_INFER && w->losses >= SUPERVISOR_LOSSES_MOVE)
+        move_infer(sv, w);
+    pthread_mutex_unlock(&sv->lock);
+}
+
+static void set_backoff(struct worker *w, double age)
+{
+    double most = w->losses > 1 ? BACKOFF_LOST_MAX : BACKOFF_MAX;
+
+    if (age >= YOUNG && w->losses <= 1) {
         w->backoff = 0;
     } else {
         w->backoff = w->backoff == 0 ? BACKOFF_FIRST : 2 * w->backoff;
-        if (w->backoff > BACKOFF_MAX)
-            w->backoff = BACKOFF_MAX;
+        if (w->backoff > most)
+            w->backoff = most;
     }
     /* The first restart of a young one is at once too: only a second death in a row waits. */
     w->start_at = clock_now() + (w->backoff > BACKOFF_FIRST ? w->backoff : 0);
-    w->pid = 0;
+}
+
+static void bury(struct supervisor *sv, struct worker *w, int status)
+{
+    double age = clock_now() - w->started;
+    pid_t pid = w->seen.pid;
+
+    tell_death(sv, w, status);
+    if (device_died(status) && !sv->stopping)
+        note_loss(sv, w, age);
+    else if (age >= HEALTHY)
+        w->losses = 0;
+    if (w->words >= 0)
+        close(w->words);
+    w->words = -1;
+    if (sv->options.died != NULL)
+        sv->options.died(sv->options.context, pid);
+    set_backoff(w, age);
+    pthread_mutex_lock(&sv->lock);
+    w->seen.pid = 0;
+    pthread_mutex_unlock(&sv->lock);
     count_alive(sv, NULL);
 }
 
@@ -247,7 +408,7 @@ static void reap(struct supervisor *sv)
         int status;
 
         /* By pid, never -1: the database's children belong to another module. */
-        if (w->pid != 0 && waitpid(w->pid, &status, WNOHANG) == w->pid)
+        if (w->seen.pid != 0 && waitpid(w->seen.pid, &status, WNOHANG) == w->seen.pid)
             bury(sv, w, status);
     }
 }
@@ -277,7 +438,7 @@ int supervisor_run(struct supervisor *sv, struct err *err)
 
         start_due(sv);
         for (int i = 0; i < sv->count; i++) {
-            if (sv->workers[i].pid == 0 && sv->workers[i].start_at < next)
+            if (sv->workers[i].seen.pid == 0 && sv->workers[i].start_at < next)
                 next = sv->workers[i].start_at;
         }
         if (wait_for_signals(sv, next - clock_now()))
@@ -294,9 +455,9 @@ static bool signal_role(struct supervisor *sv, int train_only, int signo)
     for (int i = 0; i < sv->count; i++) {
         struct worker *w = &sv->workers[i];
 
-        if (w->pid == 0 || (train_only && w->role != ROLE_TRAIN))
+        if (w->seen.pid == 0 || (train_only && w->role != ROLE_TRAIN))
             continue;
-        kill(w->pid, signo);
+        kill(w->seen.pid, signo);
         any = true;
     }
     return any;
@@ -322,8 +483,8 @@ void supervisor_stop(struct supervisor *sv, double seconds)
     for (int i = 0; i < sv->count; i++) {
         int status;
 
-        if (sv->workers[i].pid != 0 &&
-            waitpid(sv->workers[i].pid, &status, 0) == sv->workers[i].pid)
+        if (sv->workers[i].seen.pid != 0 &&
+            waitpid(sv->workers[i].seen.pid, &status, 0) == sv->workers[i].seen.pid)
             bury(sv, &sv->workers[i], status);
     }
 }
@@ -351,4 +512,13 @@ void supervisor_stats(struct supervisor *sv, struct supervisor_stats *out)
     pthread_mutex_lock(&sv->lock);
     *out = sv->stats;
     pthread_mutex_unlock(&sv->lock);
+}
+
+int supervisor_workers(struct supervisor *sv, struct supervisor_worker *out, int max)
+{
+    pthread_mutex_lock(&sv->lock);
+    for (int i = 0; i < sv->count && i < max; i++)
+        out[i] = sv->workers[i].seen;
+    pthread_mutex_unlock(&sv->lock);
+    return sv->count;
 }

@@ -6,8 +6,15 @@
  * choice. The infer worker inherits one end of a socket pair too; the other goes to the inference
  * client.
  *
+ * One train worker for each device of the list (on the cpu as many as --workers says), and one
+ * infer worker.
+ *
  * A dead worker is started again at once; one that dies young (within 5 s) waits 0.25 s, doubling
- * up to 2 s. The owner is told of each death so that it can release what the process held.
+ * up to 2 s. The owner is told of each death so that it can release what the process held. A worker
+ * that says that its device is lost (exit codes CMD_DEVICE_LOST, CMD_DEVICE_STUCK) is no different
+ * at first: a new process has a new context on the device. One that loses it again and again waits
+ * up to 30 s, and after SUPERVISOR_LOSSES_MOVE times in a row an infer worker goes to the next
+ * device of the list that does not do the same: training can wait for its device, chat can not.
  *
  * Threads: supervisor_run and supervisor_stop belong to the process's main thread, since a child's
  * death signal is tied to the thread that made it. Before any thread starts, call
@@ -20,15 +27,20 @@
 #include <sys/types.h>
 
 #include "engine/base/err.h"
+#include "server/devices.h"
 #include "server/settings.h"
+
+#define SUPERVISOR_LOSSES_MOVE 3
 
 struct infer_client;
 struct supervisor;
 
 struct supervisor_options {
-    const struct settings *settings; /* workers get them through their environment */
-    const char *database;            /* the URL for workers, instead of settings->database */
-    struct infer_client *infer;      /* gets the socket of each new infer worker */
+    const struct settings *settings;   /* workers get them through their environment */
+    const char *database;              /* the URL for workers, instead of settings->database */
+    const struct device_list *devices; /* copied */
+    const char *infer_device;          /* copied; canonical */
+    struct infer_client *infer;        /* gets the socket of each new infer worker */
     /* A worker process is gone. Called on the main thread; must not block. */
     void (*died)(void *context, pid_t pid);
     void *context;
@@ -55,5 +67,17 @@ struct supervisor_stats {
     int64_t train_restarts, infer_restarts; /* deaths answered with a new process */
 };
 void supervisor_stats(struct supervisor *supervisor, struct supervisor_stats *out);
+
+/* One worker as its supervisor knows it: also of a device whose worker is dead at the moment. */
+struct supervisor_worker {
+    bool train; /* else infer */
+    char device[DEVICE_NAME_SIZE];
+    pid_t pid;        /* 0: dead, waits for its next start */
+    int64_t restarts; /* deaths answered with a new process */
+    int64_t lost;     /* those of them that the device caused */
+    char reason[256]; /* of the last such; "" */
+};
+/* Fills at most `max`, the infer worker first; returns how many there are. From anywhere. */
+int supervisor_workers(struct supervisor *supervisor, struct supervisor_worker *out, int max);
 
 #endif

@@ -58,15 +58,19 @@ static void round_of_work(struct sweeper *s)
 {
     int poison = (int)s->settings->max_attempts;
     struct err err = {0};
-    int dead = 0, expired = 0;
+    int dead = 0, expired = 0, silent = 0;
 
     check_database(s, &err);
     if (!err_is_set(&err))
         workers_release_dead(s->db, poison, &dead, &err);
     if (!err_is_set(&err))
         leases_sweep(s->db, poison, &expired, &err);
+    if (!err_is_set(&err))
+        workers_forget(s->db, &silent, &err);
     if (dead + expired > 0)
         log_warn("released %d jobs of dead workers, %d whose lease ran out", dead, expired);
+    if (silent > 0)
+        log_info("forgot %d workers that were silent for a day", silent);
     if (!err_is_set(&err))
         collect(s, &err);
     if (err_is_set(&err))

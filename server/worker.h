@@ -2,7 +2,10 @@
  *
  * A worker owns a device: one engine thread pool, one role. It is started by `graft serve`
  * (supervisor.h) or, for training alone, by hand. It exits at once when its lifeline ends, and in
- * order on SIGTERM: a train worker finishes the step, saves, and hands its job back. */
+ * order on SIGTERM: a train worker finishes the step, saves, and hands its job back.
+ *
+ * A device that is lost (ERR_DEVICE from any call into the engine) is lost to the process for good:
+ * it ends at once with CMD_DEVICE_LOST, see worker_watch.h. */
 #ifndef GRAFT_WORKER_H
 #define GRAFT_WORKER_H
 
@@ -20,9 +23,10 @@ void worker_sleep(double seconds);
 
 /* Answers requests from `socket_fd` (server/ipc.h) until the other end closes it. Opens files, no
  * database. */
-int worker_infer_run(const struct settings *settings, int socket_fd, struct err *err);
+int worker_infer_run(const struct settings *settings, const char *device, int socket_fd,
+                     struct err *err);
 
 /* Takes jobs from the database and trains them until SIGTERM. */
-int worker_train_run(const struct settings *settings, struct err *err);
+int worker_train_run(const struct settings *settings, const char *device, struct err *err);
 
 #endif

@@ -11,6 +11,7 @@
 struct worker_heartbeat {
     struct lease lease;
     double interval, fence;
+    const struct worker_presence *presence;
     struct db *db;
     pthread_t thread;
     pthread_mutex_t lock;
@@ -47,6 +48,8 @@ static void *heartbeat_thread(void *context)
 
         pthread_mutex_unlock(&h->lock);
         renew(h);
+        if (h->presence != NULL)
+            worker_presence_tell(h->presence, h->db);
         clock_gettime(CLOCK_MONOTONIC, &until);
         until.tv_sec += (time_t)h->interval;
         until.tv_nsec += (long)(1e9 * (h->interval - (double)(time_t)h->interval));
@@ -73,6 +76,7 @@ int worker_heartbeat_start(struct worker_heartbeat **out, const struct lease *le
     h->lease = *lease;
     h->interval = options->interval;
     h->fence = options->fence;
+    h->presence = options->presence;
     h->renewed = clock_now();
     pthread_mutex_init(&h->lock, NULL);
     pthread_condattr_init(&attr);

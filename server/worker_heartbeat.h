@@ -8,13 +8,15 @@
 #define GRAFT_WORKER_HEARTBEAT_H
 
 #include "engine/base/err.h"
+#include "server/worker_presence.h"
 #include "storage/leases.h"
 
 struct worker_heartbeat;
 
 struct worker_heartbeat_options {
     const char *url;
-    double interval, fence; /* s */
+    double interval, fence;                 /* s */
+    const struct worker_presence *presence; /* told with each renewal; NULL: nothing to tell */
 };
 
 /* The lease was claimed just now. */

@@ -1,6 +1,6 @@
 /* The infer worker: one thread that reads requests, advances every batch by a step, and sends what
  * came out. A request at fault gets an error of its own; a batch that failed ends its requests with
- * an error and is opened anew. */
+ * an error and is opened anew. A lost device ends the process, and with the line all requests. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -13,6 +13,7 @@
 #include "server/ipc.h"
 #include "server/worker.h"
 #include "server/worker_models.h"
+#include "server/worker_watch.h"
 
 #define OUT_MAX                                                                      \
     (64u << 20) /* bytes that the server has not read: far more than it lets pile up \
@@ -92,6 +93,8 @@ static void submit(struct infer *w, const struct ipc_submit *s)
     if (a == NULL)
         err_set(&err, ERR_NO_MEMORY, "request: out of memory");
     if (a == NULL || start_answer(w, s, a, &err) != 0) {
+        if (err.kind == ERR_DEVICE)
+            worker_watch_lost(&err);
         if (err.kind != ERR_INVALID)
             log_warn("request refused: %s", err.message);
         ipc_put_error(&w->out, s->id, &err);
@@ -197,12 +200,17 @@ static void step_all(struct infer *w)
     for (struct worker_base *b = worker_models_first(w->models), *next; b != NULL; b = next) {
         struct err err = {0};
         int32_t active;
+        int rc;
 
         next = b->next;
         if (b->active == 0)
             continue;
-        w->steps++;
-        if (engine_session_step(b->session, on_event, w, &active, &err) != 0)
+        worker_watch_begin("step", ++w->steps);
+        rc = engine_session_step(b->session, on_event, w, &active, &err);
+        worker_watch_end();
+        if (rc != 0 && err.kind == ERR_DEVICE)
+            worker_watch_lost(&err);
+        if (rc != 0)
             drop_batch(w, b, &err);
     }
 }
@@ -295,9 +303,11 @@ static int loop(struct infer *w, struct err *err)
     return 0;
 }
 
-int worker_infer_run(const struct settings *settings, int socket_fd, struct err *err)
+int worker_infer_run(const struct settings *settings, const char *device, int socket_fd,
+                     struct err *err)
 {
     const struct worker_models_options options = {
+        .device = device,
         .base_bytes = settings->base_memory,
         .delta_bytes = settings->delta_memory,
         .threads = (int32_t)settings->threads,

@@ -10,6 +10,7 @@
 #include "server/clock.h"
 #include "server/worker.h"
 #include "server/worker_run.h"
+#include "server/worker_watch.h"
 #include "storage/checkpoints.h"
 
 #define RETRY_SECONDS 0.5
@@ -97,7 +98,12 @@ static int tell_progress(struct worker_run *r, struct err *err)
 
 static int step(struct worker_run *r, struct err *err)
 {
-    if (engine_trainer_step(r->trainer, &r->last, err) != 0)
+    int rc;
+
+    worker_watch_begin("step", r->step + 1);
+    rc = engine_trainer_step(r->trainer, &r->last, err);
+    worker_watch_end();
+    if (rc != 0)
         return -1;
     r->last_known = true;
     r->step = r->last.step;
@@ -137,13 +143,28 @@ static int ask(struct worker_run *r, struct engine_trainer *trainer,
                const struct engine_delta *delta, double *share, struct err *err)
 {
     struct engine_recall recall;
+    int rc;
 
     if (worker_stopping())
         return err_set(err, ERR_UNAVAILABLE, "the worker is stopping");
-    if (engine_recall(r->engine, trainer, delta, r->training, &recall, err) != 0)
+    worker_watch_begin("recall", 0);
+    rc = engine_recall(r->engine, trainer, delta, r->training, &recall, err);
+    worker_watch_end();
+    if (rc != 0)
         return err_prefix(err, "recall");
     *share = recall.exact;
     return worker_heartbeat_check(r->heartbeat, err);
+}
+
+static int open_delta(struct worker_run *r, struct engine_delta **out, const char *path,
+                      struct err *err)
+{
+    int rc;
+
+    worker_watch_begin("opening the delta", 0);
+    rc = engine_delta_open(out, r->engine, path, err);
+    worker_watch_end();
+    return rc;
 }
 
 /* Does the model know its answers: as the base, as trained, and as served? */
@@ -156,7 +177,7 @@ static int measure_recall(struct worker_run *r, struct err *err)
     if (!r->report.question_answer)
         return 0;
     if (blob_path(r->cx->blobs, r->lease.project, r->artifact_sha256, &path, err) != 0 ||
-        engine_delta_open(&delta, r->engine, path, err) != 0)
+        open_delta(r, &delta, path, err) != 0)
         goto out;
     if (ask(r, NULL, NULL, &r->recall.base, err) != 0 ||
         ask(r, r->trainer, NULL, &r->recall.tuned, err) != 0 ||
@@ -210,8 +231,10 @@ static int finish(struct worker_run *r, struct err *err)
 
 static int go(struct worker_run *r, struct err *err)
 {
-    const struct worker_heartbeat_options heartbeat = {
-        .url = r->cx->url, .interval = r->cx->settings->heartbeat, .fence = r->cx->settings->fence};
+    const struct worker_heartbeat_options heartbeat = {.url = r->cx->url,
+                                                       .interval = r->cx->settings->heartbeat,
+                                                       .fence = r->cx->settings->fence,
+                                                       .presence = r->cx->presence};
 
     if (worker_heartbeat_start(&r->heartbeat, &r->lease, &heartbeat, err) != 0)
         return -1;
@@ -270,6 +293,21 @@ static void hand_back_late(struct worker_run *r)
     }
 }
 
+/* Another device may have the job at once. Nothing is freed: what that asks of the driver may hang.
+ */
+static _Noreturn void leave_device(struct worker_run *r, const struct err *why)
+{
+    int poison = (int)r->cx->settings->max_attempts;
+    struct err err = {0};
+
+    log_error("%s, attempt %" PRId64 ": %s", r->lease.job, r->lease.attempt, why->message);
+    if (workers_device_lost(r->cx->db, r->lease.worker, poison, &err) != 0)
+        log_warn("%s: the lease could not be let go: %s", r->lease.job, err.message);
+    if (r->staging != NULL)
+        file_remove_tree(r->staging, NULL);
+    worker_watch_lost(why);
+}
+
 static void conclude(struct worker_run *r, int rc, const struct err *err)
 {
     if (rc == 0) {
@@ -286,6 +324,8 @@ static void conclude(struct worker_run *r, int rc, const struct err *err)
         log_warn("%s: %s", r->lease.job, err->message);
         hand_back_late(r);
         return;
+    case ERR_DEVICE:
+        leave_device(r, err);
     case ERR_UNAVAILABLE:
         log_info("%s is handed back: %s", r->lease.job, err->message);
         hand_back(r);
@@ -304,11 +344,13 @@ void worker_job_run(const struct worker_job_context *context, const struct lease
     int rc;
 
     log_info("%s, attempt %" PRId64, lease->job, lease->attempt);
+    worker_watch_job(lease->job);
     rc = go(&r, &err);
     /* A write that found the lease gone does not know why; the heartbeat asks. */
     if (rc != 0 && err.kind == ERR_FENCED && r.heartbeat != NULL)
         worker_heartbeat_explain(r.heartbeat, &err);
     conclude(&r, rc, &err);
+    worker_watch_job("");
     engine_trainer_free(r.trainer);
     engine_dataset_free(r.validation);
     engine_dataset_free(r.training);

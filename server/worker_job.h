@@ -11,19 +11,23 @@
 #define GRAFT_WORKER_JOB_H
 
 #include "server/settings.h"
+#include "server/worker_presence.h"
 #include "storage/blob_store.h"
 #include "storage/db.h"
 #include "storage/leases.h"
 
 struct worker_job_context {
     const struct settings *settings;
+    const char *device;
+    const struct worker_presence *presence;
     struct db *db;   /* DB_ROLE_WORKER */
     const char *url; /* for the heartbeat's own connection */
     struct blob_store *blobs;
 };
 
 /* Returns when the job has ended, is not ours any more, or was handed back because the worker
- * stops. Whatever happened is in the database and the log. */
+ * stops. Whatever happened is in the database and the log. Does not return where the device is
+ * lost: the job is let go and the process ends. */
 void worker_job_run(const struct worker_job_context *context, const struct lease *lease);
 
 #endif

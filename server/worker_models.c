@@ -8,6 +8,8 @@
 
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
+#include "server/devices.h"
+#include "server/worker_watch.h"
 
 struct worker_delta {
     struct worker_delta *next;
@@ -109,12 +111,28 @@ static void make_room_for_delta(struct worker_models *m, const struct worker_del
 
 /* ------------------------------------------------------------------ bases */
 
+static int open_engine(struct worker_models *m, struct worker_base *b, const char *path,
+                       struct err *err)
+{
+    const struct engine_options engine = {.device = m->options.device,
+                                          .threads = m->options.threads};
+    const struct engine_session_options session = {.max_sequences = m->options.max_sequences,
+                                                   .max_context = m->options.max_context};
+    int rc;
+
+    worker_watch_begin("opening a model", 0);
+    rc = engine_open(&b->engine, path, &engine, err);
+    if (rc != 0 && err->kind == ERR_UNAVAILABLE && !devices_is_cpu(m->options.device))
+        err->kind = ERR_DEVICE;
+    if (rc == 0)
+        rc = engine_session_open(&b->session, b->engine, &session, err);
+    worker_watch_end();
+    return rc;
+}
+
 static int load_base(struct worker_models *m, const char *digest, const char *path,
                      struct worker_base **out, struct err *err)
 {
-    const struct engine_options engine = {.device = "cpu", .threads = m->options.threads};
-    const struct engine_session_options session = {.max_sequences = m->options.max_sequences,
-                                                   .max_context = m->options.max_context};
     struct engine_base_info info;
     struct worker_base *b;
 
@@ -129,8 +147,7 @@ static int load_base(struct worker_models *m, const char *digest, const char *pa
     memcpy(b->digest, info.digest, sizeof b->digest);
     b->bytes = 2 * info.bytes_16bit; /* f32 in memory */
     make_room_for_base(m, b->bytes);
-    if (engine_open(&b->engine, path, &engine, err) != 0 ||
-        engine_session_open(&b->session, b->engine, &session, err) != 0) {
+    if (open_engine(m, b, path, err) != 0) {
         free_base(b);
         return -1;
     }
@@ -179,6 +196,7 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
                       struct err *err)
 {
     struct worker_delta *d;
+    int rc;
 
     if (check_artifact(path, sha256, err) != 0)
         return -1;
@@ -192,7 +210,10 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
         err_set(err, ERR_NO_MEMORY, "delta: out of memory");
         goto fail;
     }
-    if (engine_delta_open(&d->engine_delta, base->engine, path, err) != 0)
+    worker_watch_begin("opening a delta", 0);
+    rc = engine_delta_open(&d->engine_delta, base->engine, path, err);
+    worker_watch_end();
+    if (rc != 0)
         goto fail;
     d->bytes = engine_delta_bytes(d->engine_delta);
     d->next = m->deltas;

@@ -6,6 +6,8 @@
  * loaded when first asked for, stay while in use, and go least-recently-used first when the loaded
  * ones exceed their bytes. The one just asked for always stays.
  *
+ * A device that can not be opened is ERR_DEVICE: another process may have more luck.
+ *
  * One thread. */
 #ifndef GRAFT_WORKER_MODELS_H
 #define GRAFT_WORKER_MODELS_H
@@ -17,6 +19,7 @@
 
 struct worker_models_options {
     int64_t base_bytes, delta_bytes; /* kept loaded at most */
+    const char *device;              /* of all engines */
     int32_t threads;                 /* of an engine; 0: one for each core */
     int32_t max_sequences, max_context;
 };

@@ -6,7 +6,9 @@
 
 #include "engine/base/log.h"
 #include "server/capacity.h"
+#include "server/devices.h"
 #include "server/worker_run.h"
+#include "server/worker_watch.h"
 
 #define MEMORY_MARGIN (INT64_C(64) << 20) /* bytes left to the system */
 
@@ -50,10 +52,24 @@ static int check_memory(int64_t needed, const char *what, struct err *err)
                         what, needed >> 20, there >> 20);
 }
 
+/* A device that can not be opened at all is lost to this worker: the next process may have it, or
+ * another device's worker the job. */
+static int open_engine(struct worker_run *r, struct err *err)
+{
+    const struct engine_options options = {.device = r->cx->device,
+                                           .threads = (int32_t)r->cx->settings->threads};
+    int rc;
+
+    worker_watch_begin("opening the model", 0);
+    rc = engine_open(&r->engine, r->base_path, &options, err);
+    worker_watch_end();
+    if (rc != 0 && err->kind == ERR_UNAVAILABLE && !devices_is_cpu(r->cx->device))
+        err->kind = ERR_DEVICE;
+    return rc;
+}
+
 int worker_prepare_data(struct worker_run *r, struct err *err)
 {
-    const struct engine_options engine = {.device = "cpu",
-                                          .threads = (int32_t)r->cx->settings->threads};
     struct engine_dataset_options training = {.file_id = r->job.training_file};
     struct engine_dataset_options validation = {.file_id = r->job.validation_file,
                                                 .validation = true};
@@ -61,8 +77,7 @@ int worker_prepare_data(struct worker_run *r, struct err *err)
     struct engine_base_info info;
 
     if (engine_base_read(r->base_path, &info, err) != 0 ||
-        check_memory(2 * info.bytes_16bit, "the model", err) != 0 ||
-        engine_open(&r->engine, r->base_path, &engine, err) != 0 ||
+        check_memory(2 * info.bytes_16bit, "the model", err) != 0 || open_engine(r, err) != 0 ||
         engine_dataset_open(&r->training, r->engine, r->training_path, &training, &r->report,
                             err) != 0)
         return -1;
@@ -158,11 +173,15 @@ static struct engine_train_options train_options(const struct worker_run *r)
 static int open_trainer(struct worker_run *r, struct err *err)
 {
     const struct engine_train_options options = train_options(r);
+    int rc;
 
+    worker_watch_begin("opening the trainer", 0);
     engine_trainer_free(r->trainer);
     r->trainer = NULL;
-    return engine_trainer_open(&r->trainer, r->engine, r->training, r->validation, &options,
-                               &r->plan, err);
+    rc = engine_trainer_open(&r->trainer, r->engine, r->training, r->validation, &options, &r->plan,
+                             err);
+    worker_watch_end();
+    return rc;
 }
 
 int worker_prepare_trainer(struct worker_run *r, struct err *err)
@@ -178,6 +197,16 @@ int worker_prepare_trainer(struct worker_run *r, struct err *err)
 
 /* ------------------------------------------------------------------ resume */
 
+static int load(struct worker_run *r, const char *path, struct err *err)
+{
+    int rc;
+
+    worker_watch_begin("loading a checkpoint", 0);
+    rc = engine_trainer_load(r->trainer, path, err);
+    worker_watch_end();
+    return rc;
+}
+
 int worker_prepare_resume(struct worker_run *r, struct err *err)
 {
     const struct job_recovery *from = &r->job.recovery;
@@ -190,9 +219,12 @@ int worker_prepare_resume(struct worker_run *r, struct err *err)
     snprintf(r->recovery, sizeof r->recovery, "%s", from->name);
     if (blob_recovery_path(r->cx->blobs, from->name, &path, err) != 0)
         return -1;
-    if (engine_trainer_load(r->trainer, path, &why) == 0) {
+    if (load(r, path, &why) == 0) {
         r->step = r->saved_step = (int32_t)from->step;
         log_info("%s goes on from step %d", r->lease.job, (int)r->step);
+    } else if (why.kind == ERR_DEVICE) {
+        *err = why;
+        rc = -1;
     } else {
         log_error("%s starts over: recovery checkpoint %s: %s", r->lease.job, from->name,
                   why.message);

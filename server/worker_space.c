@@ -17,6 +17,7 @@
 #include "server/clock.h"
 #include "server/worker.h"
 #include "server/worker_run.h"
+#include "server/worker_watch.h"
 #include "storage/checkpoints.h"
 #include "storage/collector.h"
 
@@ -69,6 +70,16 @@ static int check_room(const struct worker_run *r, int64_t bytes, struct err *err
                    (long long)there >> 20);
 }
 
+static int save(struct worker_run *r, const char *path, struct err *err)
+{
+    int rc;
+
+    worker_watch_begin("saving a checkpoint", 0);
+    rc = engine_trainer_save(r->trainer, path, err);
+    worker_watch_end();
+    return rc;
+}
+
 static int write_recovery(struct worker_run *r, struct err *err)
 {
     struct job_recovery recovery = {.step = r->step, .bytes = r->plan.checkpoint_bytes};
@@ -82,8 +93,7 @@ static int write_recovery(struct worker_run *r, struct err *err)
                            sizeof recovery.name, err) != 0 ||
         blob_recovery_path(r->cx->blobs, recovery.name, &path, err) != 0)
         goto out;
-    if (engine_trainer_save(r->trainer, path, err) != 0 ||
-        worker_heartbeat_check(r->heartbeat, err) != 0) {
+    if (save(r, path, err) != 0 || worker_heartbeat_check(r->heartbeat, err) != 0) {
         unlink(path);
         goto out;
     }
@@ -135,12 +145,16 @@ static int compress(struct worker_run *r, struct err *err)
 {
     char *path = NULL;
     int64_t bytes;
-    int rc = -1;
+    int rc;
 
     if (asprintf(&path, "%s/delta.safetensors", r->staging) < 0)
         return err_set(err, ERR_NO_MEMORY, "compress: out of memory");
-    if (engine_trainer_compress(r->trainer, path, &r->delta, err) == 0 &&
-        worker_heartbeat_check(r->heartbeat, err) == 0)
+    worker_watch_begin("compressing", 0);
+    rc = engine_trainer_compress(r->trainer, path, &r->delta, err);
+    worker_watch_end();
+    if (rc == 0)
+        rc = worker_heartbeat_check(r->heartbeat, err);
+    if (rc == 0)
         rc = blob_adopt(r->cx->blobs, r->lease.project, path, r->artifact_sha256, &bytes, err);
     if (rc == 0)
         r->delta.bytes = bytes;

@@ -4,8 +4,10 @@
 #include <string.h>
 
 #include "engine/base/log.h"
+#include "server/clock.h"
 #include "server/worker.h"
 #include "server/worker_job.h"
+#include "server/worker_watch.h"
 #include "storage/db.h"
 #include "storage/leases.h"
 #include "storage/storage.h"
@@ -38,22 +40,46 @@ static void look_for_work(struct worker_job_context *cx, const char *worker)
         worker_sleep(cx->settings->poll);
 }
 
-int worker_train_run(const struct settings *settings, struct err *err)
+static void tell_presence(struct worker_job_context *cx, struct worker_presence *presence)
 {
-    struct worker_job_context cx = {.settings = settings};
+    if (clock_now() < presence->told_at + cx->settings->heartbeat)
+        return;
+    presence->told_at = clock_now();
+    worker_presence_tell(presence, cx->db);
+}
+
+/* The device is stuck, and the main thread with it: a connection of our own lets the job go, so
+ * that another device has it at once. Where that fails, whoever finds us dead does it. */
+static void let_go(void *context)
+{
+    const struct worker_job_context *cx = context;
+    struct err err = {0};
+    struct db *db = NULL;
+
+    if (db_open(&db, cx->url, DB_ROLE_WORKER, &err) != 0 ||
+        workers_device_lost(db, cx->presence->id, (int)cx->settings->max_attempts, &err) != 0)
+        log_warn("the lease could not be let go: %s", err.message);
+}
+
+int worker_train_run(const struct settings *settings, const char *device, struct err *err)
+{
+    struct worker_presence presence = {0};
+    struct worker_job_context cx = {.settings = settings, .device = device, .presence = &presence};
     struct storage storage = {0};
-    char worker[ID_SIZE];
     int rc = -1;
 
     if (open_storage(&storage, settings, err) != 0 ||
         db_open(&cx.db, storage.url, DB_ROLE_WORKER, err) != 0 ||
-        workers_register(cx.db, "train", worker, err) != 0)
+        worker_presence_begin(&presence, cx.db, device, err) != 0)
         goto out;
     cx.blobs = storage.blobs;
     cx.url = storage.url;
-    while (!worker_stopping())
-        look_for_work(&cx, worker);
-    rc = workers_unregister(cx.db, worker, err);
+    worker_watch_on_stuck(let_go, &cx);
+    while (!worker_stopping()) {
+        tell_presence(&cx, &presence);
+        look_for_work(&cx, presence.id);
+    }
+    rc = worker_presence_end(&presence, cx.db, err);
 out:
     db_close(cx.db);
     storage_release(&storage);

@@ -104,15 +104,16 @@ int leases_release(struct db *db, const struct lease *lease, struct err *err)
     return db_commit(db, err);
 }
 
-int leases_let_go(struct db *db, const char *worker, int poison, int *jobs, struct err *err)
+int leases_let_go(struct db *db, const char *worker, int poison, bool device_lost, int *jobs,
+                  struct err *err)
 {
     struct db_result *res = NULL;
     int rc = 0;
 
     assert(db_in_transaction(db));
     *jobs = 0;
-    if (db_exec(db, "SELECT * FROM lease_let_go($1, $2::integer)",
-                DB_ARGS(DB_TEXT(worker), DB_INT(poison)), &res, err) != 0)
+    if (db_exec(db, "SELECT * FROM lease_let_go($1, $2::integer, $3::boolean)",
+                DB_ARGS(DB_TEXT(worker), DB_INT(poison), DB_BOOL(device_lost)), &res, err) != 0)
         return -1;
     for (int i = 0; rc == 0 && i < db_rows(res); i++) {
         const char *project = db_text(res, i, 0), *job = db_text(res, i, 1);
@@ -134,7 +135,7 @@ int leases_sweep(struct db *db, int poison, int *jobs, struct err *err)
     *jobs = 0;
     if (db_begin(db, NULL, err) != 0)
         return -1;
-    if (leases_let_go(db, NULL, poison, jobs, err) != 0) {
+    if (leases_let_go(db, NULL, poison, false, jobs, err) != 0) {
         db_rollback(db);
         return -1;
     }

@@ -9,7 +9,9 @@
  *
  * An attempt that ended without leave and without a recovery checkpoint further than the one it
  * began from counts as a crash; `poison` crashes in a row, and the job has failed with code
- * worker_crashed. With poison 0 the end is nobody's fault and does not count.
+ * worker_crashed. With poison 0 the end is nobody's fault and does not count. An attempt whose
+ * device was lost does not count the first time and its job is claimable at once; again without
+ * progress, and it counts.
  *
  * Roles: all functions here need DB_ROLE_WORKER. */
 #ifndef GRAFT_STORAGE_LEASES_H
@@ -42,8 +44,9 @@ int leases_claim(struct db *db, const char *worker, int32_t seconds, struct leas
  * the job's lease row to the transaction's end. ERR_FENCED, ERR_CANCELLED as in leases_renew. */
 int leases_lock(struct db *db, const struct lease *lease, struct err *err);
 /* Inside a transaction: lets go of a dead worker's leases, or (worker NULL) of those that ran out.
- */
-int leases_let_go(struct db *db, const char *worker, int poison, int *jobs, struct err *err);
+ * device_lost: the worker's device is why. */
+int leases_let_go(struct db *db, const char *worker, int poison, bool device_lost, int *jobs,
+                  struct err *err);
 
 /* `seconds` more, from now. ERR_FENCED: not ours any more, touch nothing. ERR_CANCELLED: the client
  * has cancelled the job (its state says so already): stop, remove staging, claim the next. Anything

@@ -64,18 +64,24 @@ int worker_identity_read(pid_t pid, struct worker_identity *out, struct err *err
     return 0;
 }
 
-int workers_register(struct db *db, const char *role, char id[ID_SIZE], struct err *err)
+int workers_tell(struct db *db, const char *id, const struct worker_report *r, struct err *err)
 {
     struct worker_identity me;
 
-    if (worker_identity_read(getpid(), &me, err) != 0 || id_new(ID_WORKER, id, err) != 0 ||
-        db_begin(db, NULL, err) != 0)
+    if (worker_identity_read(getpid(), &me, err) != 0 || db_begin(db, NULL, err) != 0)
         return -1;
     if (db_exec(db,
-                "INSERT INTO worker (id, role, boot_id, pid_namespace, pid, start_time)"
-                " VALUES ($1, $2, $3, $4, $5, $6)",
-                DB_ARGS(DB_TEXT(id), DB_TEXT(role), DB_TEXT(me.boot_id), DB_TEXT(me.pid_namespace),
-                        DB_INT(me.pid), DB_INT(me.start_time)),
+                "INSERT INTO worker (id, role, boot_id, pid_namespace, pid, start_time, device,"
+                "                    description, memory_bytes, memory_free, utilization, seen_at)"
+                " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11::double precision, now())"
+                " ON CONFLICT (id) DO UPDATE SET device = excluded.device,"
+                "       description = excluded.description, memory_bytes = excluded.memory_bytes,"
+                "       memory_free = excluded.memory_free, utilization = excluded.utilization,"
+                "       seen_at = excluded.seen_at",
+                DB_ARGS(DB_TEXT(id), DB_TEXT(r->role), DB_TEXT(me.boot_id),
+                        DB_TEXT(me.pid_namespace), DB_INT(me.pid), DB_INT(me.start_time),
+                        DB_TEXT(r->device), DB_TEXT(r->description), DB_INT(r->memory_bytes),
+                        DB_INT(r->memory_free), DB_REAL(r->utilization)),
                 NULL, err) != 0) {
         db_rollback(db);
         return -1;
@@ -83,14 +89,21 @@ int workers_register(struct db *db, const char *role, char id[ID_SIZE], struct e
     return db_commit(db, err);
 }
 
+int workers_register(struct db *db, const struct worker_report *report, char id[ID_SIZE],
+                     struct err *err)
+{
+    return id_new(ID_WORKER, id, err) != 0 ? -1 : workers_tell(db, id, report, err);
+}
+
 /* Its leases are let go and its row is gone, together. */
-static int end_worker(struct db *db, const char *id, int poison, int *jobs, struct err *err)
+static int end_worker(struct db *db, const char *id, int poison, bool device_lost, int *jobs,
+                      struct err *err)
 {
     int released = 0;
 
     if (db_begin(db, NULL, err) != 0)
         return -1;
-    if (leases_let_go(db, id, poison, &released, err) != 0 ||
+    if (leases_let_go(db, id, poison, device_lost, &released, err) != 0 ||
         db_exec(db, "DELETE FROM worker WHERE id = $1", DB_ARGS(DB_TEXT(id)), NULL, err) != 0) {
         db_rollback(db);
         return -1;
@@ -101,11 +114,18 @@ static int end_worker(struct db *db, const char *id, int poison, int *jobs, stru
     return 0;
 }
 
+int workers_device_lost(struct db *db, const char *id, int poison, struct err *err)
+{
+    int jobs = 0;
+
+    return end_worker(db, id, poison, true, &jobs, err);
+}
+
 int workers_unregister(struct db *db, const char *id, struct err *err)
 {
     int jobs = 0;
 
-    return end_worker(db, id, 0, &jobs, err);
+    return end_worker(db, id, 0, false, &jobs, err);
 }
 
 int workers_release_dead(struct db *db, int poison, int *jobs, struct err *err)
@@ -135,8 +155,81 @@ int workers_release_dead(struct db *db, int poison, int *jobs, struct err *err)
         }
         log_info("worker %s (process %lld) is gone", db_text(res, i, 0),
                  (long long)db_int(res, i, 1));
-        rc = end_worker(db, db_text(res, i, 0), poison, jobs, err);
+        rc = end_worker(db, db_text(res, i, 0), poison, false, jobs, err);
     }
     db_result_free(res);
     return rc;
+}
+
+int workers_forget(struct db *db, int *workers, struct err *err)
+{
+    struct db_result *res = NULL;
+
+    *workers = 0;
+    if (db_begin(db, NULL, err) != 0)
+        return -1;
+    if (db_exec(db, "DELETE FROM worker WHERE seen_at < now() - interval '1 day' RETURNING id",
+                DB_NO_ARGS, &res, err) != 0) {
+        db_rollback(db);
+        return -1;
+    }
+    *workers = db_rows(res);
+    db_result_free(res);
+    return db_commit(db, err);
+}
+
+/* ------------------------------------------------------------------ the list */
+
+static void read_row(const struct db_result *res, int i, const struct worker_identity *me,
+                     struct worker_row *out)
+{
+    db_text_into(res, i, 0, out->id, sizeof out->id);
+    db_text_into(res, i, 1, out->role, sizeof out->role);
+    db_text_into(res, i, 2, out->device, sizeof out->device);
+    db_text_into(res, i, 3, out->description, sizeof out->description);
+    out->memory_bytes = db_int(res, i, 4);
+    out->memory_free = db_int(res, i, 5);
+    out->utilization = db_real(res, i, 6);
+    out->seen_at = db_int(res, i, 7);
+    out->here = strcmp(db_text(res, i, 8), me->boot_id) == 0 &&
+                strcmp(db_text(res, i, 9), me->pid_namespace) == 0;
+    out->pid = (pid_t)db_int(res, i, 10);
+    out->busy = db_bool(res, i, 11);
+    if (!db_is_null(res, i, 12))
+        db_text_into(res, i, 12, out->job, sizeof out->job);
+}
+
+int workers_list(struct db *db, const char *project, struct worker_rows *out, struct err *err)
+{
+    struct db_result *res = NULL;
+    struct worker_identity me;
+
+    *out = (struct worker_rows){0};
+    if (worker_identity_read(getpid(), &me, err) != 0 || db_begin(db, project, err) != 0)
+        return -1;
+    if (db_exec(db, "SELECT * FROM worker_list()", DB_NO_ARGS, &res, err) != 0) {
+        db_rollback(db);
+        return -1;
+    }
+    if (db_rows(res) > 0) {
+        out->items = calloc((size_t)db_rows(res), sizeof *out->items);
+        if (out->items == NULL) {
+            db_result_free(res);
+            db_rollback(db);
+            return err_set(err, ERR_NO_MEMORY, "workers: out of memory");
+        }
+    }
+    for (; out->count < db_rows(res); out->count++)
+        read_row(res, out->count, &me, &out->items[out->count]);
+    db_result_free(res);
+    if (db_commit(db, err) == 0)
+        return 0;
+    worker_rows_release(out);
+    return -1;
+}
+
+void worker_rows_release(struct worker_rows *rows)
+{
+    free(rows->items);
+    *rows = (struct worker_rows){0};
 }

@@ -10,6 +10,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/base/progress.h"
 #include "engine/base/sha256.h"
 
 int file_read_all(const char *path, size_t max, char **data, size_t *len, struct err *err)
@@ -81,15 +82,24 @@ int file_write_full(int fd, const void *data, size_t len, const char *name, stru
     return 0;
 }
 
+int file_sync(int fd, const char *name, struct err *err)
+{
+    int failed;
+
+    progress_wait_begin();
+    failed = fsync(fd) != 0 ? errno : 0;
+    progress_wait_end();
+    return failed != 0 ? err_set_errno(err, failed, "fsync %s", name) : 0;
+}
+
 int file_sync_dir(const char *dir, struct err *err)
 {
     int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    int rc = 0;
+    int rc;
 
     if (fd < 0)
         return err_set_errno(err, errno, "open %s", dir);
-    if (fsync(fd) != 0)
-        rc = err_set_errno(err, errno, "fsync %s", dir);
+    rc = file_sync(fd, dir, err);
     close(fd);
     return rc;
 }
@@ -128,12 +138,8 @@ int file_write_durable(const char *path, const void *data, size_t len, struct er
         free(temp);
         return -1;
     }
-    if (file_write_full(fd, data, len, temp, err) != 0)
+    if (file_write_full(fd, data, len, temp, err) != 0 || file_sync(fd, temp, err) != 0)
         goto out;
-    if (fsync(fd) != 0) {
-        err_set_errno(err, errno, "fsync %s", temp);
-        goto out;
-    }
     if (rename(temp, path) != 0) {
         err_set_errno(err, errno, "rename to %s", path);
         goto out;

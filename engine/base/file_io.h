@@ -17,6 +17,8 @@ int file_write_full(int fd, const void *data, size_t len, const char *name, stru
  * fsync of the folder. */
 int file_write_durable(const char *path, const void *data, size_t len, struct err *err);
 
+/* fsync; a watcher of devices is told that this waits for a disk (progress.h). */
+int file_sync(int fd, const char *name, struct err *err);
 int file_sync_dir(const char *dir, struct err *err);
 int file_sync_parent(const char *path, struct err *err); /* the folder that holds path */
 int file_make_dirs(const char *dir, unsigned mode, struct err *err); /* like mkdir -p */

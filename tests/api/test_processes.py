@@ -54,7 +54,8 @@ class Commands(unittest.TestCase):
                 self.assertTrue(first.stdout.startswith(f"usage: graft {name}"))
 
     def test_wrong_usage_is_2_and_says_so_on_standard_error(self):
-        for words in ((), ("nonsense",), ("serve", "--nonsense"), ("serve", "--workers", "x"), ("key",), ("key", "create"),
+        for words in ((), ("nonsense",), ("serve", "--nonsense"), ("serve", "--workers", "x"), ("serve", "--devices", "gpu0"),
+                      ("serve", "--devices", "cuda,cuda:0"), ("serve", "--infer-device", "auto"), ("work", "--role", "train", "--device", "cpu,cuda"), ("key",), ("key", "create"),
                       ("model", "import", "PATH"), ("model", "import", "PATH", "--name", "a b"), ("work",),
                       ("work", "--role", "cook"), ("work", "--role", "infer"), ("bench", "train"), ("help", "nonsense"),
                       ("key", "revoke"), ("serve", "stray")):
@@ -125,6 +126,16 @@ class Serve(unittest.TestCase):
             taken.listen()
             done = run("serve", "--data", server.folder / "taken", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
         self.assertEqual(done.returncode, 1, done)
+
+    def test_a_device_that_is_not_there_is_named(self):
+        done = run("serve", "--data", server.folder / "nowhere", "--listen", "127.0.0.1:0", "--devices", "cpu,cuda:63")
+        self.assertEqual(done.returncode, 1)
+        self.assertRegex(done.stderr, r"--devices: (there is no )?cuda:63 .*")
+        self.assertFalse((server.folder / "nowhere").exists(), "seen before anything was made")
+
+    def test_workers_are_given_their_device(self):
+        for pid in server.workers():
+            self.assertIn("--device cpu", harness.processes()[pid][1])
 
     def test_dead_workers_come_back(self):
         for role in ("train", "infer"):

@@ -227,6 +227,8 @@ static void progress_forgives_crashes(void **state)
     }
 }
 
+static const struct worker_report train = {.role = "train", .device = "cpu", .description = ""};
+
 static void a_dead_workers_jobs_are_free_at_once(void **state)
 {
     struct fixture *f = fixture();
@@ -238,13 +240,13 @@ static void a_dead_workers_jobs_are_free_at_once(void **state)
     bool found;
 
     fixture_settle(f);
-    assert_ok(workers_register(f->worker, "train", mine, err));
+    assert_ok(workers_register(f->worker, &train, mine, err));
     assert_int_equal(pipe(pipes), 0);
     child = fork();
     if (child == 0) {
         struct db *db;
         bool ok = db_open(&db, f->storage.url, DB_ROLE_WORKER, NULL) == 0 &&
-                  workers_register(db, "train", dead, NULL) == 0 &&
+                  workers_register(db, &train, dead, NULL) == 0 &&
                   write(pipes[1], dead, sizeof dead) == sizeof dead;
 
         if (ok)
@@ -273,6 +275,126 @@ static void a_dead_workers_jobs_are_free_at_once(void **state)
     close(pipes[1]);
 }
 
+static int64_t crashes_of(struct fixture *f, const struct lease *lease)
+{
+    struct job job;
+    int64_t crashes;
+
+    assert_ok(jobs_get(f->app, lease->project, lease->job, &job, err));
+    crashes = job.crashes;
+    job_release(&job);
+    return crashes;
+}
+
+/* The claimed job's worker loses its device. true: the job may be claimed at once. */
+static bool lose_device(struct fixture *f, const struct lease *lease)
+{
+    char sql[256];
+
+    assert_ok(workers_device_lost(f->worker, lease->worker, 2, err));
+    snprintf(sql, sizeof sql,
+             "SELECT (run_after <= now())::integer FROM graft.job_lease WHERE job = '%s'",
+             lease->job);
+    return fixture_number(f, sql) == 1;
+}
+
+static void a_lost_device_is_nobodys_fault_the_first_time(void **state)
+{
+    struct job_recovery recovery = {.step = 5, .name = "r5"};
+    struct fixture *f = fixture();
+    struct lease lease;
+    char old[96];
+
+    fixture_claimed_job(f, &lease);
+    fixture_running(f, &lease);
+    assert_true(lose_device(f, &lease));
+    assert_int_equal(crashes_of(f, &lease), 0);
+    assert_err(leases_renew(f->worker, &lease, err), ERR_FENCED);
+    fixture_claim(f, "worker-2", &lease);
+    assert_false(lose_device(f, &lease)); /* again, and no further: counted, with a pause */
+    assert_int_equal(crashes_of(f, &lease), 1);
+    fixture_end_backoff(f, &lease);
+    /* A checkpoint on the way, and the count begins anew. */
+    fixture_claim(f, "worker-3", &lease);
+    assert_ok(jobs_set_recovery(f->worker, &lease, &recovery, old, err));
+    assert_true(lose_device(f, &lease));
+    assert_int_equal(crashes_of(f, &lease), 0);
+    fixture_claim(f, "worker-1", &lease);
+    assert_false(lose_device(f, &lease));
+    fixture_end_backoff(f, &lease);
+    /* A job that kills one device after the other must end. */
+    fixture_claim(f, "worker-2", &lease);
+    assert_false(lose_device(f, &lease));
+    assert_int_equal(fixture_job_state(f, &lease), JOB_STATE_FAILED);
+}
+
+static const struct worker_row *row_of(const struct worker_rows *rows, const char *id)
+{
+    for (int i = 0; i < rows->count; i++) {
+        if (strcmp(rows->items[i].id, id) == 0)
+            return &rows->items[i];
+    }
+    return NULL;
+}
+
+static void workers_tell_what_they_do(void **state)
+{
+    struct worker_report report = {.role = "train",
+                                   .device = "cuda:1",
+                                   .description = "a card",
+                                   .memory_bytes = 1000,
+                                   .memory_free = 900};
+    struct fixture *f = fixture();
+    const struct worker_row *row;
+    struct worker_rows rows;
+    char id[ID_SIZE], job[ID_SIZE];
+    struct lease lease;
+    int gone;
+
+    fixture_settle(f);
+    assert_ok(workers_register(f->worker, &report, id, err));
+    report.memory_free = 100;
+    report.utilization = 0.75;
+    assert_ok(workers_tell(f->worker, id, &report, err));
+    assert_ok(workers_list(f->app, f->a.project, &rows, err));
+    row = row_of(&rows, id);
+    assert_non_null(row);
+    assert_string_equal(row->role, "train");
+    assert_string_equal(row->device, "cuda:1");
+    assert_string_equal(row->description, "a card");
+    assert_int_equal(row->memory_free, 100);
+    assert_true(row->utilization == 0.75);
+    assert_true(row->here && row->pid == getpid());
+    assert_false(row->busy);
+    worker_rows_release(&rows);
+
+    /* Its job is its project's alone; others see that it is busy. */
+    fixture_job(f, f->a.project, job);
+    fixture_claim(f, id, &lease);
+    assert_ok(workers_list(f->app, f->a.project, &rows, err));
+    assert_string_equal(row_of(&rows, id)->job, job);
+    worker_rows_release(&rows);
+    assert_ok(workers_list(f->app, f->b.project, &rows, err));
+    assert_true(row_of(&rows, id)->busy);
+    assert_string_equal(row_of(&rows, id)->job, "");
+    worker_rows_release(&rows);
+    assert_ok(workers_list(f->app, NULL, &rows, err));
+    assert_string_equal(row_of(&rows, id)->job, "");
+    worker_rows_release(&rows);
+
+    /* Silent for a day: forgotten. Telling brings the row back. */
+    assert_ok(workers_forget(f->worker, &gone, err));
+    assert_int_equal(gone, 0);
+    fixture_admin(f, "UPDATE graft.worker SET seen_at = now() - interval '25 hours'");
+    assert_ok(workers_forget(f->worker, &gone, err));
+    assert_int_equal(gone, 1);
+    assert_ok(workers_tell(f->worker, id, &report, err));
+    assert_ok(workers_list(f->app, NULL, &rows, err));
+    assert_non_null(row_of(&rows, id));
+    worker_rows_release(&rows);
+    assert_ok(workers_unregister(f->worker, id, err));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -284,6 +406,8 @@ int main(void)
         cmocka_unit_test(a_poison_job_fails_after_three_crashes),
         cmocka_unit_test(progress_forgives_crashes),
         cmocka_unit_test(a_dead_workers_jobs_are_free_at_once),
+        cmocka_unit_test(a_lost_device_is_nobodys_fault_the_first_time),
+        cmocka_unit_test(workers_tell_what_they_do),
     };
 
     return cmocka_run_group_tests(tests, fixture_setup, fixture_teardown);
