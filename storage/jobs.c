@@ -60,6 +60,8 @@ static int hold_sources(struct db *db, const char *project, const struct job_new
                    DB_ARGS(DB_TEXT(project), DB_TEXT(n->model)), NULL, err);
 }
 
+/* One creation of a project at a time passes here, to the end of its transaction: else two could
+ * count the same jobs and both find room. */
 static int check_room(struct db *db, const char *project, int max_unfinished, struct err *err)
 {
     struct db_result *res = NULL;
@@ -67,7 +69,9 @@ static int check_room(struct db *db, const char *project, int max_unfinished, st
 
     if (max_unfinished <= 0)
         return 0;
-    if (db_exec(db,
+    if (db_exec(db, "SELECT pg_advisory_xact_lock(hashtextextended('job limit of ' || $1, 0))",
+                DB_ARGS(DB_TEXT(project)), NULL, err) != 0 ||
+        db_exec(db,
                 "SELECT count(*) FROM job WHERE tenant = $1::uuid"
                 " AND state NOT IN ('succeeded', 'failed', 'cancelled')",
                 DB_ARGS(DB_TEXT(project)), &res, err) != 0)

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,6 +179,70 @@ static void a_job_is_refused_in_words(void **state)
                                .model = "tiny", .training_file = training, .max_unfinished = 2},
                            &job, err),
                ERR_RATE);
+}
+
+#define AT_ONCE 6
+#define ROOM 3
+
+struct creator {
+    struct fixture *f;
+    const char *training;
+    pthread_barrier_t *start;
+    int made, refused; /* jobs; ERR_RATE */
+};
+
+static void *create_at_once(void *context)
+{
+    struct creator *c = context;
+    struct db *db = NULL;
+
+    if (db_open(&db, c->f->storage.url, DB_ROLE_APP, NULL) != 0)
+        db = NULL;
+    for (int round = 0; round < 3; round++) {
+        struct err err = {0};
+        struct job job;
+
+        pthread_barrier_wait(c->start);
+        if (db != NULL &&
+            jobs_create(db, c->f->b.project,
+                        &(struct job_new){
+                            .model = "tiny", .training_file = c->training, .max_unfinished = ROOM},
+                        &job, &err) == 0) {
+            c->made++;
+            job_release(&job);
+        } else if (err.kind == ERR_RATE) {
+            c->refused++;
+        }
+    }
+    db_close(db);
+    return NULL;
+}
+
+static void the_limit_holds_for_jobs_made_at_once(void **state)
+{
+    struct fixture *f = fixture();
+    struct creator creators[AT_ONCE];
+    pthread_t threads[AT_ONCE];
+    pthread_barrier_t start;
+    char training[ID_SIZE];
+    int made = 0, refused = 0;
+
+    fixture_base(f);
+    fixture_settle(f);
+    fixture_file(f, f->b.project, "for jobs made at once\n", training);
+    pthread_barrier_init(&start, NULL, AT_ONCE);
+    for (int i = 0; i < AT_ONCE; i++) {
+        creators[i] = (struct creator){.f = f, .training = training, .start = &start};
+        assert_int_equal(pthread_create(&threads[i], NULL, create_at_once, &creators[i]), 0);
+    }
+    for (int i = 0; i < AT_ONCE; i++) {
+        pthread_join(threads[i], NULL);
+        made += creators[i].made;
+        refused += creators[i].refused;
+    }
+    pthread_barrier_destroy(&start);
+    assert_int_equal(made, ROOM);
+    assert_int_equal(refused, 3 * AT_ONCE - ROOM);
 }
 
 static void lists_go_page_by_page(void **state)
@@ -479,6 +544,7 @@ int main(void)
         cmocka_unit_test(an_ended_job_can_not_be_cancelled),
         cmocka_unit_test(models_are_listed_resolved_and_deleted),
         cmocka_unit_test(states_are_counted_over_all_tenants),
+        cmocka_unit_test(the_limit_holds_for_jobs_made_at_once),
     };
 
     return cmocka_run_group_tests(tests, fixture_setup, fixture_teardown);
