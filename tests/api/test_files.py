@@ -3,6 +3,7 @@ import hashlib
 import http.client
 import json
 import os
+import re
 import time
 import unittest
 
@@ -200,6 +201,20 @@ class Lists(unittest.TestCase):
     def test_an_empty_list(self):
         page = server.get("/v1/files", key=server.new_key("empty", "empty")).json
         self.assertEqual(page, {"object": "list", "data": [], "first_id": "", "last_id": "", "has_more": False})
+
+    def test_each_purpose_of_the_specification_comes_back_as_it_was_sent(self):
+        spec = (harness.ROOT / "api-spec/openapi.yaml").read_text()
+        request = re.search(r"CreateFileRequest:.*?purpose: \{type: string, enum: \[(.*?)\]\}", spec, re.S).group(1).split(", ")
+        reply = re.search(r"\n    File:.*?purpose:.*?enum: \[(.*?)\]", spec, re.S).group(1).split(", ")
+        self.assertEqual(sorted(reply), sorted([*request, "fine-tune-results"]))
+        for purpose in request:
+            made = server.upload(LINES, purpose=purpose)
+            self.assertEqual((made.status, made.json["purpose"]), (200, purpose))
+            self.assertEqual(server.get(f"/v1/files/{made.json['id']}").json["purpose"], purpose)
+        refused = server.upload(LINES, purpose="fine-tune-results")
+        self.assertEqual((refused.status, refused.error["param"]), (400, "purpose"))
+        for purpose in request:
+            self.assertIn(purpose, refused.error["message"], "the refusal names what there is")
 
     def test_by_purpose(self):
         key = server.new_key("purpose", "purpose")
