@@ -205,7 +205,7 @@ class Lists(unittest.TestCase):
     def test_each_purpose_of_the_specification_comes_back_as_it_was_sent(self):
         spec = (harness.ROOT / "api-spec/openapi.yaml").read_text()
         request = re.search(r"CreateFileRequest:.*?purpose: \{type: string, enum: \[(.*?)\]\}", spec, re.S).group(1).split(", ")
-        reply = re.search(r"\n    File:.*?purpose:.*?enum: \[(.*?)\]", spec, re.S).group(1).split(", ")
+        reply = re.search(r"CreateFileRequest:.*?\n    File:.*?purpose:.*?enum: \[(.*?)\]", spec, re.S).group(1).split(", ")
         self.assertEqual(sorted(reply), sorted([*request, "fine-tune-results"]))
         for purpose in request:
             made = server.upload(LINES, purpose=purpose)
