@@ -331,6 +331,9 @@ struct backend_ops {
     void (*free)(struct backend *backend, void *memory);
     void (*upload)(struct backend *backend, void *to, const void *host, size_t bytes);
     void (*download)(struct backend *backend, void *host, const void *from, size_t bytes);
+    /* What the device has and has free at the moment, whoever uses the rest. NULL: it is the
+     * host's. */
+    void (*memory)(struct backend *backend, int64_t *bytes, int64_t *bytes_free);
     /* A host tensor that outlives the view (a mapped base), readable by the stages: in place where
      * the backend shares the host's memory and precision allows, else a copy. Vectors become F32,
      * matrices BF16 in precision BF16. On failure out->data is NULL. */

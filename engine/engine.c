@@ -72,3 +72,13 @@ const struct engine_base_info *engine_info(const struct engine *engine)
 {
     return base_file_info(engine->base);
 }
+
+bool engine_memory(const struct engine *engine, int64_t *bytes, int64_t *bytes_free)
+{
+    struct backend *backend = engine->backend;
+
+    if (backend->ops->memory == NULL)
+        return false;
+    backend->ops->memory(backend, bytes, bytes_free);
+    return true;
+}

@@ -81,6 +81,9 @@ int engine_open(struct engine **out, const char *base_path, const struct engine_
                 struct err *err);
 void engine_free(struct engine *engine);
 const struct engine_base_info *engine_info(const struct engine *engine);
+/* Bytes of the device's own memory, and of it free now, whoever uses the rest. false: it computes
+ * in the host's. */
+bool engine_memory(const struct engine *engine, int64_t *bytes, int64_t *bytes_free);
 
 /* ------------------------------------------------------------------ datasets */
 

@@ -9,6 +9,7 @@
 #include "engine/base/err.h"
 
 struct blob_store;
+struct device_list;
 struct http_server;
 struct infer_client;
 struct supervisor;
@@ -17,7 +18,8 @@ struct api_context {
     struct blob_store *blobs;
     struct infer_client *infer;
     struct supervisor *supervisor;
-    struct http_server *http; /* set by http_server_start: for metrics */
+    const struct device_list *devices; /* those of the workers, with descriptions */
+    struct http_server *http;          /* set by http_server_start: for metrics */
     /* /readyz: 0, or -1 with what is not ready in err. NULL: workers are not asked. */
     int (*workers_ready)(struct api_context *api, struct err *err);
 };

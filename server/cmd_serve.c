@@ -28,8 +28,9 @@
 
 struct server {
     const struct settings *settings;
-    int lock; /* flock on DATA/serve.lock */
-    struct device_list devices;
+    int lock;                   /* flock on DATA/serve.lock */
+    struct device_list devices; /* of the train workers */
+    struct device_list known;   /* with the infer worker's */
     char infer_device[DEVICE_NAME_SIZE];
     struct storage storage;
     struct infer_client *infer;
@@ -106,8 +107,10 @@ static int look(const char *wanted, struct engine_device *found, int *count, str
     *count = 0;
     if (devices_parse(wanted, &list, err) != 0)
         return -1;
-    if (list.count == 1 && devices_is_cpu(list.name[0]))
-        return 0;
+    if (list.count == 1 && devices_is_cpu(list.name[0])) {
+        *count = 1;
+        return engine_device_find("cpu", found, err);
+    }
     if (devices_probe(&list, found, DEVICES_MAX, count, &why) == 0)
         return 0;
     if (list.count > 0)
@@ -138,6 +141,13 @@ static int choose_devices(struct server *s, struct err *err)
     if (infer[0] != '\0' && choose(infer, &list, err) != 0)
         return err_prefix(err, "--infer-device");
     snprintf(s->infer_device, sizeof s->infer_device, "%s", list.name[0]);
+    s->known = s->devices;
+    if (devices_index(&s->known, list.name[0]) < 0 && s->known.count < DEVICES_MAX) {
+        int at = s->known.count++;
+
+        memcpy(s->known.name[at], list.name[0], sizeof list.name[0]);
+        memcpy(s->known.description[at], list.description[0], sizeof list.description[0]);
+    }
     return 0;
 }
 
@@ -185,6 +195,7 @@ static int start_http(struct server *s, struct err *err)
     s->api = (struct api_context){.blobs = s->storage.blobs,
                                   .infer = s->infer,
                                   .supervisor = s->supervisor,
+                                  .devices = &s->known,
                                   .workers_ready = workers_ready};
     return http_server_start(&s->http, &options, err);
 }

@@ -75,7 +75,7 @@ int devices_parse(const char *text, struct device_list *out, struct err *err)
 {
     const char *at = text;
 
-    out->count = 0;
+    *out = (struct device_list){0};
     if (strcmp(text, "auto") == 0)
         return 0;
     for (;;) {
@@ -143,24 +143,40 @@ static int check_there(const char *name, const struct engine_device *found, int 
                    seen);
 }
 
+/* What auto means. */
+static void add_usable(struct device_list *list, const struct engine_device *found, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (is_cuda(found[i].name) && found[i].usable)
+            add(list, found[i].name);
+    }
+    if (list->count == 0)
+        add(list, "cpu");
+}
+
+static void describe(struct device_list *list, const struct engine_device *found, int count)
+{
+    for (int i = 0; i < count; i++) {
+        int at = devices_index(list, found[i].name);
+
+        if (at >= 0)
+            snprintf(list->description[at], sizeof list->description[at], "%s",
+                     found[i].description);
+    }
+}
+
 int devices_choose(const char *text, const struct engine_device *found, int found_count,
                    struct device_list *out, struct err *err)
 {
     if (devices_parse(text, out, err) != 0)
         return -1;
-    if (out->count > 0) {
-        for (int i = 0; i < out->count; i++) {
-            if (check_there(out->name[i], found, found_count, err) != 0)
-                return -1;
-        }
-        return 0;
-    }
-    for (int i = 0; i < found_count; i++) {
-        if (is_cuda(found[i].name) && found[i].usable)
-            add(out, found[i].name);
+    for (int i = 0; i < out->count; i++) {
+        if (check_there(out->name[i], found, found_count, err) != 0)
+            return -1;
     }
     if (out->count == 0)
-        add(out, "cpu");
+        add_usable(out, found, found_count);
+    describe(out, found, found_count);
     return 0;
 }
 

@@ -23,6 +23,7 @@
 struct device_list {
     int count;
     char name[DEVICES_MAX][DEVICE_NAME_SIZE];
+    char description[DEVICES_MAX][128]; /* of those that were looked at; "" */
 };
 
 /* One name, made canonical ("cuda" → "cuda:0"). ERR_INVALID says what is possible. */

@@ -120,6 +120,9 @@ void ipc_put_stats(struct strbuf *out, const struct ipc_stats *s)
     ipc_wire_put_u64(out, (uint64_t)s->delta_bytes);
     ipc_wire_put_u64(out, (uint64_t)s->tokens);
     ipc_wire_put_u64(out, (uint64_t)s->steps);
+    ipc_wire_put_f64(out, s->utilization);
+    ipc_wire_put_u64(out, (uint64_t)s->memory_bytes);
+    ipc_wire_put_u64(out, (uint64_t)s->memory_free);
     end(out, at);
 }
 
@@ -213,6 +216,9 @@ static void read_stats(struct ipc_wire_reader *r, struct ipc_message *m)
     m->stats.delta_bytes = count63(r);
     m->stats.tokens = count63(r);
     m->stats.steps = count63(r);
+    m->stats.utilization = ipc_wire_f64(r);
+    m->stats.memory_bytes = count63(r);
+    m->stats.memory_free = count63(r);
 }
 
 static void read_fields(struct ipc_wire_reader *r, struct ipc_message *m)

@@ -17,7 +17,7 @@
 #include "engine/base/strbuf.h"
 #include "engine/engine.h"
 
-#define IPC_VERSION 1
+#define IPC_VERSION 2
 #define IPC_FRAME_MAX (16u << 20) /* bytes: the largest JSON body, with room */
 #define IPC_MESSAGES_MAX 4096
 #define IPC_STOP_MAX 4
@@ -53,7 +53,9 @@ struct ipc_submit {
 struct ipc_stats {
     int32_t active, bases, deltas; /* sequences in the batches; models and deltas loaded */
     int64_t base_bytes, delta_bytes;
-    int64_t tokens, steps; /* since the worker started */
+    int64_t tokens, steps;             /* since the worker started */
+    double utilization;                /* share of the last minute in which it computed */
+    int64_t memory_bytes, memory_free; /* of its device; 0: not known yet */
 };
 
 struct ipc_done {

@@ -7,6 +7,7 @@
 
 #include "engine/base/strbuf.h"
 #include "server/api_context.h"
+#include "server/device_status.h"
 #include "server/http_server.h"
 #include "server/infer_client.h"
 #include "server/supervisor.h"
@@ -210,6 +211,73 @@ static void put_jobs(struct strbuf *out, struct http_request *request)
                     (long long)counts[i]);
 }
 
+static void labels(struct strbuf *out, const char *name, const struct device_status *s,
+                   const char *more)
+{
+    strbuf_addf(out, "%s{device=\"%s\",role=\"%s\",worker=\"%d\"%s} ", name, s->device, s->role,
+                s->worker, more);
+}
+
+static void put_memory(struct strbuf *out, const struct device_status *s)
+{
+    if (s->memory_bytes <= 0)
+        return;
+    labels(out, "graft_device_memory_bytes", s, ",kind=\"total\"");
+    strbuf_addf(out, "%lld\n", (long long)s->memory_bytes);
+    labels(out, "graft_device_memory_bytes", s, ",kind=\"free\"");
+    strbuf_addf(out, "%lld\n", (long long)s->memory_free);
+}
+
+static void put_state(struct strbuf *out, const struct device_status *s)
+{
+    char state[32];
+
+    snprintf(state, sizeof state, ",state=\"%s\"", s->state);
+    labels(out, "graft_device_state", s, state);
+    strbuf_addf(out, "1\n");
+}
+
+static void put_utilization(struct strbuf *out, const struct device_status *s)
+{
+    labels(out, "graft_device_utilization", s, "");
+    strbuf_addf(out, "%.3f\n", s->utilization);
+}
+
+static void put_lost(struct strbuf *out, const struct device_status *s)
+{
+    labels(out, "graft_device_lost_total", s, "");
+    strbuf_addf(out, "%lld\n", (long long)s->lost);
+}
+
+/* This server's devices: another's are in its own metrics. */
+static void put_devices(struct strbuf *out, struct http_request *request)
+{
+    static const struct {
+        const char *name, *type, *help;
+        void (*put)(struct strbuf *out, const struct device_status *status);
+    } families[] = {
+        {"graft_device_memory_bytes", "gauge", "Memory of a worker's device.", put_memory},
+        {"graft_device_utilization", "gauge",
+         "Share of the last minute in which the worker computed.", put_utilization},
+        {"graft_device_state", "gauge", "1 for the state that the worker is in.", put_state},
+        {"graft_device_lost_total", "counter", "Times that a worker lost its device.", put_lost},
+    };
+    struct device_status_list list;
+    bool up = http_request_database(request, NULL) == 0;
+
+    if (device_status_collect(&list, request->api, up ? request->db : NULL, NULL, NULL) != 0 &&
+        device_status_collect(&list, request->api, NULL, NULL, NULL) != 0)
+        return;
+    for (size_t f = 0; f < COUNT(families); f++) {
+        head(out, families[f].name, families[f].type, families[f].help);
+        for (int i = 0; i < list.count; i++) {
+            if (list.items[i].ours)
+                families[f].put(out, &list.items[i]);
+        }
+    }
+    device_status_list_release(&list);
+}
+
 int metrics_get(struct http_request *request, struct http_response *response, struct err *err)
 {
     struct strbuf out;
@@ -222,6 +290,7 @@ int metrics_get(struct http_request *request, struct http_response *response, st
     put_server(&out, request->api->http);
     put_workers(&out, request->api->supervisor);
     put_inference(&out, request->api->infer);
+    put_devices(&out, request);
     put_jobs(&out, request);
     text = strbuf_detach(&out, &len);
     if (text == NULL)

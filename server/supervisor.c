@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "engine/base/log.h"
+#include "engine/base/utf8.h"
 #include "server/clock.h"
 #include "server/cmd.h"
 #include "server/infer_client.h"
@@ -358,6 +359,7 @@ static void note_loss(struct supervisor *sv, struct worker *w, double age)
     w->seen.lost++;
     n = read(w->words, w->seen.reason, sizeof w->seen.reason - 1);
     w->seen.reason[n > 0 ? n : 0] = '\0';
+    utf8_scrub(w->seen.reason);
     w->losses = age >= HEALTHY ? 1 : w->losses + 1;
     if (w->role == ROLE_INFER && w->losses >= SUPERVISOR_LOSSES_MOVE)
         move_infer(sv, w);

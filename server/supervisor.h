@@ -77,7 +77,8 @@ struct supervisor_worker {
     int64_t lost;     /* those of them that the device caused */
     char reason[256]; /* of the last such; "" */
 };
-/* Fills at most `max`, the infer worker first; returns how many there are. From anywhere. */
+/* Fills at most `max`, the infer worker first; returns how many there are, the same for as long as
+ * the supervisor lives. From anywhere. */
 int supervisor_workers(struct supervisor *supervisor, struct supervisor_worker *out, int max);
 
 #endif

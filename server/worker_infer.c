@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include "engine/base/log.h"
+#include "server/capacity.h"
+#include "server/devices.h"
 #include "server/ipc.h"
 #include "server/worker.h"
 #include "server/worker_models.h"
@@ -28,6 +30,8 @@ struct answer {
 
 struct infer {
     int fd;
+    const char *device;
+    int64_t memory_bytes, memory_free; /* of the device, when last asked; 0: never */
     bool hello;
     struct worker_models *models;
     struct answer *answers;
@@ -108,11 +112,26 @@ static void submit(struct infer *w, const struct ipc_submit *s)
     w->answers = a;
 }
 
+/* All engines are on the same device; the last figure stays where none is open. */
+static void ask_memory(struct infer *w)
+{
+    const struct worker_base *b = worker_models_first(w->models);
+
+    if (devices_is_cpu(w->device))
+        capacity_machine(&w->memory_bytes, &w->memory_free);
+    else if (b != NULL)
+        engine_memory(b->engine, &w->memory_bytes, &w->memory_free);
+}
+
 static void put_stats(struct infer *w)
 {
     struct worker_models_stats m;
-    struct ipc_stats s = {.tokens = w->tokens, .steps = w->steps};
+    struct ipc_stats s = {
+        .tokens = w->tokens, .steps = w->steps, .utilization = worker_watch_utilization()};
 
+    ask_memory(w);
+    s.memory_bytes = w->memory_bytes;
+    s.memory_free = w->memory_free;
     worker_models_stats(w->models, &m);
     s.bases = m.bases;
     s.deltas = m.deltas;
@@ -314,7 +333,7 @@ int worker_infer_run(const struct settings *settings, const char *device, int so
         .max_sequences = (int32_t)settings->infer_sequences,
         .max_context = (int32_t)settings->infer_context,
     };
-    struct infer w = {.fd = socket_fd};
+    struct infer w = {.fd = socket_fd, .device = device};
     int rc = -1;
 
     fcntl(socket_fd, F_SETFD, FD_CLOEXEC);

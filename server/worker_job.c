@@ -102,6 +102,7 @@ static int step(struct worker_run *r, struct err *err)
 
     worker_watch_begin("step", r->step + 1);
     rc = engine_trainer_step(r->trainer, &r->last, err);
+    worker_presence_sample(r->cx->presence, r->engine);
     worker_watch_end();
     if (rc != 0)
         return -1;

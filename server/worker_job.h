@@ -19,7 +19,7 @@
 struct worker_job_context {
     const struct settings *settings;
     const char *device;
-    const struct worker_presence *presence;
+    struct worker_presence *presence;
     struct db *db;   /* DB_ROLE_WORKER */
     const char *url; /* for the heartbeat's own connection */
     struct blob_store *blobs;

@@ -39,17 +39,31 @@ int worker_prepare_files(struct worker_run *r, struct err *err)
     return blob_staging_dir(r->cx->blobs, r->lease.job, r->lease.attempt, &r->staging, err);
 }
 
-/* An engine holds the base's weights in f32. */
-static int check_memory(int64_t needed, const char *what, struct err *err)
+/* What a job may take, where it computes; the base's own weights, if they are there already, are
+ * given back to the sum: a plan counts them. An engine holds them in f32. */
+static int64_t memory_there(struct worker_run *r)
 {
-    int64_t there = capacity_memory();
+    int64_t bytes, bytes_free = r->cx->presence->device.memory_free;
 
-    if (needed <= there - MEMORY_MARGIN)
+    if (devices_is_cpu(r->cx->device))
+        return capacity_memory() - MEMORY_MARGIN;
+    if (r->engine != NULL && engine_memory(r->engine, &bytes, &bytes_free))
+        bytes_free += 2 * engine_info(r->engine)->bytes_16bit;
+    return bytes_free;
+}
+
+static int check_memory(struct worker_run *r, int64_t needed, const char *what, struct err *err)
+{
+    int64_t there = memory_there(r);
+    bool cpu = devices_is_cpu(r->cx->device);
+
+    if (needed <= there)
         return 0;
     return err_set_code(err, ERR_NO_MEMORY, "insufficient_memory", NULL,
-                        "%s needs about %" PRId64 " MiB of memory and this machine has %" PRId64
+                        "%s needs about %" PRId64 " MiB of memory and %s%s has %" PRId64
                         " MiB: use a smaller model or batch, or a larger machine",
-                        what, needed >> 20, there >> 20);
+                        what, needed >> 20, cpu ? "this machine" : "device ",
+                        cpu ? "" : r->cx->device, there >> 20);
 }
 
 /* A device that can not be opened at all is lost to this worker: the next process may have it, or
@@ -62,6 +76,8 @@ static int open_engine(struct worker_run *r, struct err *err)
 
     worker_watch_begin("opening the model", 0);
     rc = engine_open(&r->engine, r->base_path, &options, err);
+    if (rc == 0)
+        worker_presence_sample(r->cx->presence, r->engine);
     worker_watch_end();
     if (rc != 0 && err->kind == ERR_UNAVAILABLE && !devices_is_cpu(r->cx->device))
         err->kind = ERR_DEVICE;
@@ -77,7 +93,7 @@ int worker_prepare_data(struct worker_run *r, struct err *err)
     struct engine_base_info info;
 
     if (engine_base_read(r->base_path, &info, err) != 0 ||
-        check_memory(2 * info.bytes_16bit, "the model", err) != 0 || open_engine(r, err) != 0 ||
+        check_memory(r, 2 * info.bytes_16bit, "the model", err) != 0 || open_engine(r, err) != 0 ||
         engine_dataset_open(&r->training, r->engine, r->training_path, &training, &r->report,
                             err) != 0)
         return -1;
@@ -190,7 +206,7 @@ int worker_prepare_trainer(struct worker_run *r, struct err *err)
 
     if (tell_losses(r, err) != 0 ||
         engine_trainer_plan(r->engine, r->training, r->validation, &options, &r->plan, err) != 0 ||
-        check_memory(r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
+        check_memory(r, r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
         return -1;
     return open_trainer(r, err);
 }

@@ -5,6 +5,7 @@
 
 #include "engine/base/log.h"
 #include "server/capacity.h"
+#include "server/clock.h"
 #include "server/devices.h"
 #include "server/worker_watch.h"
 #include "storage/workers.h"
@@ -32,8 +33,8 @@ static void make_report(const struct worker_presence *p, struct worker_report *o
     *out = (struct worker_report){.role = "train",
                                   .device = p->device.name,
                                   .description = p->device.description,
-                                  .memory_bytes = p->device.memory_bytes,
-                                  .memory_free = p->device.memory_free,
+                                  .memory_bytes = atomic_load(&p->memory_bytes),
+                                  .memory_free = atomic_load(&p->memory_free),
                                   .utilization = worker_watch_utilization()};
     if (devices_is_cpu(p->device.name))
         capacity_machine(&out->memory_bytes, &out->memory_free);
@@ -46,8 +47,21 @@ int worker_presence_begin(struct worker_presence *presence, struct db *db, const
 
     if (find_device(&presence->device, device, err) != 0)
         return -1;
+    atomic_store(&presence->memory_bytes, presence->device.memory_bytes);
+    atomic_store(&presence->memory_free, presence->device.memory_free);
     make_report(presence, &report);
     return workers_register(db, &report, presence->id, err);
+}
+
+void worker_presence_sample(struct worker_presence *presence, const struct engine *engine)
+{
+    int64_t bytes, bytes_free;
+
+    if (clock_now() < presence->sampled_at + 1 || !engine_memory(engine, &bytes, &bytes_free))
+        return;
+    presence->sampled_at = clock_now();
+    atomic_store(&presence->memory_bytes, bytes);
+    atomic_store(&presence->memory_free, bytes_free);
 }
 
 void worker_presence_tell(const struct worker_presence *presence, struct db *db)

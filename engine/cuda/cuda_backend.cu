@@ -33,6 +33,11 @@ static void cuda_download(struct backend *backend, void *host, const void *from,
     device_copy_out(cuda_of(backend)->device, host, from, bytes);
 }
 
+static void cuda_memory(struct backend *backend, int64_t *bytes, int64_t *bytes_free)
+{
+    device_memory(cuda_of(backend)->device, bytes, bytes_free);
+}
+
 #define CONVERTED (1 << 18) /* elements that are converted at a time */
 
 /* Elements [from, from + count) of `host` in `dtype`, F32 or BF16. */
@@ -105,8 +110,9 @@ static int cuda_check(struct backend *backend, struct err *err)
 
 /* ------------------------------------------------------------------ begin */
 
-#define STAGE_ARRAYS 8 /* of a number for each row, that stages bring in: head and sample need 7 \
-                        */
+#define STAGE_ARRAYS                                                            \
+    8 /* of a number for each row, that stages bring in: head and sample need 7 \
+       */
 
 /* Pieces of one block of memory, filled on the host, which then goes to the device as a whole. */
 struct packer {
@@ -361,6 +367,7 @@ static struct backend_ops make_table()
     ops.free = cuda_free;
     ops.upload = cuda_upload;
     ops.download = cuda_download;
+    ops.memory = cuda_memory;
     ops.weight_open = cuda_weight_open;
     ops.weight_close = cuda_weight_close;
     ops.delta_pack = cuda_delta_pack;

@@ -149,6 +149,17 @@ void device_free(struct device *device, void *memory)
     failed(device, cudaFree(memory), "freeing memory");
 }
 
+void device_memory(struct device *device, int64_t *bytes, int64_t *bytes_free)
+{
+    size_t available = 0, total = 0;
+
+    device_use(device);
+    if (device->lost || failed(device, cudaMemGetInfo(&available, &total), "asking for memory"))
+        available = total = 0;
+    *bytes = (int64_t)total;
+    *bytes_free = (int64_t)available;
+}
+
 /* ------------------------------------------------------------------ copies */
 
 /* Leaves the segment: the stream will say when its copies are through. False after a failure. */

@@ -8,6 +8,7 @@
 #define GRAFT_CUDA_DEVICE_H
 
 #include <cstddef>
+#include <cstdint>
 #include <tuple>
 
 #include "engine/cuda/device.cuh"
@@ -25,6 +26,8 @@ void device_close(struct device *device); /* NULL is fine */
 /* Not zeroed, aligned to 256 bytes. NULL: err says what was asked for and what there was. */
 void *device_alloc(struct device *device, size_t bytes, struct err *err);
 void device_free(struct device *device, void *memory); /* NULL is fine */
+/* All there is on it and what is free now, others' use counted; zeros where nobody can tell. */
+void device_memory(struct device *device, int64_t *bytes, int64_t *bytes_free);
 
 /* The host's memory is free again when it returns. */
 void device_copy_in(struct device *device, void *to, const void *host, size_t bytes);

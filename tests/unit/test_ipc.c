@@ -85,7 +85,10 @@ static void events_survive(void **state)
                                     .base_bytes = 1 << 30,
                                     .delta_bytes = 5,
                                     .tokens = 6,
-                                    .steps = 7};
+                                    .steps = 7,
+                                    .utilization = 0.25,
+                                    .memory_bytes = INT64_C(1) << 36,
+                                    .memory_free = 8};
     struct err error = {0};
     size_t at = 0, used;
 
@@ -114,6 +117,8 @@ static void events_survive(void **state)
     assert_int_equal(ipc_take(out.data + at, out.len - at, &used, &m, &err), 1);
     assert_int_equal(m.stats.base_bytes, 1 << 30);
     assert_int_equal(m.stats.steps, 7);
+    assert_true(m.stats.utilization == 0.25);
+    assert_true(m.stats.memory_bytes == INT64_C(1) << 36 && m.stats.memory_free == 8);
     at += used;
     assert_int_equal(ipc_take(out.data + at, out.len - at, &used, &m, &err), 1);
     assert_int_equal(m.type, IPC_STATS_REQUEST);
