@@ -1,74 +1,102 @@
 #include "engine/base_layout.h"
 
-#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { TENSORS_PER_LAYER = 14 }; /* at most: with biases and head norms */
-
-struct list {
-    struct base_layout_tensor *items;
-    int64_t count, capacity;
+static const struct {
+    const char *name;
+    enum model_width rows, columns; /* rows NONE: a vector */
+} parts[BASE_LAYOUT_PARTS] = {
+    [BASE_LAYOUT_ATTN_NORM] = {"input_layernorm.weight", WIDTH_NONE, WIDTH_D},
+    [BASE_LAYOUT_Q] = {"self_attn.q_proj.weight", WIDTH_QUERY, WIDTH_D},
+    [BASE_LAYOUT_K] = {"self_attn.k_proj.weight", WIDTH_KEY, WIDTH_D},
+    [BASE_LAYOUT_V] = {"self_attn.v_proj.weight", WIDTH_KEY, WIDTH_D},
+    [BASE_LAYOUT_O] = {"self_attn.o_proj.weight", WIDTH_D, WIDTH_QUERY},
+    [BASE_LAYOUT_Q_BIAS] = {"self_attn.q_proj.bias", WIDTH_NONE, WIDTH_QUERY},
+    [BASE_LAYOUT_K_BIAS] = {"self_attn.k_proj.bias", WIDTH_NONE, WIDTH_KEY},
+    [BASE_LAYOUT_V_BIAS] = {"self_attn.v_proj.bias", WIDTH_NONE, WIDTH_KEY},
+    [BASE_LAYOUT_Q_NORM] = {"self_attn.q_norm.weight", WIDTH_NONE, WIDTH_E},
+    [BASE_LAYOUT_K_NORM] = {"self_attn.k_norm.weight", WIDTH_NONE, WIDTH_E},
+    [BASE_LAYOUT_MLP_NORM] = {"post_attention_layernorm.weight", WIDTH_NONE, WIDTH_D},
+    [BASE_LAYOUT_GATE] = {"mlp.gate_proj.weight", WIDTH_F, WIDTH_D},
+    [BASE_LAYOUT_UP] = {"mlp.up_proj.weight", WIDTH_F, WIDTH_D},
+    [BASE_LAYOUT_DOWN] = {"mlp.down_proj.weight", WIDTH_D, WIDTH_F},
+    [BASE_LAYOUT_EMBED] = {"model.embed_tokens.weight", WIDTH_V, WIDTH_D},
+    [BASE_LAYOUT_FINAL_NORM] = {"model.norm.weight", WIDTH_NONE, WIDTH_D},
+    [BASE_LAYOUT_HEAD] = {"lm_head.weight", WIDTH_V, WIDTH_D},
 };
 
-/* rows 0: a vector. layer -1: a tensor of the model, not of a block. */
-static void add(struct list *list, int layer, const char *name, int64_t rows, int64_t columns)
+bool base_layout_has(const struct model_config *config, enum base_layout_part part)
 {
-    struct base_layout_tensor *t = &list->items[list->count++];
-
-    assert(list->count <= list->capacity);
-    if (layer < 0)
-        snprintf(t->name, sizeof t->name, "%s", name);
-    else
-        snprintf(t->name, sizeof t->name, "model.layers.%d.%s", layer, name);
-    t->rank = rows > 0 ? 2 : 1;
-    t->shape[0] = rows > 0 ? rows : columns;
-    t->shape[1] = columns;
-    t->linear = layer >= 0 && rows > 0;
+    switch (part) {
+    case BASE_LAYOUT_Q_BIAS:
+    case BASE_LAYOUT_K_BIAS:
+    case BASE_LAYOUT_V_BIAS:
+        return config->attention_bias;
+    case BASE_LAYOUT_Q_NORM:
+    case BASE_LAYOUT_K_NORM:
+        return config->qk_norm;
+    case BASE_LAYOUT_HEAD:
+        return !config->tied_embeddings;
+    default:
+        return true;
+    }
 }
 
-static void add_layer(struct list *list, const struct model_config *c, int layer)
+bool base_layout_is_linear(enum base_layout_part part)
 {
-    int64_t d = c->hidden, q = (int64_t)c->heads * c->head_dim;
-    int64_t kv = (int64_t)c->kv_heads * c->head_dim;
+    return part < BASE_LAYOUT_BLOCK && parts[part].rows != WIDTH_NONE;
+}
 
-    add(list, layer, "input_layernorm.weight", 0, d);
-    add(list, layer, "self_attn.q_proj.weight", q, d);
-    add(list, layer, "self_attn.k_proj.weight", kv, d);
-    add(list, layer, "self_attn.v_proj.weight", kv, d);
-    add(list, layer, "self_attn.o_proj.weight", d, q);
-    if (c->attention_bias) {
-        add(list, layer, "self_attn.q_proj.bias", 0, q);
-        add(list, layer, "self_attn.k_proj.bias", 0, kv);
-        add(list, layer, "self_attn.v_proj.bias", 0, kv);
-    }
-    if (c->qk_norm) {
-        add(list, layer, "self_attn.q_norm.weight", 0, c->head_dim);
-        add(list, layer, "self_attn.k_norm.weight", 0, c->head_dim);
-    }
-    add(list, layer, "post_attention_layernorm.weight", 0, d);
-    add(list, layer, "mlp.gate_proj.weight", c->intermediate, d);
-    add(list, layer, "mlp.up_proj.weight", c->intermediate, d);
-    add(list, layer, "mlp.down_proj.weight", d, c->intermediate);
+int base_layout_shape(const struct model_config *config, enum base_layout_part part,
+                      int64_t shape[TENSOR_MAX_RANK])
+{
+    bool vector = parts[part].rows == WIDTH_NONE;
+    int64_t columns = model_config_width(config, parts[part].columns);
+
+    shape[0] = vector ? columns : model_config_width(config, parts[part].rows);
+    shape[1] = columns;
+    return vector ? 1 : 2;
+}
+
+void base_layout_name(enum base_layout_part part, int layer, char *out, size_t size)
+{
+    if (part < BASE_LAYOUT_BLOCK)
+        snprintf(out, size, "model.layers.%d.%s", layer, parts[part].name);
+    else
+        snprintf(out, size, "%s", parts[part].name);
+}
+
+static void add(struct base_layout_tensor *list, int64_t *count, const struct model_config *config,
+                enum base_layout_part part, int layer)
+{
+    struct base_layout_tensor *t = &list[*count];
+
+    if (!base_layout_has(config, part))
+        return;
+    base_layout_name(part, layer, t->name, sizeof t->name);
+    t->rank = base_layout_shape(config, part, t->shape);
+    t->linear = base_layout_is_linear(part);
+    ++*count;
 }
 
 int base_layout_list(const struct model_config *config, struct base_layout_tensor **out,
                      int64_t *count, struct err *err)
 {
-    struct list list = {.capacity = (int64_t)config->layers * TENSORS_PER_LAYER + 3};
+    struct base_layout_tensor *list =
+        calloc((size_t)config->layers * BASE_LAYOUT_BLOCK + 3, sizeof *list);
 
-    list.items = calloc((size_t)list.capacity, sizeof *list.items);
-    if (list.items == NULL)
+    if (list == NULL)
         return err_set(err, ERR_NO_MEMORY, "out of memory");
-    add(&list, -1, "model.embed_tokens.weight", config->vocabulary, config->hidden);
-    for (int i = 0; i < config->layers; i++)
-        add_layer(&list, config, i);
-    add(&list, -1, "model.norm.weight", 0, config->hidden);
-    if (!config->tied_embeddings)
-        add(&list, -1, "lm_head.weight", config->vocabulary, config->hidden);
-    *out = list.items;
-    *count = list.count;
+    *count = 0;
+    add(list, count, config, BASE_LAYOUT_EMBED, 0);
+    for (int layer = 0; layer < config->layers; layer++)
+        for (int part = 0; part < BASE_LAYOUT_BLOCK; part++)
+            add(list, count, config, part, layer);
+    add(list, count, config, BASE_LAYOUT_FINAL_NORM, 0);
+    add(list, count, config, BASE_LAYOUT_HEAD, 0);
+    *out = list;
     return 0;
 }
 

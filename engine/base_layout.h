@@ -1,9 +1,13 @@
 /* base_layout.h: which tensors a model of a given configuration has: canonical names (base_file.h)
- * and shapes, in canonical order; and the digest over their values. Pure functions: any thread. */
+ * and shapes, in canonical order; and the digest over their values. Pure functions: any thread.
+ *
+ * Canonical order: the embedding, the tensors of each block in the order of the enum, the final
+ * norm, the head. The digest goes through them in this order, so it never changes. */
 #ifndef GRAFT_BASE_LAYOUT_H
 #define GRAFT_BASE_LAYOUT_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "engine/base/err.h"
@@ -11,6 +15,36 @@
 #include "engine/engine.h"
 #include "engine/model_config.h"
 #include "engine/tensor.h"
+
+enum base_layout_part {
+    BASE_LAYOUT_ATTN_NORM, /* of a block, once in each layer */
+    BASE_LAYOUT_Q,
+    BASE_LAYOUT_K,
+    BASE_LAYOUT_V,
+    BASE_LAYOUT_O,
+    BASE_LAYOUT_Q_BIAS, /* with attention_bias */
+    BASE_LAYOUT_K_BIAS,
+    BASE_LAYOUT_V_BIAS,
+    BASE_LAYOUT_Q_NORM, /* with qk_norm */
+    BASE_LAYOUT_K_NORM,
+    BASE_LAYOUT_MLP_NORM,
+    BASE_LAYOUT_GATE,
+    BASE_LAYOUT_UP,
+    BASE_LAYOUT_DOWN,
+    BASE_LAYOUT_BLOCK, /* how many there are */
+    BASE_LAYOUT_EMBED = BASE_LAYOUT_BLOCK,
+    BASE_LAYOUT_FINAL_NORM,
+    BASE_LAYOUT_HEAD, /* without tied_embeddings */
+    BASE_LAYOUT_PARTS
+};
+
+bool base_layout_has(const struct model_config *config, enum base_layout_part part);
+bool base_layout_is_linear(enum base_layout_part part); /* a matrix of a block */
+/* The rank; shape is [rows, columns], or [columns] of a vector. */
+int base_layout_shape(const struct model_config *config, enum base_layout_part part,
+                      int64_t shape[TENSOR_MAX_RANK]);
+/* `layer` of a block's tensor; else it is not looked at. */
+void base_layout_name(enum base_layout_part part, int layer, char *out, size_t size);
 
 struct base_layout_tensor {
     char name[80];

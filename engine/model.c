@@ -8,135 +8,113 @@
 #include <string.h>
 
 #include "engine/base/progress.h"
+#include "engine/base_layout.h"
 #include "engine/model_pass.h"
 
 /* ------------------------------------------------------------------ names */
 
-/* One tensor of every layer: its canonical name, place in layer_weights and shape. */
-struct layer_tensor {
-    const char *name;
-    size_t offset;
-    enum model_width rows, cols; /* cols WIDTH_NONE: a vector */
-    bool linear;
+/* Where each tensor of a block lies in layer_weights. */
+static const size_t places[] = {
+    [BASE_LAYOUT_ATTN_NORM] = offsetof(struct layer_weights, attn_norm),
+    [BASE_LAYOUT_Q] = offsetof(struct layer_weights, q.w),
+    [BASE_LAYOUT_K] = offsetof(struct layer_weights, k.w),
+    [BASE_LAYOUT_V] = offsetof(struct layer_weights, v.w),
+    [BASE_LAYOUT_O] = offsetof(struct layer_weights, o.w),
+    [BASE_LAYOUT_Q_BIAS] = offsetof(struct layer_weights, q.b),
+    [BASE_LAYOUT_K_BIAS] = offsetof(struct layer_weights, k.b),
+    [BASE_LAYOUT_V_BIAS] = offsetof(struct layer_weights, v.b),
+    [BASE_LAYOUT_Q_NORM] = offsetof(struct layer_weights, q_norm),
+    [BASE_LAYOUT_K_NORM] = offsetof(struct layer_weights, k_norm),
+    [BASE_LAYOUT_MLP_NORM] = offsetof(struct layer_weights, mlp_norm),
+    [BASE_LAYOUT_GATE] = offsetof(struct layer_weights, gate.w),
+    [BASE_LAYOUT_UP] = offsetof(struct layer_weights, up.w),
+    [BASE_LAYOUT_DOWN] = offsetof(struct layer_weights, down.w),
 };
+_Static_assert(sizeof places / sizeof places[0] == BASE_LAYOUT_BLOCK, "each has its place");
 
-static const struct layer_tensor layer_tensors[] = {
-    {"input_layernorm.weight", offsetof(struct layer_weights, attn_norm), WIDTH_D, WIDTH_NONE, 0},
-    {"self_attn.q_proj.weight", offsetof(struct layer_weights, q.w), WIDTH_QUERY, WIDTH_D, 1},
-    {"self_attn.q_proj.bias", offsetof(struct layer_weights, q.b), WIDTH_QUERY, WIDTH_NONE, 0},
-    {"self_attn.k_proj.weight", offsetof(struct layer_weights, k.w), WIDTH_KEY, WIDTH_D, 1},
-    {"self_attn.k_proj.bias", offsetof(struct layer_weights, k.b), WIDTH_KEY, WIDTH_NONE, 0},
-    {"self_attn.v_proj.weight", offsetof(struct layer_weights, v.w), WIDTH_KEY, WIDTH_D, 1},
-    {"self_attn.v_proj.bias", offsetof(struct layer_weights, v.b), WIDTH_KEY, WIDTH_NONE, 0},
-    {"self_attn.q_norm.weight", offsetof(struct layer_weights, q_norm), WIDTH_E, WIDTH_NONE, 0},
-    {"self_attn.k_norm.weight", offsetof(struct layer_weights, k_norm), WIDTH_E, WIDTH_NONE, 0},
-    {"self_attn.o_proj.weight", offsetof(struct layer_weights, o.w), WIDTH_D, WIDTH_QUERY, 1},
-    {"self_attn.o_proj.bias", offsetof(struct layer_weights, o.b), WIDTH_D, WIDTH_NONE, 0},
-    {"post_attention_layernorm.weight", offsetof(struct layer_weights, mlp_norm), WIDTH_D,
-     WIDTH_NONE, 0},
-    {"mlp.gate_proj.weight", offsetof(struct layer_weights, gate.w), WIDTH_F, WIDTH_D, 1},
-    {"mlp.up_proj.weight", offsetof(struct layer_weights, up.w), WIDTH_F, WIDTH_D, 1},
-    {"mlp.down_proj.weight", offsetof(struct layer_weights, down.w), WIDTH_D, WIDTH_F, 1},
-};
-#define LAYER_TENSORS ((int32_t)(sizeof layer_tensors / sizeof layer_tensors[0]))
-
-int64_t model_width(const struct model_config *c, enum model_width width)
+static struct tensor shaped(const struct model_config *c, enum base_layout_part part)
 {
-    switch (width) {
-    case WIDTH_D:
-        return c->hidden;
-    case WIDTH_QUERY:
-        return (int64_t)c->heads * c->head_dim;
-    case WIDTH_KEY:
-        return (int64_t)c->kv_heads * c->head_dim;
-    case WIDTH_F:
-        return c->intermediate;
-    case WIDTH_E:
-        return c->head_dim;
-    case WIDTH_V:
-        return c->vocabulary;
-    case WIDTH_NONE:
-        break;
+    int64_t shape[TENSOR_MAX_RANK];
+    int rank = base_layout_shape(c, part, shape);
+
+    return tensor_view(NULL, DTYPE_F32, rank, shape);
+}
+
+static struct tensor *layer_tensor_at(struct layer_weights *layer, int part)
+{
+    return (struct tensor *)((char *)layer + places[part]);
+}
+
+/* `layer` counts for a block's tensors alone. */
+static struct tensor *tensor_at(struct model_weights *weights, int32_t layer, int part)
+{
+    switch (part) {
+    case BASE_LAYOUT_EMBED:
+        return &weights->embed;
+    case BASE_LAYOUT_FINAL_NORM:
+        return &weights->final_norm;
+    case BASE_LAYOUT_HEAD:
+        return &weights->head;
+    default:
+        return layer_tensor_at(&weights->layer[layer], part);
     }
-    return 0;
-}
-
-static struct tensor shaped(const struct model_config *c, enum model_width rows,
-                            enum model_width cols)
-{
-    const int64_t shape[2] = {model_width(c, rows), model_width(c, cols)};
-
-    return tensor_view(NULL, DTYPE_F32, cols == WIDTH_NONE ? 1 : 2, shape);
-}
-
-static struct tensor *layer_tensor_at(struct layer_weights *layer, int32_t i)
-{
-    return (struct tensor *)((char *)layer + layer_tensors[i].offset);
-}
-
-/* The tensors that this model has, in order: embed, those of each layer, final norm, head. A
- * tensor's index counts only what is there. */
-static bool layer_has(const struct model *model, int32_t layer, int32_t i)
-{
-    return layer_tensor_at(&model->weights.layer[layer], i)->data != NULL;
 }
 
 int32_t model_tensor_count(const struct model *model)
 {
-    int32_t count = model->config.tied_embeddings ? 2 : 3;
+    const struct model_config *c = &model->config;
+    int32_t block = 0;
 
-    for (int32_t l = 0; l < model->config.layers; l++)
-        for (int32_t i = 0; i < LAYER_TENSORS; i++)
-            count += layer_has(model, l, i);
-    return count;
+    for (int part = 0; part < BASE_LAYOUT_BLOCK; part++)
+        block += base_layout_has(c, part);
+    return c->layers * block + 2 + base_layout_has(c, BASE_LAYOUT_HEAD);
 }
 
-/* Where tensor `index` is: layer and number within it; layer -1: embed (0), final norm (1), head
- * (2). */
-static bool locate(const struct model *model, int32_t index, int32_t *layer, int32_t *i)
+/* Tensor `index` in canonical order: which one it is, and of which layer (-1: of none). */
+static bool locate(const struct model *model, int32_t index, int32_t *layer, int *part)
 {
+    const struct model_config *c = &model->config;
+
     *layer = -1;
-    *i = 0;
+    *part = BASE_LAYOUT_EMBED;
     if (index-- == 0)
         return true;
-    for (*layer = 0; *layer < model->config.layers; ++*layer)
-        for (*i = 0; *i < LAYER_TENSORS; ++*i)
-            if (layer_has(model, *layer, *i) && index-- == 0)
+    for (*layer = 0; *layer < c->layers; ++*layer)
+        for (*part = 0; *part < BASE_LAYOUT_BLOCK; ++*part)
+            if (base_layout_has(c, *part) && index-- == 0)
                 return true;
     *layer = -1;
-    *i = index == 0 ? 1 : 2;
-    return index == 0 || (index == 1 && !model->config.tied_embeddings);
+    *part = index == 0 ? BASE_LAYOUT_FINAL_NORM : BASE_LAYOUT_HEAD;
+    return index == 0 || (index == 1 && base_layout_has(c, BASE_LAYOUT_HEAD));
 }
 
 struct tensor *model_tensor(const struct model *model, struct model_weights *weights, int32_t index,
                             char name[MODEL_NAME_MAX])
 {
-    static const char *const outer[] = {"model.embed_tokens.weight", "model.norm.weight",
-                                        "lm_head.weight"};
-    int32_t layer, i;
+    int32_t layer;
+    int part;
 
-    if (index < 0 || !locate(model, index, &layer, &i))
+    if (index < 0 || !locate(model, index, &layer, &part))
         return NULL;
-    if (layer >= 0) {
-        snprintf(name, MODEL_NAME_MAX, "model.layers.%d.%s", layer, layer_tensors[i].name);
-        return layer_tensor_at(&weights->layer[layer], i);
-    }
-    snprintf(name, MODEL_NAME_MAX, "%s", outer[i]);
-    return i == 0 ? &weights->embed : i == 1 ? &weights->final_norm : &weights->head;
+    base_layout_name(part, layer, name, MODEL_NAME_MAX);
+    return tensor_at(weights, layer, part);
 }
 
 bool model_tensor_is_linear(const struct model *model, int32_t index)
 {
-    int32_t layer, i;
+    int32_t layer;
+    int part;
 
-    return locate(model, index, &layer, &i) && layer >= 0 && layer_tensors[i].linear;
+    return locate(model, index, &layer, &part) && base_layout_is_linear(part);
 }
 
 bool model_tensor_is_embedding(const struct model *model, int32_t index)
 {
-    int32_t layer, i;
+    int32_t layer;
+    int part;
 
-    return locate(model, index, &layer, &i) && layer < 0 && i != 1;
+    return locate(model, index, &layer, &part) &&
+           (part == BASE_LAYOUT_EMBED || part == BASE_LAYOUT_HEAD);
 }
 
 int model_weights_alloc(struct model_weights *weights, const struct model *model, struct err *err)
@@ -147,13 +125,12 @@ int model_weights_alloc(struct model_weights *weights, const struct model *model
     weights->layer = calloc((size_t)c->layers, sizeof *weights->layer);
     if (!weights->layer)
         return err_set(err, ERR_NO_MEMORY, "no memory for %d layers", c->layers);
-    weights->embed = shaped(c, WIDTH_V, WIDTH_D);
-    weights->head = shaped(c, WIDTH_V, WIDTH_D);
-    weights->final_norm = shaped(c, WIDTH_D, WIDTH_NONE);
+    weights->embed = shaped(c, BASE_LAYOUT_EMBED);
+    weights->head = shaped(c, BASE_LAYOUT_HEAD);
+    weights->final_norm = shaped(c, BASE_LAYOUT_FINAL_NORM);
     for (int32_t l = 0; l < c->layers; l++)
-        for (int32_t i = 0; i < LAYER_TENSORS; i++)
-            *layer_tensor_at(&weights->layer[l], i) =
-                shaped(c, layer_tensors[i].rows, layer_tensors[i].cols);
+        for (int part = 0; part < BASE_LAYOUT_BLOCK; part++)
+            *layer_tensor_at(&weights->layer[l], part) = shaped(c, part);
     return 0;
 }
 
@@ -233,16 +210,18 @@ struct opening {
     const struct model_source *source;
 };
 
-static int open_tensor(const struct opening *o, const char *name, struct tensor *out,
-                       struct err *err)
+static int open_tensor(const struct opening *o, int32_t layer, int part, struct err *err)
 {
     struct backend *b = o->model->backend;
-    struct tensor host, want = *out;
+    struct tensor *out = tensor_at(&o->model->weights, layer, part), host, want = *out;
+    char name[MODEL_NAME_MAX];
+    bool found;
 
-    out->data = NULL;
-    if (!o->source->tensor(o->source->context, name, &host))
+    if (!base_layout_has(&o->model->config, part))
         return 0;
-    assert(host.rank == want.rank);
+    base_layout_name(part, layer, name, sizeof name);
+    found = o->source->tensor(o->source->context, name, &host);
+    assert(found && host.rank == want.rank);
     for (int i = 0; i < want.rank; i++)
         assert(host.shape[i] == want.shape[i]);
     if (b->ops->weight_open(b, &host, out, err))
@@ -255,25 +234,19 @@ static int open_weights(const struct opening *o, struct err *err)
 {
     struct model *model = o->model;
     struct model_weights *w = &model->weights;
-    char name[MODEL_NAME_MAX];
 
     if (model_weights_alloc(w, model, err))
         return -1;
     for (int32_t l = 0; l < model->config.layers; l++)
-        for (int32_t i = 0; i < LAYER_TENSORS; i++) {
-            snprintf(name, sizeof name, "model.layers.%d.%s", l, layer_tensors[i].name);
-            if (open_tensor(o, name, layer_tensor_at(&w->layer[l], i), err))
+        for (int part = 0; part < BASE_LAYOUT_BLOCK; part++)
+            if (open_tensor(o, l, part, err))
                 return -1;
-            assert(!layer_tensors[i].linear || layer_has(model, l, i));
-        }
-    if (open_tensor(o, "model.embed_tokens.weight", &w->embed, err) ||
-        open_tensor(o, "model.norm.weight", &w->final_norm, err))
+    if (open_tensor(o, -1, BASE_LAYOUT_EMBED, err) ||
+        open_tensor(o, -1, BASE_LAYOUT_FINAL_NORM, err) ||
+        open_tensor(o, -1, BASE_LAYOUT_HEAD, err))
         return -1;
     if (model->config.tied_embeddings)
         w->head = w->embed;
-    else if (open_tensor(o, "lm_head.weight", &w->head, err))
-        return -1;
-    assert(w->embed.data && w->final_norm.data && w->head.data);
     return 0;
 }
 
@@ -324,8 +297,8 @@ void model_free(struct model *model)
     if (!model)
         return;
     for (int32_t l = 0; model->weights.layer && l < model->config.layers; l++)
-        for (int32_t i = 0; i < LAYER_TENSORS; i++)
-            close_tensor(model, layer_tensor_at(&model->weights.layer[l], i));
+        for (int part = 0; part < BASE_LAYOUT_BLOCK; part++)
+            close_tensor(model, layer_tensor_at(&model->weights.layer[l], part));
     if (!model->config.tied_embeddings)
         close_tensor(model, &model->weights.head);
     close_tensor(model, &model->weights.embed);

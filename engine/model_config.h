@@ -36,6 +36,10 @@ struct model_config {
     int32_t bos_token, eos_token; /* -1: none */
 };
 
+/* The lengths that shapes are made of: D, H·E, G·E, F, E, V (backend.h). NONE is 0. */
+enum model_width { WIDTH_D, WIDTH_QUERY, WIDTH_KEY, WIDTH_F, WIDTH_E, WIDTH_V, WIDTH_NONE };
+int64_t model_config_width(const struct model_config *config, enum model_width width);
+
 #define MODEL_CONFIG_MAX_JSON (1u << 20)
 
 /* From the text of a config.json. ERR_INVALID names the key. */

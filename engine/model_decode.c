@@ -65,7 +65,7 @@ static int64_t place_decoder(struct model_decoder *d, char *memory)
 {
     const struct model_config *c = &d->model->config;
     struct model_arena a = {.memory = memory};
-    int64_t query = model_width(c, WIDTH_QUERY), key = model_width(c, WIDTH_KEY);
+    int64_t query = model_config_width(c, WIDTH_QUERY), key = model_config_width(c, WIDTH_KEY);
 
     d->rope = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->head_dim);
     d->x = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->hidden);

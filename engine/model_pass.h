@@ -13,10 +13,6 @@ struct model {
     float rope_magnitude;
 };
 
-/* The lengths that shapes are made of: D, H·E, G·E, F, E, V (backend.h). */
-enum model_width { WIDTH_D, WIDTH_QUERY, WIDTH_KEY, WIDTH_F, WIDTH_E, WIDTH_V, WIDTH_NONE };
-int64_t model_width(const struct model_config *config, enum model_width width);
-
 /* Tensors carved out of one allocation: first counted, then placed. */
 struct model_arena {
     char *memory; /* NULL: counting */

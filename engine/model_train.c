@@ -24,7 +24,7 @@ struct model_training {
 static void place_layer(struct layer_activations *l, struct model_arena *a,
                         const struct model_config *c, int32_t rows)
 {
-    int64_t query = model_width(c, WIDTH_QUERY), key = model_width(c, WIDTH_KEY);
+    int64_t query = model_config_width(c, WIDTH_QUERY), key = model_config_width(c, WIDTH_KEY);
 
     l->x = model_arena_carve(a, DTYPE_F32, rows, c->hidden);
     l->attn_rstd = model_arena_carve(a, DTYPE_F32, rows, 0);
@@ -46,7 +46,7 @@ static void place_layer(struct layer_activations *l, struct model_arena *a,
 static int64_t place_training(struct model_training *t, const struct model_config *c, char *memory)
 {
     struct model_arena a = {.memory = memory};
-    int64_t query = model_width(c, WIDTH_QUERY), key = model_width(c, WIDTH_KEY);
+    int64_t query = model_config_width(c, WIDTH_QUERY), key = model_config_width(c, WIDTH_KEY);
     int64_t chunk = t->max_rows < LOSS_CHUNK ? t->max_rows : LOSS_CHUNK;
 
     for (int32_t l = 0; l < c->layers; l++) {
