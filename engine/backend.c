@@ -46,3 +46,8 @@ void backend_close(struct backend *backend)
         backend->ops->close(backend);
     memset(backend, 0, sizeof *backend);
 }
+
+const char *backend_cpu_kernels(void)
+{
+    return cpu_kernels_usable()[0]->name;
+}

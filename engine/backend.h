@@ -382,6 +382,7 @@ struct backend_options {
 /* ERR_INVALID: an unknown device; ERR_UNAVAILABLE: what this one lacks, and the remedy. */
 int backend_open(struct backend *backend, const struct backend_options *options, struct err *err);
 void backend_close(struct backend *backend); /* a zeroed struct is fine */
+const char *backend_cpu_kernels(void); /* "avx512", "avx2" or "plain": the best of this processor */
 /* ops->check, and a sign of life (base/progress.h): it has waited, so the device has answered. */
 int backend_check(struct backend *backend, struct err *err);
 

@@ -50,8 +50,8 @@ static void find_cpu(struct engine_device *out)
         cores = CPU_COUNT(&allowed);
     proc_line("/proc/cpuinfo", "model name", model, sizeof model);
     snprintf(out->name, sizeof out->name, "cpu");
-    snprintf(out->description, sizeof out->description, "%s, %d core%s", model, cores,
-             cores == 1 ? "" : "s");
+    snprintf(out->description, sizeof out->description, "%s, %d core%s, %s kernels", model, cores,
+             cores == 1 ? "" : "s", backend_cpu_kernels());
     out->memory_bytes = memory_of("MemTotal");
     out->memory_free = memory_of("MemAvailable");
     out->usable = true;

@@ -93,6 +93,15 @@ const struct cmd cmd_table[] = {
      "`serve` does this by itself every --collect seconds.",
      {.settings = NAMES(DATABASE, "grace")},
      cmd_collect},
+    {"doctor",
+     "--data DIR [--devices LIST] [--json]",
+     "say what this machine has for Graft and what is missing",
+     "A line for each finding: ok, warn or fail, and what to do. Exits with 1 where something "
+     "must\n"
+     "be mended. Takes the settings that `serve` would get; makes nothing.",
+     {.settings = NAMES(DATABASE, "devices", "infer_device"),
+      .options = OPTIONS({"--json", NULL, "for programs"})},
+     cmd_doctor},
     {"bench train",
      "--model DIR [--seq 512] [--batch 2] [--steps 5] [--train-embeddings]",
      "time training steps; prints one JSON line",
