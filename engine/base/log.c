@@ -15,6 +15,20 @@ void log_setup(const char *name, enum log_level min)
     min_level = min;
 }
 
+/* A line is one event, whatever was formatted into it (a database's message has several, a client's
+ * text may have escapes for the terminal that shows the log). */
+static void flatten(char *text, size_t len)
+{
+    for (size_t i = 0; i < len; i++) {
+        unsigned char c = (unsigned char)text[i];
+
+        if (c == '\n' || c == '\r' || c == '\t')
+            text[i] = ' ';
+        else if (c < ' ' || c == 0x7f)
+            text[i] = '?';
+    }
+}
+
 void log_line(enum log_level level, const char *fmt, ...)
 {
     static const char *const name[] = {"debug", "info", "warn", "error"};
@@ -38,6 +52,7 @@ void log_line(enum log_level level, const char *fmt, ...)
     va_end(ap);
     if (k > 0)
         n += (size_t)k < sizeof line - n - 1 ? (size_t)k : sizeof line - n - 2;
+    flatten(line, n);
     line[n++] = '\n';
     /* A log line that can not be written has nowhere to be reported. */
     if (write(STDERR_FILENO, line, n) < 0)

@@ -1,7 +1,7 @@
 /* log.h: one line per event on standard error: time, level, component, message.
  *
  * Never give it a key, a prompt or a training text; ids and sizes are fine. Thread-safe: each call
- * is one write(2). */
+ * is one write(2), one line: line ends and other control characters inside do not get through. */
 #ifndef GRAFT_BASE_LOG_H
 #define GRAFT_BASE_LOG_H
 

@@ -80,6 +80,27 @@ static void a_long_text_is_cut_and_still_a_line(void **state)
     free(text);
 }
 
+static void hostile_ones(void)
+{
+    log_setup("test", LOG_LEVEL_INFO);
+    log_info("%s", "first\n2000-01-01T00:00:00.000Z error test: forged");
+    log_info("%s", "a\r\nb\tc\x1b[31md\x7f\xc3\xa4");
+    log_info("ends\n");
+}
+
+static void what_is_inside_makes_no_line(void **state)
+{
+    char *text = captured(hostile_ones), *line = strtok(text, "\n");
+
+    assert_string_equal(line + 24, " info test: first 2000-01-01T00:00:00.000Z error test: forged");
+    line = strtok(NULL, "\n");
+    assert_string_equal(line + 24, " info test: a  b c?[31md?\xc3\xa4");
+    line = strtok(NULL, "\n");
+    assert_string_equal(line + 24, " info test: ends ");
+    assert_null(strtok(NULL, "\n"));
+    free(text);
+}
+
 enum { THREADS = 4, LINES = 500 };
 
 static void *write_lines(void *arg)
@@ -133,6 +154,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(levels_and_shape),
         cmocka_unit_test(a_long_text_is_cut_and_still_a_line),
+        cmocka_unit_test(what_is_inside_makes_no_line),
         cmocka_unit_test(lines_of_threads_do_not_mix),
     };
 
