@@ -109,6 +109,17 @@ static void make_room_for_delta(struct worker_models *m, const struct worker_del
     }
 }
 
+/* A file that the store vouches for and the engine refuses is not the client's fault, and what the
+ * engine says of it names its place: that is for the log. */
+static int hide_place(struct err *err, const char *what, const char *digest)
+{
+    if (err->kind != ERR_INVALID && err->kind != ERR_IO)
+        return -1;
+    log_error("%s %.12s: %s", what, digest, err->message);
+    err_clear(err);
+    return err_set(err, ERR_INTERNAL, "%s %.12s can not be loaded", what, digest);
+}
+
 /* ------------------------------------------------------------------ bases */
 
 static int open_engine(struct worker_models *m, struct worker_base *b, const char *path,
@@ -137,7 +148,7 @@ static int load_base(struct worker_models *m, const char *digest, const char *pa
     struct worker_base *b;
 
     if (engine_base_read(path, &info, err) != 0)
-        return -1;
+        return hide_place(err, "base", digest);
     if (strcmp(info.digest, digest) != 0)
         return err_set(err, ERR_INTERNAL, "base file has digest %.12s, not %.12s", info.digest,
                        digest);
@@ -149,7 +160,7 @@ static int load_base(struct worker_models *m, const char *digest, const char *pa
     make_room_for_base(m, b->bytes);
     if (open_engine(m, b, path, err) != 0) {
         free_base(b);
-        return -1;
+        return hide_place(err, "base", digest);
     }
     b->next = m->bases;
     m->bases = b;
@@ -184,7 +195,7 @@ static int check_artifact(const char *path, const char *sha256, struct err *err)
         return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
                             "the model was deleted");
     if (file_sha256(path, found, &bytes, err) != 0)
-        return -1;
+        return hide_place(err, "delta", sha256);
     if (strcmp(found, sha256) != 0)
         return err_set(err, ERR_INTERNAL, "artifact %.12s is damaged on disk: it hashes to %.12s",
                        sha256, found);
@@ -213,8 +224,10 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
     worker_watch_begin("opening a delta", 0);
     rc = engine_delta_open(&d->engine_delta, base->engine, path, err);
     worker_watch_end();
-    if (rc != 0)
+    if (rc != 0) {
+        hide_place(err, "delta", sha256);
         goto fail;
+    }
     d->bytes = engine_delta_bytes(d->engine_delta);
     d->next = m->deltas;
     m->deltas = d;

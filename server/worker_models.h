@@ -6,7 +6,8 @@
  * loaded when first asked for, stay while in use, and go least-recently-used first when the loaded
  * ones exceed their bytes. The one just asked for always stays.
  *
- * A device that can not be opened is ERR_DEVICE: another process may have more luck.
+ * Errors may go to a client: they name no place on disk (the log does). A device that can not be
+ * opened is ERR_DEVICE: another process may have more luck.
  *
  * One thread. */
 #ifndef GRAFT_WORKER_MODELS_H
