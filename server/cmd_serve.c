@@ -26,6 +26,8 @@
 #include "storage/leases.h"
 #include "storage/storage.h"
 
+#define CONNECTIONS_BESIDE 20 /* of operators' commands, and what PostgreSQL keeps for itself */
+
 struct server {
     const struct settings *settings;
     int lock;                   /* flock on DATA/serve.lock */
@@ -65,6 +67,34 @@ static int take_lock(struct server *s, struct err *err)
     return rc;
 }
 
+/* To the database at once: each handler's, the sweeper's and a self-test's; of a train worker its
+ * own, its heartbeat's and the one that lets a job go when the device is stuck; commands beside us.
+ */
+static int connections_wanted(const struct server *s)
+{
+    int workers = s->devices.count + (int)s->settings->workers;
+
+    return (int)s->settings->handlers + 2 + 3 * workers + CONNECTIONS_BESIDE;
+}
+
+/* A database that runs already, or is somebody else's, may allow fewer: requests would fail then,
+ * now and again. */
+static void check_connections(struct server *s, struct db *db)
+{
+    struct db_result *res = NULL;
+
+    if (db_begin(db, NULL, NULL) != 0)
+        return;
+    if (db_exec(db, "SELECT current_setting('max_connections')::bigint", DB_NO_ARGS, &res, NULL) ==
+            0 &&
+        db_rows(res) == 1 && db_int(res, 0, 0) < connections_wanted(s))
+        log_warn("the database allows %lld connections, and this server with its workers may want "
+                 "%d: raise its max_connections, or lower --handlers",
+                 (long long)db_int(res, 0, 0), connections_wanted(s));
+    db_result_free(res);
+    db_rollback(db);
+}
+
 static int self_test(struct server *s, enum db_role role, struct err *err)
 {
     struct db *db = NULL;
@@ -72,6 +102,8 @@ static int self_test(struct server *s, enum db_role role, struct err *err)
 
     if (rc == 0)
         rc = db_self_test(db, err);
+    if (rc == 0 && role == DB_ROLE_WORKER)
+        check_connections(s, db);
     db_close(db);
     return rc;
 }
@@ -168,10 +200,11 @@ static int start_workers(struct server *s, struct err *err)
     return supervisor_open(&s->supervisor, &options, err);
 }
 
-static int start_http(struct server *s, struct err *err)
+static struct http_server_options http_options(struct server *s)
 {
     const struct settings *t = s->settings;
-    const struct http_server_options options = {
+
+    return (struct http_server_options){
         .listen = t->listen,
         .tls_cert = t->tls_cert[0] != '\0' ? t->tls_cert : NULL,
         .tls_key = t->tls_key[0] != '\0' ? t->tls_key : NULL,
@@ -190,6 +223,11 @@ static int start_http(struct server *s, struct err *err)
         .header_deadline_ms = (int)(1000 * t->header_deadline),
         .body_deadline_ms = (int)(1000 * t->body_deadline),
     };
+}
+
+static int start_http(struct server *s, struct err *err)
+{
+    const struct http_server_options options = http_options(s);
 
     blob_store_keep_free(s->storage.blobs, CAPACITY_RESERVE);
     s->api = (struct api_context){.blobs = s->storage.blobs,
@@ -204,8 +242,13 @@ static int start(struct server *s, struct err *err)
 {
     const struct settings *t = s->settings;
 
+    const struct http_server_options http = http_options(s);
+
+    /* What is quickly seen comes before a database is made. */
     if (choose_devices(s, err) != 0 || take_lock(s, err) != 0 ||
-        storage_open(&s->storage, t->data, t->database[0] != '\0' ? t->database : NULL, err) != 0)
+        http_server_check(&http, err) != 0 ||
+        storage_open_for(&s->storage, t->data, t->database[0] != '\0' ? t->database : NULL,
+                         connections_wanted(s), err) != 0)
         return -1;
     if (self_test(s, DB_ROLE_APP, err) != 0 || self_test(s, DB_ROLE_WORKER, err) != 0)
         return -1;

@@ -131,6 +131,13 @@ static int read_tls(struct tls_files *tls, const struct http_server_options *opt
     return 0;
 }
 
+static int refuse_tls(struct err *err)
+{
+    return err_set(err, ERR_INVALID,
+                   "libmicrohttpd does not start: are certificate and key PEM files that belong "
+                   "together?");
+}
+
 static int start_daemon(struct http_server *server, const struct tls_files *tls, struct err *err)
 {
     const struct http_server_options *o = &server->options;
@@ -164,20 +171,62 @@ static int start_daemon(struct http_server *server, const struct tls_files *tls,
     server->daemon = MHD_start_daemon(flags, 0, NULL, NULL, http_exchange_access, server,
                                       MHD_OPTION_ARRAY, items, MHD_OPTION_END);
     if (!server->daemon)
-        return err_set(
-            err, tls->cert ? ERR_INVALID : ERR_INTERNAL, "libmicrohttpd does not start%s",
-            tls->cert ? ": are certificate and key PEM files that belong together?" : "");
+        return tls->cert ? refuse_tls(err)
+                         : err_set(err, ERR_INTERNAL, "libmicrohttpd does not start");
     return 0;
+}
+
+static void free_tls(struct tls_files *tls)
+{
+    free(tls->cert);
+    if (tls->key)
+        OPENSSL_cleanse(tls->key, strlen(tls->key));
+    free(tls->key);
+}
+
+static int open_listen(struct http_listen *listen, const struct http_server_options *options,
+                       const struct tls_files *tls, struct err *err)
+{
+    return http_listen_open(listen, options->listen ? options->listen : "127.0.0.1:8080",
+                            !tls->cert && !options->insecure, err);
+}
+
+/* A daemon without a socket or a thread reads certificate and key as the real one does. */
+static int check_tls(const struct tls_files *tls, struct err *err)
+{
+    struct MHD_Daemon *daemon =
+        MHD_start_daemon(MHD_USE_TLS | MHD_USE_NO_LISTEN_SOCKET, 0, NULL, NULL,
+                         http_exchange_access, NULL, MHD_OPTION_EXTERNAL_LOGGER, mhd_log, NULL,
+                         MHD_OPTION_HTTPS_MEM_CERT, tls->cert, MHD_OPTION_HTTPS_MEM_KEY, tls->key,
+                         MHD_OPTION_HTTPS_PRIORITIES, TLS_PRIORITIES, MHD_OPTION_END);
+
+    if (!daemon)
+        return refuse_tls(err);
+    MHD_stop_daemon(daemon);
+    return 0;
+}
+
+int http_server_check(const struct http_server_options *options, struct err *err)
+{
+    struct tls_files tls = {0};
+    struct http_listen listen;
+    int rc = read_tls(&tls, options, err);
+    if (rc == 0)
+        rc = open_listen(&listen, options, &tls, err);
+    if (rc == 0)
+        close(listen.fd);
+    if (rc == 0 && tls.cert)
+        rc = check_tls(&tls, err);
+    free_tls(&tls);
+    return rc;
 }
 
 static int start(struct http_server *server, const struct http_server_options *options,
                  struct tls_files *tls, struct err *err)
 {
     struct http_listen listen;
-    if (set_options(server, options, err) < 0 || read_tls(tls, options, err) < 0)
-        return -1;
-    if (http_listen_open(&listen, options->listen ? options->listen : "127.0.0.1:8080",
-                         !tls->cert && !options->insecure, err) < 0)
+    if (set_options(server, options, err) < 0 || read_tls(tls, options, err) < 0 ||
+        open_listen(&listen, options, tls, err) < 0)
         return -1;
     server->listen_fd = listen.fd;
     snprintf(server->url, sizeof(server->url), "%s://%s:%d", tls->cert ? "https" : "http",
@@ -213,10 +262,7 @@ int http_server_start(struct http_server **out, const struct http_server_options
     pthread_mutex_init(&server->handlers.lock, NULL);
     pthread_cond_init(&server->handlers.wake, NULL);
     int rc = start(server, options, &tls, err);
-    free(tls.cert);
-    if (tls.key)
-        OPENSSL_cleanse(tls.key, strlen(tls.key));
-    free(tls.key);
+    free_tls(&tls);
     if (rc < 0) {
         http_server_stop(server, 0);
         return -1;

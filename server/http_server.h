@@ -49,6 +49,9 @@ struct http_server_options {
     int64_t upload_bytes_per_second; /* after the grace an upload slower than this is cut [8192] */
 };
 
+/* Could it start? Looks at address, certificate and key, and keeps nothing: for what would take
+ * long before http_server_start. */
+int http_server_check(const struct http_server_options *options, struct err *err);
 /* Returns when the socket listens. */
 int http_server_start(struct http_server **out, const struct http_server_options *options,
                       struct err *err);

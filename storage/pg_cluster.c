@@ -38,7 +38,8 @@ struct pg_cluster {
     char *url;     /* for graft's own login */
     char *admin;   /* superuser, database postgres: only here */
     struct pg_user user;
-    int users; /* shared lock on DATA/pg.users for as long as we use it; -1 */
+    int users;       /* shared lock on DATA/pg.users for as long as we use it; -1 */
+    int connections; /* max_connections of one that we start */
     bool started;
     pid_t pid;
 };
@@ -358,21 +359,22 @@ out:
 
 static int start(struct pg_cluster *c, const struct pg_binaries *bin, struct err *err)
 {
-    char program[600], sockets[128];
-    const char *argv[] = {
-        "postgres", "-D", PG_PROCESS_DATA, "-c", "listen_addresses=", "-c", sockets, "-c",
-        "unix_socket_permissions=0700", "-c", "port=5432", "-c", "cluster_name=graft", "-c",
-        "fsync=on", "-c", "synchronous_commit=on", "-c", "full_page_writes=on", "-c",
-        /* Modest: our tables are small, the model needs the memory. */
-        "shared_buffers=32MB", "-c", "max_connections=120", "-c", "max_wal_size=256MB", "-c",
-        "min_wal_size=32MB", "-c", "max_parallel_workers=0", "-c", "jit=off", "-c",
-        "huge_pages=off", "-c", "logging_collector=off", "-c", "log_timezone=UTC", "-c",
-        "log_checkpoints=off", NULL};
+    char program[600], sockets[128], connections[40];
+    const char *argv[] = {"postgres", "-D", PG_PROCESS_DATA, "-c", "listen_addresses=", "-c",
+                          sockets, "-c", "unix_socket_permissions=0700", "-c", "port=5432", "-c",
+                          "cluster_name=graft", "-c", "fsync=on", "-c", "synchronous_commit=on",
+                          "-c", "full_page_writes=on", "-c",
+                          /* Modest: our tables are small, the model needs the memory. */
+                          "shared_buffers=32MB", "-c", connections, "-c", "max_wal_size=256MB",
+                          "-c", "min_wal_size=32MB", "-c", "max_parallel_workers=0", "-c",
+                          "jit=off", "-c", "huge_pages=off", "-c", "logging_collector=off", "-c",
+                          "log_timezone=UTC", "-c", "log_checkpoints=off", NULL};
     struct pg_process process = {
         .user = &c->user, .program = program, .argv = argv, .data = c->pgdata};
     int rc;
 
     snprintf(program, sizeof program, "%s/postgres", bin->dir);
+    snprintf(connections, sizeof connections, "max_connections=%d", c->connections);
     /* Relative to the data folder, so that it holds where the path to that is closed to the user.
      */
     snprintf(sockets, sizeof sockets, "unix_socket_directories=%s",
@@ -520,6 +522,12 @@ static void stop(const struct pg_cluster *c)
 
 int pg_cluster_acquire(struct pg_cluster **out, const char *data_dir, struct err *err)
 {
+    return pg_cluster_acquire_for(out, data_dir, PG_CLUSTER_CONNECTIONS, err);
+}
+
+int pg_cluster_acquire_for(struct pg_cluster **out, const char *data_dir, int connections,
+                           struct err *err)
+{
     struct pg_cluster *c = calloc(1, sizeof *c);
     int lock = -1, rc = -1;
 
@@ -527,6 +535,7 @@ int pg_cluster_acquire(struct pg_cluster **out, const char *data_dir, struct err
     if (c == NULL)
         return err_set(err, ERR_NO_MEMORY, "out of memory");
     c->users = -1;
+    c->connections = connections > PG_CLUSTER_CONNECTIONS ? connections : PG_CLUSTER_CONNECTIONS;
     if (file_make_dirs(data_dir, 0700, err) != 0)
         goto out;
     c->root = realpath(data_dir, NULL);

@@ -24,8 +24,14 @@
 
 struct pg_cluster;
 
+#define PG_CLUSTER_CONNECTIONS 120
+
 /* Creates (first time), starts or attaches, and waits until the database `graft` answers. */
 int pg_cluster_acquire(struct pg_cluster **out, const char *data_dir, struct err *err);
+/* The same for a user that may open this many connections at once; one that runs already keeps what
+ * it was started with. */
+int pg_cluster_acquire_for(struct pg_cluster **out, const char *data_dir, int connections,
+                           struct err *err);
 /* The last user out stops it: fast shutdown, 20 s, then immediate (which loses nothing). NULL is
  * fine. */
 void pg_cluster_release(struct pg_cluster *cluster);

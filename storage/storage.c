@@ -22,6 +22,12 @@ int storage_attach(struct storage *storage, const char *data_dir, const char *ur
 int storage_open(struct storage *storage, const char *data_dir, const char *database_url,
                  struct err *err)
 {
+    return storage_open_for(storage, data_dir, database_url, PG_CLUSTER_CONNECTIONS, err);
+}
+
+int storage_open_for(struct storage *storage, const char *data_dir, const char *database_url,
+                     int connections, struct err *err)
+{
     struct migrate_report report;
     struct pg_cluster *cluster = NULL;
 
@@ -29,7 +35,7 @@ int storage_open(struct storage *storage, const char *data_dir, const char *data
     if (file_make_dirs(data_dir, 0700, err) != 0)
         return -1;
     if (database_url == NULL) {
-        if (pg_cluster_acquire(&cluster, data_dir, err) != 0)
+        if (pg_cluster_acquire_for(&cluster, data_dir, connections, err) != 0)
             return -1;
         database_url = pg_cluster_url(cluster);
     }

@@ -19,6 +19,9 @@ struct storage {
 /* Makes data_dir where it is absent (mode 0700). database_url NULL: the private cluster. */
 int storage_open(struct storage *storage, const char *data_dir, const char *database_url,
                  struct err *err);
+/* The same for a user that may open this many connections to the database at once. */
+int storage_open_for(struct storage *storage, const char *data_dir, const char *database_url,
+                     int connections, struct err *err);
 int storage_attach(struct storage *storage, const char *data_dir, const char *url, struct err *err);
 void storage_release(struct storage *storage); /* last user stops the cluster; twice is fine */
 

@@ -127,6 +127,30 @@ class Serve(unittest.TestCase):
             done = run("serve", "--data", server.folder / "taken", "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
         self.assertEqual(done.returncode, 1, done)
 
+    def test_what_is_quickly_seen_comes_before_a_database_is_made(self):
+        data = server.folder / "early"
+        (server.folder / "no.pem").write_text("no certificate")
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            for words, message in ((("--listen", "nonsense"), "give HOST:PORT"),
+                                   (("--listen", f"127.0.0.1:{taken.getsockname()[1]}"), "can not listen"),
+                                   (("--listen", "127.0.0.1:0", "--tls-cert", server.folder / "no.pem", "--tls-key",
+                                     server.folder / "no.pem"), "certificate and key"),
+                                   (("--listen", "127.0.0.1:0", "--tls-cert", "/nowhere", "--tls-key", "/nowhere"), "/nowhere")):
+                with self.subTest(words=words):
+                    done = run("serve", "--data", data, *words)
+                    self.assertEqual(done.returncode, 1)
+                    self.assertIn(message, done.stderr)
+                    self.assertFalse((data / "pg").exists())
+
+    def test_the_private_database_has_room_for_every_handler(self):
+        many = harness.Server(model_name=None, handlers=256, workers=0)
+        self.addCleanup(many.stop)
+        self.assertNotIn("max_connections", many.log())
+        line = harness.processes()[postmaster_of(many)][1]
+        self.assertGreaterEqual(int(re.search(r"max_connections=(\d+)", line).group(1)), 256 + 20)
+
     def test_a_device_that_is_not_there_is_named(self):
         done = run("serve", "--data", server.folder / "nowhere", "--listen", "127.0.0.1:0", "--devices", "cpu,cuda:63")
         self.assertEqual(done.returncode, 1)
