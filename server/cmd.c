@@ -34,14 +34,16 @@ const struct cmd cmd_table[] = {
      "`graft serve` hands it, and is started by nobody else. --role probe prints a JSON line for\n"
      "each device of this machine. Exits with 75 when its device is lost and with 76 when it was\n"
      "silent for --watchdog seconds: start it again then.",
-     {.settings = NAMES(DATABASE, "threads", "watchdog", "lease", "heartbeat", "fence", "poll",
-                        "recovery", "disk_patience", "grace", "max_attempts", "infer_sequences",
-                        "infer_queue", "infer_context", "base_memory", "delta_memory"),
-      .options = OPTIONS({"--role", "train|infer|probe", "what the worker does"},
-                         {"--device", "DEVICE", "cpu (default), cuda:N or shim:N"},
-                         {"--lifeline-fd", "FD", "exit when this descriptor ends (set by serve)"},
-                         {"--socket-fd", "FD", "socket to the server (set by serve)"},
-                         {"--words-fd", "FD", "takes the reason of its death (set by serve)"})},
+     {.settings =
+          NAMES(DATABASE, "devices", "threads", "watchdog", "lease", "heartbeat", "fence", "poll",
+                "recovery", "disk_patience", "grace", "max_attempts", "infer_sequences",
+                "infer_queue", "infer_context", "base_memory", "delta_memory"),
+      .options =
+          OPTIONS({"--role", "train|infer|probe", "what the worker does"},
+                  {"--device", "DEVICE", "cpu, cuda:N or shim:N; else the first of --devices"},
+                  {"--lifeline-fd", "FD", "exit when this descriptor ends (set by serve)"},
+                  {"--socket-fd", "FD", "socket to the server (set by serve)"},
+                  {"--words-fd", "FD", "takes the reason of its death (set by serve)"})},
      cmd_work},
     {"migrate",
      "--data DIR | --database URL",

@@ -129,48 +129,16 @@ static int workers_ready(struct api_context *api, struct err *err)
     return 0;
 }
 
-/* A child looks at what is named, or at all there is. The cpu needs no look; and with `auto` a
- * broken driver is no reason not to serve. */
-static int look(const char *wanted, struct engine_device *found, int *count, struct err *err)
-{
-    struct device_list list;
-    struct err why = {0};
-
-    *count = 0;
-    if (devices_parse(wanted, &list, err) != 0)
-        return -1;
-    if (list.count == 1 && devices_is_cpu(list.name[0])) {
-        *count = 1;
-        return engine_device_find("cpu", found, err);
-    }
-    if (devices_probe(&list, found, DEVICES_MAX, count, &why) == 0)
-        return 0;
-    if (list.count > 0)
-        return err_set(err, why.kind, "%s", why.message);
-    log_warn("%s: going on without", why.message);
-    return 0;
-}
-
-static int choose(const char *wanted, struct device_list *out, struct err *err)
-{
-    struct engine_device found[DEVICES_MAX];
-    int count;
-
-    if (look(wanted, found, &count, err) != 0)
-        return -1;
-    return devices_choose(wanted, found, count, out, err);
-}
-
 /* Which devices the workers get. */
 static int choose_devices(struct server *s, struct err *err)
 {
     const char *infer = s->settings->infer_device;
     struct device_list list;
 
-    if (choose(s->settings->devices, &s->devices, err) != 0)
+    if (devices_find(s->settings->devices, &s->devices, err) != 0)
         return err_prefix(err, "--devices");
     list = s->devices;
-    if (infer[0] != '\0' && choose(infer, &list, err) != 0)
+    if (infer[0] != '\0' && devices_find(infer, &list, err) != 0)
         return err_prefix(err, "--infer-device");
     snprintf(s->infer_device, sizeof s->infer_device, "%s", list.name[0]);
     s->known = s->devices;

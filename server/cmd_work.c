@@ -38,13 +38,30 @@ static int read_role(const char *text, struct roles *out, struct err *err)
     return 0;
 }
 
-/* A worker has one, the cpu where nothing is said; a probe looks at those named, or at all. */
+/* --device: of a worker one, of a probe those to look at, or all there is. */
 static int read_devices(const char *text, bool probe, struct device_list *out, struct err *err)
 {
-    if (devices_parse(text != NULL ? text : probe ? "auto" : "cpu", out, err) != 0)
+    *out = (struct device_list){0};
+    if (text == NULL)
+        return 0;
+    if (devices_parse(text, out, err) != 0)
         return err_prefix(err, "--device");
     if (!probe && out->count != 1)
         return err_set(err, ERR_INVALID, "--device: name the one device of this worker");
+    return 0;
+}
+
+/* A worker that was started by hand and is given no device takes the first of those that `serve`
+ * would take. */
+static int take_first(const struct settings *settings, struct device_list *out, struct err *err)
+{
+    if (devices_find(settings->devices, out, err) != 0)
+        return err_prefix(err, "--devices");
+    if (out->count > 1)
+        log_warn(
+            "%d devices can be used, a worker has one: taking %s; start one more for each with "
+            "--device",
+            out->count, out->name[0]);
     return 0;
 }
 
@@ -86,5 +103,7 @@ int cmd_work(const struct settings *settings, const struct setting_args *args, s
         err_set(err, ERR_INVALID, "an infer worker is started by `graft serve`, not by hand");
         return CMD_USAGE;
     }
+    if (devices.count == 0 && take_first(settings, &devices, err) != 0)
+        return CMD_FAILED;
     return run_worker(settings, role.infer, devices.name[0], fds, err) == 0 ? CMD_DONE : CMD_FAILED;
 }

@@ -12,6 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/base/log.h"
 #include "engine/base/strbuf.h"
 #include "server/clock.h"
 
@@ -359,4 +360,36 @@ int devices_probe(const struct device_list *which, struct engine_device *out, in
         rc = parse_answer(answer, out, max, count, err);
     free(answer);
     return rc;
+}
+
+/* ------------------------------------------------------------------ both */
+
+static int look(const char *text, struct engine_device *found, int *count, struct err *err)
+{
+    struct device_list list;
+    struct err why = {0};
+
+    *count = 0;
+    if (devices_parse(text, &list, err) != 0)
+        return -1;
+    if (list.count == 1 && devices_is_cpu(list.name[0])) {
+        *count = 1;
+        return engine_device_find("cpu", found, err);
+    }
+    if (devices_probe(&list, found, DEVICES_MAX, count, &why) == 0)
+        return 0;
+    if (list.count > 0)
+        return err_set(err, why.kind, "%s", why.message);
+    log_warn("%s: going on without", why.message);
+    return 0;
+}
+
+int devices_find(const char *text, struct device_list *out, struct err *err)
+{
+    struct engine_device found[DEVICES_MAX];
+    int count;
+
+    if (look(text, found, &count, err) != 0)
+        return -1;
+    return devices_choose(text, found, count, out, err);
 }

@@ -44,6 +44,9 @@ int devices_choose(const char *text, const struct engine_device *found, int foun
  * says which. */
 int devices_probe(const struct device_list *which, struct engine_device *out, int max, int *count,
                   struct err *err);
+/* Both: what the text means here and now. The cpu alone is found without a child; and with `auto` a
+ * driver that is broken is a warning in the log, no reason not to go on. */
+int devices_find(const char *text, struct device_list *out, struct err *err);
 /* The child's part: prints the lines. */
 int devices_print(const struct device_list *which, struct err *err);
 

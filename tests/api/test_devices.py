@@ -2,6 +2,7 @@
 import os
 import re
 import signal
+import subprocess
 import time
 import unittest
 
@@ -84,6 +85,20 @@ class Devices(unittest.TestCase):
             os.kill(pid, signal.SIGKILL)
         until(lambda: [d["state"] for d in devices()] == ["idle", "idle", "idle"])
         self.assertEqual(len(devices()), 3)
+
+    def test_a_worker_started_by_hand_is_there_too(self):
+        with open(server.log_path, "ab") as log:
+            hand = subprocess.Popen([harness.GRAFT, "work", "--role", "train", "--data", str(server.data)], env=server.env,
+                                    stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            (found,) = until(lambda: devices()[3:])
+            self.assertEqual((found["device"], found["role"], found["state"]), ("cpu", "train", "idle"))
+            self.assertEqual((found["restarts"], found["lost"]), (None, None))  # somebody else's to count
+            self.assertNotIn('worker="3"', server.get("/metrics", key=None).body.decode())
+        finally:
+            hand.terminate()
+            self.assertEqual(hand.wait(20), 0)
+        until(lambda: len(devices()) == 3)
 
     def test_metrics_of_each_device(self):
         until(lambda: all(d["state"] == "idle" for d in devices()))
