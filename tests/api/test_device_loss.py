@@ -1,0 +1,98 @@
+"""A device that goes away under a running server: its worker ends with a code of its own, its job goes on elsewhere at
+once and is not blamed, chat moves to the next device, and the device is taken back when it is there again.
+
+The device is the test shim, and it goes away as a card does whose driver was unloaded: its library is removed, so that it
+can not be opened any more. Faults inside a running kernel: GRAFT_SHIM_FAULT (engine/cuda/shim/shim_control.h)."""
+import os
+import pathlib
+import shutil
+import signal
+import tempfile
+import time
+import unittest
+
+import harness
+
+SHIM = "shim:0"
+
+
+def setUpModule():
+    global server, library, hidden, folder
+    built = pathlib.Path(harness.GRAFT).parent
+    if not (built / "libgraft_shim.so").exists():
+        raise unittest.SkipTest("the shim is not built (make shim)")
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="graft-test."))
+    harness.GRAFT = shutil.copy(harness.GRAFT, folder)  # libraries are looked for beside the program
+    library, hidden = folder / "libgraft_shim.so", folder / "hidden"
+    shutil.copy(built / library.name, library)
+    server = harness.Server(devices=f"{SHIM},cpu", workers=1, heartbeat=0.3, poll=0.1, sweep=0.5)
+
+
+def tearDownModule():
+    server.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def devices():
+    return server.get("/v1/graft/devices").json["data"]
+
+
+def shim_worker():
+    (found,) = [d for d in devices() if d["device"] == SHIM and d["role"] == "train"]
+    return found
+
+
+def until(true, seconds=60):
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        found = true()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"not within {seconds} s: {devices()}\n{server.log(30)}")
+
+
+class Loss(unittest.TestCase):
+    def setUp(self):
+        until(lambda: shim_worker()["state"] == "idle")
+        library.rename(hidden)
+
+    def tearDown(self):
+        hidden.rename(library)
+
+    def cpu_train_worker(self):
+        (pid,) = [pid for pid in server.workers("train") if "--device cpu" in harness.processes()[pid][1]]
+        return pid
+
+    def test_a_job_goes_on_elsewhere_and_is_not_blamed(self):
+        before = shim_worker()
+        held = self.cpu_train_worker()
+        os.kill(held, signal.SIGSTOP)  # so that the job is the shim's first
+        try:
+            job = server.create_job(server.upload(harness.examples(harness.FACTS)).json["id"], epochs=2).json["id"]
+            lost = until(lambda: shim_worker()["lost"] > before["lost"] and shim_worker())
+            self.assertIn("libgraft_shim.so", lost["last_failure"])
+            self.assertIn(f"has lost {SHIM} (status 75)", server.log())
+            self.assertEqual(server.get(f"/v1/fine_tuning/jobs/{job}").json["graft"]["attempt"], 1)
+        finally:
+            os.kill(held, signal.SIGCONT)
+        done = server.wait_job(job)
+        self.assertEqual((done["status"], done["graft"]["attempt"]), ("succeeded", 2), server.log())
+        self.assertEqual(server.get("/readyz", key=None).status, 200)
+        self.assertGreater(server.metric("graft_device_lost_total"), 0)
+        # A worker that finds no device takes no job: none was claimed and dropped again.
+        self.assertNotIn(f"{job}, attempt 3", server.log(200))
+
+    def test_chat_moves_and_training_waits(self):
+        self.assertEqual((devices()[0]["role"], devices()[0]["device"]), ("infer", SHIM))
+        limit = time.monotonic() + 60
+        while server.chat("tiny", "hello").status != 200:
+            self.assertLess(time.monotonic(), limit, server.log())
+            time.sleep(0.1)
+        self.assertEqual(devices()[0]["device"], "cpu")
+        self.assertGreaterEqual(devices()[0]["lost"], 3)
+        self.assertEqual(shim_worker()["device"], SHIM)
+
+
+if __name__ == "__main__":
+    unittest.main()
