@@ -6,6 +6,9 @@
  *   gemm.h                matrix products of training
  *   cuda_backend.cu       the table, memory, begin: what kernels know of a batch
  *   cuda_embed.cu         rope's angles, embeddings and their gradient
+ *   cuda_norm.cu, .cuh    RMSNorm, rope, the kv cache's new rows
+ *   cuda_linear.cu, .cuh  products with weights and deltas: training's, and serving's own kernels
+ *   cuda_forward.cu       the stages of a layer, the head's logits
  *   cuda_sample.cu        from logits to tokens
  *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
  *   cuda_optimizer.cu     norm of the gradients, AdamW
@@ -66,7 +69,7 @@ struct cuda_batch {
     const int32_t *cu_seqlens;       /* [docs + 1] */
     const int32_t *slot, *past;      /* [docs]; NULL without a kv cache */
     const int32_t *group_start;      /* [groups + 1] where a group begins in group_row */
-    const int32_t *group_row;        /* rows of group 0, of group 1, …, each ascending */
+    const int32_t *group_row;        /* [rows] of group 0, of group 1, …, the base's */
     const int32_t *tile_doc;         /* [tiles] document of a tile */
     const int32_t *tile_from;        /* [tiles] its first row in the batch */
     const struct group_layer *layer; /* [layers][groups] */
@@ -137,6 +140,10 @@ struct delta_view cuda_delta_view(const struct packed_delta *packed);
 void cuda_rope(struct cuda *cuda, const struct begin_args *args, const float *inv_freq);
 void cuda_embed(struct backend *, const struct embed_args *);
 void cuda_embed_backward(struct backend *, const struct embed_backward_args *);
+void cuda_attn_in(struct backend *, const struct attn_in_args *);
+void cuda_attn_out(struct backend *, const struct attn_out_args *);
+void cuda_mlp(struct backend *, const struct mlp_args *);
+void cuda_head(struct backend *, const struct head_args *);
 void cuda_sample(struct backend *, const struct sample_args *);
 void cuda_head_loss(struct backend *, const struct head_loss_args *);
 void cuda_gradient_norm(struct backend *, const struct gradient_norm_args *);

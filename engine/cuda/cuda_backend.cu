@@ -294,6 +294,9 @@ static void place_groups(struct packer *p, const struct batch *b)
                 group_row[rows++] = r;
     }
     group_start[groups] = rows;
+    for (int32_t r = 0; r < b->rows; r++)
+        if (row_group[r] < 0)
+            group_row[rows++] = r;
     d->groups = groups;
 }
 
@@ -376,6 +379,10 @@ static struct backend_ops make_table()
     ops.begin = cuda_begin;
     ops.embed = cuda_embed;
     ops.embed_backward = cuda_embed_backward;
+    ops.attn_in = cuda_attn_in;
+    ops.attn_out = cuda_attn_out;
+    ops.mlp = cuda_mlp;
+    ops.head = cuda_head;
     ops.sample = cuda_sample;
     ops.head_loss = cuda_head_loss;
     ops.gradient_norm = cuda_gradient_norm;

@@ -1,0 +1,275 @@
+#include "engine/cuda/cuda_linear.cuh"
+
+#include "engine/cuda/cuda_linear_tile.cuh"
+
+#define SPLIT 8 /* warps of a block, each on a range of the columns */
+#define THREADS (SPLIT * 32)
+
+/* ------------------------------------------------------------------ serving */
+
+/* Fills `columns`: the block's rows in the order of their groups. */
+template <int TILES, bool OWN>
+static __device__ __forceinline__ void
+find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
+             const struct cuda_batch &batch, struct linear_columns *columns)
+{
+    int32_t i = threadIdx.x, at = blockIdx.x * TILES * 8 + i;
+
+    if (i < TILES * 8) {
+        int32_t index = at < job.rows ? job.order[at] : -1, group = -1;
+
+        if (OWN && index >= 0)
+            group = batch.row_group[job.row ? job.row[index] : index];
+        columns->index[i] = index;
+        columns->group[i] = group;
+        columns->delta[i] =
+            group < 0
+                ? delta_view()
+                : *reinterpret_cast<const struct delta_view *>(matrix.own + group * job.own_stride);
+    }
+    __syncthreads();
+    if (OWN && i < TILES * 8) {
+        int leader = i % 8;
+
+        while (leader > 0 && columns->group[i / 8 * 8 + leader - 1] == columns->group[i])
+            leader--;
+        columns->leader[i] = delta_is_empty(columns->delta[i]) ? -1 : leader;
+    }
+    __syncthreads();
+    if (OWN && i < TILES) {
+        unsigned leaders = 0, signs = 0;
+
+        for (int k = 0; k < 8; k++) {
+            leaders |= (unsigned)(columns->leader[i * 8 + k] == k) << k;
+            signs |= (unsigned)(columns->delta[i * 8 + k].bits != nullptr) << k;
+        }
+        columns->signs[i] = leaders & signs;
+        columns->dense[i] = leaders & ~signs;
+    }
+    __syncthreads();
+}
+
+/* A warp's sums, deltas scaled and added, to part [rows][16 outputs]. */
+template <int TILES, bool OWN>
+static __device__ __forceinline__ void put_part(const struct linear_columns &columns, int32_t tile,
+                                                const struct linear_sums<TILES> &sums, float *part)
+{
+    int lane = threadIdx.x % 32;
+
+    UNROLL
+    for (int j = 0; j < TILES; j++)
+        UNROLL
+    for (int i = 0; i < 4; i++) {
+        int column = j * 8 + lane % 4 * 2 + i % 2, o = lane / 4 + i / 2 * 8;
+        float sum = sums.base[j][i];
+
+        if (OWN && columns.leader[column] >= 0) {
+            const struct delta_view &d = columns.delta[column];
+
+            sum = fmaf(d.bits ? d.scale[tile * 16 + o] : 1.0f, sums.own[j][i], sum);
+        }
+        part[column * 16 + o] = sum;
+    }
+}
+
+static __device__ __forceinline__ float
+bias_of(const struct linear_job &job, const struct linear_matrix &matrix, int32_t group, int32_t o)
+{
+    const float *bias = matrix.bias;
+
+    if (group >= 0 && job.own_bias) {
+        const struct group_linear *own =
+            reinterpret_cast<const struct group_linear *>(matrix.own + group * job.own_stride);
+
+        bias = own->bias ? own->bias : bias;
+    }
+    return bias ? bias[o] : 0.0f;
+}
+
+/* The parts' sums, in order, with bias and residual, rounded. */
+template <typename T, int TILES>
+static __device__ __forceinline__ void
+finish(const struct linear_job &job, const struct linear_matrix &matrix,
+       const struct linear_columns &columns, int32_t tile, const float *part)
+{
+    for (int e = threadIdx.x; e < TILES * 128; e += THREADS) {
+        int32_t o = tile * 16 + e % 16, index = columns.index[e / 16];
+        int64_t at = (int64_t)index * matrix.out + o;
+        float sum = 0;
+
+        if (index < 0 || o >= matrix.out)
+            continue;
+        for (int s = 0; s < SPLIT; s++)
+            sum += part[s * TILES * 128 + e];
+        sum += bias_of(job, matrix, columns.group[e / 16], o);
+        if (matrix.residual)
+            sum += to_float(static_cast<const T *>(matrix.residual)[at]);
+        if (job.wide)
+            static_cast<float *>(matrix.y)[at] = sum;
+        else
+            static_cast<T *>(matrix.y)[at] = from_float<T>(sum);
+    }
+}
+
+/* One block for 16 outputs of one of the matrices and TILES · 8 rows. */
+template <typename T, int TILES, bool OWN, bool ALIGNED>
+static __global__ void __launch_bounds__(THREADS)
+    linear_kernel(struct linear_job job, struct cuda_batch batch)
+{
+    SHARED(struct linear_columns, columns, );
+    DYNAMIC_SHARED(uint4, stages); /* in turn the weights' stages and the parts */
+    int warp = threadIdx.x / 32;
+    int32_t number = blockIdx.y, chunks = (job.in + CHUNK - 1) / CHUNK;
+    struct linear_matrix matrix = job.matrix[0];
+    struct linear_sums<TILES> sums = {};
+
+    if (job.count > 1 && number >= job.matrix[1].first_tile)
+        matrix = job.matrix[1];
+    if (job.count > 2 && number >= job.matrix[2].first_tile)
+        matrix = job.matrix[2];
+    number -= matrix.first_tile;
+    find_columns<TILES, OWN>(job, matrix, batch, &columns);
+
+    struct linear_range range = {&columns,
+                                 job.x,
+                                 matrix.w,
+                                 job.in,
+                                 matrix.out,
+                                 number,
+                                 (int32_t)((int64_t)chunks * warp / SPLIT),
+                                 (int32_t)((int64_t)chunks * (warp + 1) / SPLIT)};
+    add_range<TILES, OWN, ALIGNED>(static_cast<const T *>(nullptr), range,
+                                   stages + warp * STAGES * 128, &sums);
+    __syncthreads();
+    float *part = reinterpret_cast<float *>(stages);
+    put_part<TILES, OWN>(columns, number, sums, part + warp * TILES * 128);
+    __syncthreads();
+    finish<T, TILES>(job, matrix, columns, number, part);
+}
+
+template <typename T, int TILES, bool OWN, bool ALIGNED>
+static void launch(struct cuda *cuda, const struct linear_job *job)
+{
+    dim3 grid((unsigned)ceil_div(job->rows, TILES * 8), (unsigned)job->tiles);
+    size_t stages = sizeof(T) == 2 && ALIGNED ? SPLIT * STAGES * 128 * sizeof(uint4) : 0;
+    size_t parts = SPLIT * TILES * 128 * sizeof(float);
+
+    CUDA_LAUNCH(cuda->device, (linear_kernel<T, TILES, OWN, ALIGNED>), grid, THREADS,
+                stages > parts ? stages : parts, *job, cuda->batch);
+}
+
+/* The fewer the rows, the smaller the block: an output's bits are the same in all. */
+template <typename T, bool OWN>
+static void launch_for_rows(struct cuda *cuda, const struct linear_job *job, bool aligned)
+{
+    if (!aligned)
+        launch<T, 2, OWN, false>(cuda, job);
+    else if (job->rows <= 8)
+        launch<T, 1, OWN, true>(cuda, job);
+    else if (job->rows <= 16)
+        launch<T, 2, OWN, true>(cuda, job);
+    else if (job->rows <= 32)
+        launch<T, 4, OWN, true>(cuda, job);
+    else
+        launch<T, 8, OWN, true>(cuda, job);
+}
+
+void cuda_linear_serve(struct cuda *cuda, struct linear_job *job)
+{
+    int64_t row = job->in * dtype_size(cuda->activation);
+    uintptr_t places = (uintptr_t)job->x | (uintptr_t)row;
+
+    job->tiles = 0;
+    for (int i = 0; i < job->count; i++) {
+        places |= (uintptr_t)job->matrix[i].w;
+        job->matrix[i].first_tile = job->tiles;
+        job->tiles += (int32_t)ceil_div(job->matrix[i].out, 16);
+    }
+    if (cuda->batch.groups > 0)
+        WITH_PRECISION(cuda, T, launch_for_rows<T, true>(cuda, job, places % 16 == 0));
+    else
+        WITH_PRECISION(cuda, T, launch_for_rows<T, false>(cuda, job, places % 16 == 0));
+}
+
+static void serve(struct cuda *cuda, int32_t layer, const void *x, const struct linear_call *call,
+                  int count)
+{
+    struct linear_job job = linear_job();
+    const char *own = (const char *)(cuda->batch.layer + (int64_t)layer * cuda->batch.groups);
+
+    job.count = count;
+    job.x = x;
+    job.in = (int32_t)call->linear->w.shape[1];
+    job.rows = cuda->batch.rows;
+    job.order = cuda->batch.group_row;
+    job.own_stride = sizeof(struct group_layer);
+    job.own_bias = true;
+    for (int i = 0; i < count; i++) {
+        struct linear_matrix *m = &job.matrix[i];
+
+        m->w = call[i].linear->w.data;
+        m->bias = data_of<const float>(call[i].linear->b);
+        m->own = cuda->batch.groups ? own + call[i].own : nullptr;
+        m->residual = call[i].residual;
+        m->y = call[i].y;
+        m->out = (int32_t)call[i].linear->w.shape[0];
+    }
+    cuda_linear_serve(cuda, &job);
+}
+
+/* ------------------------------------------------------------------ training */
+
+/* What a product is added to: y = residual + bias, where there are such. */
+template <typename T>
+static __global__ void linear_start_kernel(const T *residual, const float *bias, T *y,
+                                           int64_t count, int32_t out)
+{
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+
+    if (i >= count)
+        return;
+    y[i] = from_float<T>((residual ? to_float(residual[i]) : 0.0f) + (bias ? bias[i % out] : 0.0f));
+}
+
+template <typename T> static void start(struct cuda *cuda, const struct linear_call *call)
+{
+    const float *bias = data_of<const float>(call->linear->b);
+    int32_t out = (int32_t)call->linear->w.shape[0];
+    int64_t count = (int64_t)cuda->batch.rows * out;
+
+    if (bias || (call->residual && call->residual != call->y))
+        CUDA_LAUNCH(cuda->device, linear_start_kernel<T>, (unsigned)ceil_div(count, THREADS),
+                    THREADS, 0, static_cast<const T *>(call->residual), bias,
+                    static_cast<T *>(call->y), count, out);
+}
+
+static void train(struct cuda *cuda, const void *x, const struct linear_call *call)
+{
+    const struct tensor *w = &call->linear->w;
+    struct gemm g = gemm();
+
+    WITH_PRECISION(cuda, T, start<T>(cuda, call));
+    g.transpose_b = true;
+    g.m = cuda->batch.rows;
+    g.n = (int32_t)w->shape[0];
+    g.k = (int32_t)w->shape[1];
+    g.dtype = g.c_dtype = cuda->activation;
+    g.a = x;
+    g.b = w->data;
+    g.c = call->y;
+    g.lda = g.ldb = w->shape[1];
+    g.ldc = w->shape[0];
+    g.add = call->residual || call->linear->b.data;
+    gemm_run(cuda->gemm, &g);
+}
+
+void cuda_linear(struct cuda *cuda, const struct batch *batch, int32_t layer, const void *x,
+                 const struct linear_call *call, int count)
+{
+    if (batch->serving) {
+        serve(cuda, layer, x, call, count);
+        return;
+    }
+    for (int i = 0; i < count; i++)
+        train(cuda, x, &call[i]);
+}
