@@ -12,6 +12,40 @@
 #include "tests/unit/parity.h"
 #include "tests/unit/shim_fixture.h"
 
+/* Beside the shapes that every stage must get right: those of serving's products. */
+static const struct parity_shape shapes[] = {
+    {.name = "several chunks of columns for each part, tenants",
+     .hidden = 1096,
+     .intermediate = 520,
+     .heads = 2,
+     .kv_heads = 1,
+     .vocabulary = 37,
+     .doc_rows = {2, 1},
+     .past = {3, 0},
+     .cache = true,
+     .tenants = 2,
+     .seed = 8},
+    {.name = "sixteen rows, a tenant for nearly each",
+     .hidden = 136,
+     .doc_rows = {9, 1, 6},
+     .serving = true,
+     .tenants = 7,
+     .seed = 9},
+    {.name = "more rows than a block has, tenants",
+     .hidden = 72,
+     .doc_rows = {50, 1, 22},
+     .past = {0, 40, 3},
+     .cache = true,
+     .tenants = 5,
+     .seed = 10},
+    {.name = "more rows than a block has, the base alone",
+     .bias = true,
+     .doc_rows = {66},
+     .serving = true,
+     .seed = 11},
+    {0},
+};
+
 struct forward_case {
     struct parity p;
     struct parity_tensor *x, *n, *q, *k, *v, *rstd, *q_raw, *k_raw, *attn, *gate, *up, *act, *y;
@@ -102,6 +136,7 @@ static void test_attn_in(void **state)
 {
     shim_every_shape(*state, parity_training_shapes, attn_in_of_shape);
     shim_every_shape(*state, parity_serving_shapes, attn_in_of_shape);
+    shim_every_shape(*state, shapes, attn_in_of_shape);
 }
 
 /* ------------------------------------------------------------------ attn_out */
@@ -142,6 +177,7 @@ static void test_attn_out(void **state)
 {
     shim_every_shape(*state, parity_training_shapes, attn_out_of_shape);
     shim_every_shape(*state, parity_serving_shapes, attn_out_of_shape);
+    shim_every_shape(*state, shapes, attn_out_of_shape);
 }
 
 /* ------------------------------------------------------------------ mlp */
@@ -198,6 +234,7 @@ static void test_mlp(void **state)
 {
     shim_every_shape(*state, parity_training_shapes, mlp_of_shape);
     shim_every_shape(*state, parity_serving_shapes, mlp_of_shape);
+    shim_every_shape(*state, shapes, mlp_of_shape);
 }
 
 /* ------------------------------------------------------------------ head */
@@ -241,6 +278,205 @@ static void test_head(void **state)
 {
     shim_every_shape(*state, parity_training_shapes, head_of_shape);
     shim_every_shape(*state, parity_serving_shapes, head_of_shape);
+    shim_every_shape(*state, shapes, head_of_shape);
+}
+
+/* ------------------------------------------------------------------ a row's bits are its own */
+
+#define MOST_ROWS 80
+#define MOST_BYTES 8192
+
+/* Stages over batches of our own making, on the other backend alone. */
+struct own_bits {
+    struct forward_case c;
+    const struct adapter *tenant[8];
+    int32_t tenants;
+    int32_t number[MOST_ROWS + 1]; /* 0, 1, 2, … */
+    int32_t token[MOST_ROWS], position[MOST_ROWS];
+    const struct adapter *of_row[MOST_ROWS];
+    float x[MOST_ROWS * 256];
+    char bytes[MOST_BYTES]; /* all that came out for the row */
+    size_t used;
+};
+
+static void upload_rows(struct own_bits *o, struct parity_tensor *t, int32_t rows, int64_t width)
+{
+    struct backend *b = o->c.p.backend[1];
+    uint16_t *half = malloc((size_t)(rows * width) * sizeof *half);
+
+    assert_non_null(half);
+    for (int64_t i = 0; i < rows * width; i++)
+        half[i] = f32_to_bf16(o->x[i]);
+    b->ops->upload(b, t->t[1].data, b->activation == DTYPE_BF16 ? (void *)half : o->x,
+                   (size_t)(rows * width * dtype_size(b->activation)));
+    free(half);
+}
+
+static void keep_row(struct own_bits *o, const struct parity_tensor *t, int32_t row)
+{
+    struct backend *b = o->c.p.backend[1];
+    size_t bytes = (size_t)(t->t[1].shape[1] * dtype_size(t->t[1].dtype));
+
+    assert_true(o->used + bytes <= MOST_BYTES);
+    b->ops->download(b, o->bytes + o->used, (char *)t->t[1].data + (size_t)row * bytes, bytes);
+    o->used += bytes;
+}
+
+static float value_of(int32_t row, int64_t column)
+{
+    return (float)((row * 131 + column * 37 + row * column % 29) % 101 - 50) * 0.02f;
+}
+
+/* Row `place` of `rows` is always the same, and tenant 0's; the others are `mix`'s. */
+static void make_rows(struct own_bits *o, int32_t rows, int32_t place, int32_t mix)
+{
+    int64_t width = o->c.p.config.hidden;
+
+    for (int32_t r = 0; r < rows; r++) {
+        int32_t which = r == place ? 0 : 1 + r + 50 * mix;
+
+        o->token[r] = which % 7;
+        o->position[r] = which % 60;
+        o->of_row[r] =
+            which % (o->tenants + 1) < o->tenants ? o->tenant[which % (o->tenants + 1)] : NULL;
+        for (int64_t i = 0; i < width; i++)
+            o->x[r * width + i] = value_of(which, i);
+    }
+}
+
+static void run_stages(struct own_bits *o, int32_t rows, int32_t place)
+{
+    struct forward_case *c = &o->c;
+    struct parity *p = &c->p;
+    struct backend *b = p->backend[1];
+    struct err err = {0};
+
+    p->batch[1] = (struct batch){.rows = rows,
+                                 .token = o->token,
+                                 .position = o->position,
+                                 .docs = rows,
+                                 .cu_seqlens = o->number,
+                                 .segments = {rows, o->number, o->of_row},
+                                 .serving = true};
+    upload_rows(o, c->x, rows, p->config.hidden);
+    upload_rows(o, c->attn, rows, p->config.hidden);
+    b->ops->begin(b, &(struct begin_args){
+                         .config = &p->config,
+                         .batch = &p->batch[1],
+                         .inv_freq = tensor_view(p->inv_freq, DTYPE_F32, 1,
+                                                 (int64_t[]){p->config.head_dim / 2}),
+                         .rope_magnitude = 1,
+                         .rope = p->rope->t[1],
+                     });
+    run_attn_in(c, 1);
+    run_attn_out(c, 1);
+    o->used = 0;
+    keep_row(o, c->q, place);
+    keep_row(o, c->k, place);
+    keep_row(o, c->v, place);
+    keep_row(o, c->y, place);
+    run_mlp(c, 1);
+    run_head(c, 1);
+    keep_row(o, c->y, place);
+    keep_row(o, c->logits, c->head_count == rows ? place : 0);
+    assert_int_equal(b->ops->check(b, &err), 0);
+}
+
+static void open_own_bits(struct own_bits *o, struct backend *shim,
+                          const struct parity_shape *shape)
+{
+    struct forward_case *c = &o->c;
+    struct parity *p = &c->p;
+    int64_t width = shape->hidden, key = (int64_t)shape->kv_heads * shape->head_dim;
+
+    parity_open(p, shim, shape);
+    for (int32_t s = 0; s < p->batch[1].segments.count; s++) {
+        const struct adapter *a = p->batch[1].segments.adapter[s];
+        bool known = !a;
+
+        for (int32_t i = 0; i < o->tenants; i++)
+            known = known || o->tenant[i] == a;
+        if (!known)
+            o->tenant[o->tenants++] = a;
+    }
+    assert_true(o->tenants > 2);
+    p->rope = parity_output_f32(p, 2, (int64_t[]){MOST_ROWS, shape->head_dim});
+    c->x = parity_output(p, 2, (int64_t[]){MOST_ROWS, width});
+    c->attn = parity_output(p, 2, (int64_t[]){MOST_ROWS, width});
+    c->n = parity_output(p, 2, (int64_t[]){MOST_ROWS, width});
+    c->q = parity_output(p, 2, (int64_t[]){MOST_ROWS, width});
+    c->k = parity_output(p, 2, (int64_t[]){MOST_ROWS, key});
+    c->v = parity_output(p, 2, (int64_t[]){MOST_ROWS, key});
+    c->y = parity_output(p, 2, (int64_t[]){MOST_ROWS, width});
+    c->gate = c->act = parity_output(p, 2, (int64_t[]){MOST_ROWS, p->config.intermediate});
+    c->up = parity_output(p, 2, (int64_t[]){MOST_ROWS, p->config.intermediate});
+    c->logits = parity_output_f32(p, 2, (int64_t[]){MOST_ROWS, p->config.vocabulary});
+    for (int32_t i = 0; i <= MOST_ROWS; i++)
+        o->number[i] = i;
+}
+
+static void own_bits_of_shape(struct backend *shim, const struct parity_shape *shape)
+{
+    const struct {
+        int32_t rows, place;
+    } batch[] = {{3, 0}, {3, 2}, {8, 5}, {13, 1}, {29, 28}, {40, 17}, {76, 70}};
+    struct own_bits *o = calloc(1, sizeof *o);
+    char alone[MOST_BYTES];
+    size_t bytes;
+
+    assert_non_null(o);
+    open_own_bits(o, shim, shape);
+    o->c.head_count = 1;
+    make_rows(o, 1, 0, 0);
+    run_stages(o, 1, 0);
+    memcpy(alone, o->bytes, bytes = o->used);
+    for (int32_t i = 0; i < (int32_t)(sizeof batch / sizeof batch[0]); i++) {
+        int32_t rows = batch[i].rows;
+
+        /* The logits of all rows, or of this one. */
+        o->c.head_count = i % 2 ? rows : 1;
+        for (int32_t r = 0; r < rows; r++)
+            o->c.head_row[r] = i % 2 ? r : batch[i].place;
+        make_rows(o, rows, batch[i].place, i);
+        run_stages(o, rows, batch[i].place);
+        assert_int_equal(o->used, bytes);
+        if (memcmp(alone, o->bytes, bytes) != 0)
+            fail_msg("%s: row %d of %d has other bits than alone", shape->name, (int)batch[i].place,
+                     (int)rows);
+    }
+    parity_close(&o->c.p);
+    free(o);
+}
+
+static void test_bits_of_a_row_are_its_own(void **state)
+{
+    const struct parity_shape own_shapes[] = {
+        {.name = "own bits",
+         .hidden = 192,
+         .intermediate = 712,
+         .heads = 12,
+         .kv_heads = 3,
+         .head_dim = 16,
+         .bias = true,
+         .qk_norm = true,
+         .doc_rows = {40},
+         .serving = true,
+         .tenants = 4,
+         .seed = 12},
+        {.name = "own bits, odd sizes",
+         .hidden = 66,
+         .intermediate = 77,
+         .heads = 11,
+         .kv_heads = 1,
+         .head_dim = 6,
+         .doc_rows = {40},
+         .serving = true,
+         .tenants = 5,
+         .seed = 13},
+    };
+
+    for (int i = 0; i < 2; i++)
+        own_bits_of_shape(*state, &own_shapes[i]);
 }
 
 int main(void)
@@ -250,6 +486,7 @@ int main(void)
         cmocka_unit_test(test_attn_out),
         cmocka_unit_test(test_mlp),
         cmocka_unit_test(test_head),
+        cmocka_unit_test(test_bits_of_a_row_are_its_own),
     };
 
     return cmocka_run_group_tests_name("f32", tests, shim_setup, shim_teardown) +
