@@ -4,6 +4,7 @@
 
 #include "engine/cuda/cuda_linear.cuh"
 #include "engine/cuda/cuda_norm.cuh"
+#include "engine/cuda/vector.cuh"
 
 #define THREADS 256
 #define OWN(member) offsetof(struct group_layer, member)
@@ -61,25 +62,37 @@ void cuda_attn_out(struct backend *backend, const struct attn_out_args *a)
 /* ------------------------------------------------------------------ mlp */
 
 /* act may be gate. */
-template <typename T>
+template <typename T, int WIDE>
 static __global__ void silu_kernel(const T *gate, const T *up, T *act, int64_t count)
 {
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * WIDE;
+    float g[WIDE], u[WIDE];
 
     if (i >= count)
         return;
-    float g = to_float(gate[i]);
-    act[i] = from_float<T>(g * (1.0f / (1.0f + expf(-g))) * to_float(up[i]));
+    load_wide<WIDE>(gate + i, g);
+    load_wide<WIDE>(up + i, u);
+    UNROLL
+    for (int k = 0; k < WIDE; k++)
+        g[k] = g[k] * (1.0f / (1.0f + expf(-g[k]))) * u[k];
+    store_wide<WIDE>(act + i, g);
+}
+
+template <typename T, int WIDE> static void silu_of(struct cuda *cuda, const struct mlp_args *a)
+{
+    int64_t count = (int64_t)cuda->batch.rows * a->gate.shape[1];
+
+    CUDA_LAUNCH(cuda->device, (silu_kernel<T, WIDE>), (unsigned)ceil_div(count, THREADS * WIDE),
+                THREADS, 0, data_of<const T>(a->gate), data_of<const T>(a->up), data_of<T>(a->act),
+                count);
 }
 
 static void silu(struct cuda *cuda, const struct mlp_args *a)
 {
-    int64_t count = (int64_t)cuda->batch.rows * a->gate.shape[1];
-
-    WITH_PRECISION(cuda, T,
-                   CUDA_LAUNCH(cuda->device, silu_kernel<T>, (unsigned)ceil_div(count, THREADS),
-                               THREADS, 0, data_of<const T>(a->gate), data_of<const T>(a->up),
-                               data_of<T>(a->act), count));
+    if (a->gate.shape[1] % 8 == 0)
+        WITH_PRECISION(cuda, T, silu_of<T, 8>(cuda, a));
+    else
+        WITH_PRECISION(cuda, T, silu_of<T, 1>(cuda, a));
 }
 
 void cuda_mlp(struct backend *backend, const struct mlp_args *a)

@@ -4,8 +4,9 @@
 
 #define SPLIT 8 /* warps of a block, each on a range of the columns */
 #define THREADS (SPLIT * 32)
+#define FEW_ROWS 128 /* up to here weights are used faster than they come */
 
-/* ------------------------------------------------------------------ serving */
+/* ------------------------------------------------------------------ rows and outputs */
 
 /* Fills `columns`: the block's rows in the order of their groups. */
 template <int TILES, bool OWN>
@@ -49,27 +50,29 @@ find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
     __syncthreads();
 }
 
-/* A warp's sums, deltas scaled and added, to part [rows][16 outputs]. */
-template <int TILES, bool OWN>
-static __device__ __forceinline__ void put_part(const struct linear_columns &columns, int32_t tile,
-                                                const struct linear_sums<TILES> &sums, float *part)
+/* Where sum i of tile j belongs: a column of the block, an output of the 16. */
+static __device__ __forceinline__ int column_of(int j, int i)
 {
-    int lane = threadIdx.x % 32;
+    return j * 8 + threadIdx.x % 4 * 2 + i % 2;
+}
+static __device__ __forceinline__ int output_of(int i)
+{
+    return threadIdx.x % 32 / 4 + i / 2 * 8;
+}
 
-    UNROLL
-    for (int j = 0; j < TILES; j++)
-        UNROLL
-    for (int i = 0; i < 4; i++) {
-        int column = j * 8 + lane % 4 * 2 + i % 2, o = lane / 4 + i / 2 * 8;
-        float sum = sums.base[j][i];
+/* A sum of a part, its delta scaled and added. */
+template <int TILES, bool OWN>
+static __device__ __forceinline__ float part_of(const struct linear_columns &columns, int32_t tile,
+                                                const struct linear_sums<TILES> &sums, int j, int i)
+{
+    float sum = sums.base[j][i];
 
-        if (OWN && columns.leader[column] >= 0) {
-            const struct delta_view &d = columns.delta[column];
+    if (OWN && columns.leader[column_of(j, i)] >= 0) {
+        const struct delta_view &d = columns.delta[column_of(j, i)];
 
-            sum = fmaf(d.bits ? d.scale[tile * 16 + o] : 1.0f, sums.own[j][i], sum);
-        }
-        part[column * 16 + o] = sum;
+        sum = fmaf(d.bits ? d.scale[tile * 16 + output_of(i)] : 1.0f, sums.own[j][i], sum);
     }
+    return sum;
 }
 
 static __device__ __forceinline__ float
@@ -86,65 +89,85 @@ bias_of(const struct linear_job &job, const struct linear_matrix &matrix, int32_
     return bias ? bias[o] : 0.0f;
 }
 
-/* The parts' sums, in order, with bias and residual, rounded. */
-template <typename T, int TILES>
+/* Output e of a block's [rows][16]: with bias and residual, rounded. */
+template <typename T>
 static __device__ __forceinline__ void
-finish(const struct linear_job &job, const struct linear_matrix &matrix,
-       const struct linear_columns &columns, int32_t tile, const float *part)
+put(const struct linear_job &job, const struct linear_matrix &matrix,
+    const struct linear_columns &columns, int32_t tile, int e, float sum)
 {
-    for (int e = threadIdx.x; e < TILES * 128; e += THREADS) {
-        int32_t o = tile * 16 + e % 16, index = columns.index[e / 16];
-        int64_t at = (int64_t)index * matrix.out + o;
-        float sum = 0;
+    int32_t o = tile * 16 + e % 16, index = columns.index[e / 16];
+    int64_t at = (int64_t)index * matrix.out + o;
 
-        if (index < 0 || o >= matrix.out)
-            continue;
-        for (int s = 0; s < SPLIT; s++)
-            sum += part[s * TILES * 128 + e];
-        sum += bias_of(job, matrix, columns.group[e / 16], o);
-        if (matrix.residual)
-            sum += to_float(static_cast<const T *>(matrix.residual)[at]);
-        if (job.wide)
-            static_cast<float *>(matrix.y)[at] = sum;
-        else
-            static_cast<T *>(matrix.y)[at] = from_float<T>(sum);
-    }
+    if (index < 0 || o >= matrix.out)
+        return;
+    sum += bias_of(job, matrix, columns.group[e / 16], o);
+    if (matrix.residual)
+        sum += to_float(static_cast<const T *>(matrix.residual)[at]);
+    if (job.wide)
+        static_cast<float *>(matrix.y)[at] = sum;
+    else
+        static_cast<T *>(matrix.y)[at] = from_float<T>(sum);
 }
 
-/* One block for 16 outputs of one of the matrices and TILES · 8 rows. */
+static __device__ __forceinline__ struct linear_matrix matrix_of(const struct linear_job &job,
+                                                                 int32_t tile)
+{
+    struct linear_matrix matrix = job.matrix[0];
+
+    if (job.count > 1 && tile >= job.matrix[1].first_tile)
+        matrix = job.matrix[1];
+    if (job.count > 2 && tile >= job.matrix[2].first_tile)
+        matrix = job.matrix[2];
+    return matrix;
+}
+
+/* The chunk behind part `part`. */
+static __device__ __forceinline__ int32_t part_end(int32_t chunks, int part)
+{
+    return (int32_t)((int64_t)chunks * (part + 1) / SPLIT);
+}
+
+/* ------------------------------------------------------------------ few rows */
+
+/* One block for 16 outputs of one of the matrices and TILES · 8 rows; each warp has a part of the
+ * columns. */
 template <typename T, int TILES, bool OWN, bool ALIGNED>
-static __global__ void __launch_bounds__(THREADS)
+static __global__ void __launch_bounds__(THREADS, 2)
     linear_kernel(struct linear_job job, struct cuda_batch batch)
 {
     SHARED(struct linear_columns, columns, );
     DYNAMIC_SHARED(uint4, stages); /* in turn the weights' stages and the parts */
     int warp = threadIdx.x / 32;
     int32_t number = blockIdx.y, chunks = (job.in + CHUNK - 1) / CHUNK;
-    struct linear_matrix matrix = job.matrix[0];
+    struct linear_matrix matrix = matrix_of(job, number);
+    int32_t tile = number - matrix.first_tile;
     struct linear_sums<TILES> sums = {};
 
-    if (job.count > 1 && number >= job.matrix[1].first_tile)
-        matrix = job.matrix[1];
-    if (job.count > 2 && number >= job.matrix[2].first_tile)
-        matrix = job.matrix[2];
-    number -= matrix.first_tile;
     find_columns<TILES, OWN>(job, matrix, batch, &columns);
-
     struct linear_range range = {&columns,
                                  job.x,
                                  matrix.w,
                                  job.in,
                                  matrix.out,
-                                 number,
-                                 (int32_t)((int64_t)chunks * warp / SPLIT),
-                                 (int32_t)((int64_t)chunks * (warp + 1) / SPLIT)};
+                                 tile,
+                                 part_end(chunks, warp - 1),
+                                 part_end(chunks, warp)};
     add_range<TILES, OWN, ALIGNED>(static_cast<const T *>(nullptr), range,
                                    stages + warp * STAGES * 128, &sums);
     __syncthreads();
     float *part = reinterpret_cast<float *>(stages);
-    put_part<TILES, OWN>(columns, number, sums, part + warp * TILES * 128);
+    UNROLL
+    for (int i = 0; i < TILES * 4; i++)
+        part[warp * TILES * 128 + column_of(i / 4, i % 4) * 16 + output_of(i % 4)] =
+            part_of<TILES, OWN>(columns, tile, sums, i / 4, i % 4);
     __syncthreads();
-    finish<T, TILES>(job, matrix, columns, number, part);
+    for (int e = threadIdx.x; e < TILES * 128; e += THREADS) {
+        float sum = 0;
+
+        for (int s = 0; s < SPLIT; s++)
+            sum += part[s * TILES * 128 + e];
+        put<T>(job, matrix, columns, tile, e, sum);
+    }
 }
 
 template <typename T, int TILES, bool OWN, bool ALIGNED>
@@ -158,7 +181,90 @@ static void launch(struct cuda *cuda, const struct linear_job *job)
                 stages > parts ? stages : parts, *job, cuda->batch);
 }
 
-/* The fewer the rows, the smaller the block: an output's bits are the same in all. */
+/* ------------------------------------------------------------------ many rows */
+
+/* One block for 128 outputs and 64 rows; each warp has 16 outputs over all columns. It adds up the
+ * same parts in the same order, one after another. */
+template <bool OWN>
+static __device__ __forceinline__ void add_wide(const struct linear_range &all, uint4 *stages,
+                                                float total[WIDE_TILES * 4])
+{
+    uint4 *rows = stages, *w = stages + WIDE_STAGES * WIDE_X +
+                               threadIdx.x / 32 * WIDE_STAGES * 128 + threadIdx.x % 32;
+    struct linear_sums<WIDE_TILES> sums = {};
+    unsigned word[8] = {};
+    int part = 0;
+
+    if (OWN)
+        load_words(all, 0, 0, word);
+    for (int32_t ahead = 0; ahead < WIDE_STAGES - 1; ahead++) {
+        stage_x(all, ahead, THREADS, rows + ahead * WIDE_X);
+        stage_chunk(all, ahead, w + ahead * 128);
+        copy_commit();
+    }
+    for (int32_t chunk = 0; chunk < all.to; chunk++) {
+        int s = chunk % WIDE_STAGES, free = (chunk + WIDE_STAGES - 1) % WIDE_STAGES;
+
+        copy_wait<WIDE_STAGES - 2>();
+        __syncthreads(); /* all have their copies, and are done with the chunk before */
+        stage_x(all, chunk + WIDE_STAGES - 1, THREADS, rows + free * WIDE_X);
+        stage_chunk(all, chunk + WIDE_STAGES - 1, w + free * 128);
+        copy_commit();
+        uint4 piece[4] = {w[s * 128], w[s * 128 + 32], w[s * 128 + 64], w[s * 128 + 96]};
+        add_wide_chunk<OWN>(all, piece, rows + s * WIDE_X, chunk, word, &sums);
+        while (part_end(all.to, part) <= chunk) /* empty parts are zero */
+            part++;
+        if (part_end(all.to, part) != chunk + 1)
+            continue;
+        UNROLL
+        for (int i = 0; i < WIDE_TILES * 4; i++) {
+            total[i] += part_of<WIDE_TILES, OWN>(*all.columns, all.tile, sums, i / 4, i % 4);
+            sums.base[i / 4][i % 4] = sums.own[i / 4][i % 4] = 0;
+        }
+    }
+    copy_wait<0>();
+}
+
+template <bool OWN>
+static __global__ void __launch_bounds__(THREADS, OWN ? 1 : 2)
+    linear_wide_kernel(struct linear_job job, struct cuda_batch batch)
+{
+    SHARED(struct linear_columns, columns, );
+    DYNAMIC_SHARED(uint4, stages);
+    int warp = threadIdx.x / 32;
+    int32_t number = blockIdx.y * SPLIT, chunks = (job.in + CHUNK - 1) / CHUNK;
+    struct linear_matrix matrix = matrix_of(job, number);
+    int32_t tile = number - matrix.first_tile + warp;
+    bool there = tile * 16 < matrix.out; /* else its work is thrown away */
+    float total[WIDE_TILES * 4] = {};
+
+    find_columns<WIDE_TILES, OWN>(job, matrix, batch, &columns);
+    struct linear_range all = {&columns,         job.x, matrix.w, job.in, matrix.out,
+                               there ? tile : 0, 0,     chunks};
+    add_wide<OWN>(all, stages, total);
+    __syncthreads();
+    float *part = reinterpret_cast<float *>(stages) + warp * WIDE_TILES * 128;
+    UNROLL
+    for (int i = 0; i < WIDE_TILES * 4; i++)
+        part[column_of(i / 4, i % 4) * 16 + output_of(i % 4)] = total[i];
+    __syncwarp();
+    for (int e = threadIdx.x % 32; there && e < WIDE_TILES * 128; e += 32)
+        put<bf16>(job, matrix, columns, tile, e, part[e]);
+}
+
+template <bool OWN> static void launch_wide(struct cuda *cuda, const struct linear_job *job)
+{
+    dim3 grid((unsigned)ceil_div(job->rows, WIDE_TILES * 8), (unsigned)(job->tiles / SPLIT));
+    size_t shared = WIDE_STAGES * (WIDE_X + SPLIT * 128) * sizeof(uint4);
+
+    CUDA_LAUNCH(cuda->device, linear_wide_kernel<OWN>, grid, THREADS, shared, *job, cuda->batch);
+}
+
+/* ------------------------------------------------------------------ serving */
+
+/* The fewer the rows, the smaller the block: an output's bits are the same in all. With deltas a
+ * block has 32 rows at most, so that two fit on a multiprocessor; two that share weights run at the
+ * same time, and the second finds them in the L2 cache. */
 template <typename T, bool OWN>
 static void launch_for_rows(struct cuda *cuda, const struct linear_job *job, bool aligned)
 {
@@ -168,24 +274,31 @@ static void launch_for_rows(struct cuda *cuda, const struct linear_job *job, boo
         launch<T, 1, OWN, true>(cuda, job);
     else if (job->rows <= 16)
         launch<T, 2, OWN, true>(cuda, job);
-    else if (job->rows <= 32)
+    else if (job->rows <= 32 || OWN)
         launch<T, 4, OWN, true>(cuda, job);
     else
-        launch<T, 8, OWN, true>(cuda, job);
+        launch<T, OWN ? 4 : 8, OWN, true>(cuda, job);
 }
 
 void cuda_linear_serve(struct cuda *cuda, struct linear_job *job)
 {
     int64_t row = job->in * dtype_size(cuda->activation);
     uintptr_t places = (uintptr_t)job->x | (uintptr_t)row;
+    bool own = cuda->batch.groups > 0, many;
+    int32_t unit; /* tiles of a block, which is of one matrix */
 
+    for (int i = 0; i < job->count; i++)
+        places |= (uintptr_t)job->matrix[i].w;
+    many = job->rows > FEW_ROWS && cuda->activation == DTYPE_BF16 && places % 16 == 0;
+    unit = many ? SPLIT : 1;
     job->tiles = 0;
     for (int i = 0; i < job->count; i++) {
-        places |= (uintptr_t)job->matrix[i].w;
         job->matrix[i].first_tile = job->tiles;
-        job->tiles += (int32_t)ceil_div(job->matrix[i].out, 16);
+        job->tiles += (int32_t)ceil_div(job->matrix[i].out, 16 * unit) * unit;
     }
-    if (cuda->batch.groups > 0)
+    if (many)
+        own ? launch_wide<true>(cuda, job) : launch_wide<false>(cuda, job);
+    else if (own)
         WITH_PRECISION(cuda, T, launch_for_rows<T, true>(cuda, job, places % 16 == 0));
     else
         WITH_PRECISION(cuda, T, launch_for_rows<T, false>(cuda, job, places % 16 == 0));

@@ -7,11 +7,10 @@
 #ifndef GRAFT_CUDA_CUDA_LINEAR_TILE_CUH
 #define GRAFT_CUDA_CUDA_LINEAR_TILE_CUH
 
-#include <cstring>
-
 #include "engine/cuda/cuda_delta.cuh"
 #include "engine/cuda/cuda_linear.cuh"
 #include "engine/cuda/ptx.cuh"
+#include "engine/cuda/vector.cuh"
 
 #define CHUNK DELTA_TILE_COLS
 #define MOST_TILES 8
@@ -46,15 +45,6 @@ struct linear_range {
 
 /* ------------------------------------------------------------------ bf16 */
 
-static __device__ __forceinline__ unsigned pair_of(bf16 low, bf16 high)
-{
-    uint16_t half[2];
-
-    memcpy(&half[0], &low, sizeof low);
-    memcpy(&half[1], &high, sizeof high);
-    return half[0] | (unsigned)half[1] << 16;
-}
-
 /* Eight values of a row from column c on, zeros behind the last. */
 template <bool ALIGNED>
 static __device__ __forceinline__ uint4 load_piece(const bf16 *row, int32_t c, int32_t in)
@@ -67,8 +57,8 @@ static __device__ __forceinline__ uint4 load_piece(const bf16 *row, int32_t c, i
 
         UNROLL
         for (int i = 0; i < 4; i++)
-            pair[i] = pair_of(c + 2 * i < in ? row[c + 2 * i] : zero,
-                              c + 2 * i + 1 < in ? row[c + 2 * i + 1] : zero);
+            pair[i] = pack_bf16(c + 2 * i < in ? row[c + 2 * i] : zero,
+                                c + 2 * i + 1 < in ? row[c + 2 * i + 1] : zero);
         return make_uint4(pair[0], pair[1], pair[2], pair[3]);
     }
 }
@@ -96,61 +86,73 @@ static __device__ __forceinline__ void add_signs(float c[4], unsigned word, cons
     }
 }
 
-/* Eight values of a dense difference, each as the sum of two bf16: as good as exact. */
-static __device__ __forceinline__ void split_piece(const struct delta_view &d, int32_t r, int32_t c,
-                                                   uint4 *near, uint4 *rest)
+/* Eight values of a dense difference, rounded; or, `rest`, what rounding took from them. Both
+ * together are as good as exact. */
+static __device__ __forceinline__ uint4 split_piece(const struct delta_view &d, int32_t r,
+                                                    int32_t c, bool rest)
 {
-    unsigned first[4], second[4];
+    unsigned pair[4];
 
     UNROLL
     for (int i = 0; i < 4; i++) {
-        bf16 a[2], b[2];
+        bf16 half[2];
 
         UNROLL
         for (int k = 0; k < 2; k++) {
             int32_t column = c + 2 * i + k;
             float value = r < d.rows && column < d.cols ? delta_dense(d, r, column) : 0;
 
-            a[k] = from_float<bf16>(value);
-            b[k] = from_float<bf16>(value - to_float(a[k]));
+            half[k] = from_float<bf16>(value);
+            if (rest)
+                half[k] = from_float<bf16>(value - to_float(half[k]));
         }
-        first[i] = pair_of(a[0], a[1]);
-        second[i] = pair_of(b[0], b[1]);
+        pair[i] = pack_bf16(half[0], half[1]);
     }
-    *near = make_uint4(first[0], first[1], first[2], first[3]);
-    *rest = make_uint4(second[0], second[1], second[2], second[3]);
+    return make_uint4(pair[0], pair[1], pair[2], pair[3]);
 }
 
+/* mine: whether the lane's row of x counts. */
 static __device__ __forceinline__ void add_dense(float c[4], const struct delta_view &d, int32_t r,
-                                                 int32_t column, const uint4 x[2])
+                                                 int32_t column, const uint4 x[2], bool mine)
 {
-    ROLLED
-    for (int h = 0; h < 2; h++) {
-        uint4 near[2], rest[2], half = h ? x[1] : x[0];
+    int parts = d.dtype == DTYPE_BF16 ? 2 : 4;
 
-        split_piece(d, r, column + 32 * h, &near[0], &rest[0]);
-        split_piece(d, r + 8, column + 32 * h, &near[1], &rest[1]);
-        add_half(c, near, half);
-        if (d.dtype != DTYPE_BF16)
-            add_half(c, rest, half);
+    ROLLED
+    for (int i = 0; i < parts; i++) {
+        int32_t from = column + i % 2 * 32;
+        uint4 piece[2] = {split_piece(d, r, from, i > 1), split_piece(d, r + 8, from, i > 1)};
+        uint4 half = i % 2 ? x[1] : x[0];
+
+        add_half(c, piece, mine ? half : make_uint4(0, 0, 0, 0));
     }
+}
+
+/* A lane's words of the tenants of tile j; 0 where one has no signs. */
+static __device__ __forceinline__ void load_words(const struct linear_range &range, int j,
+                                                  int32_t chunk, unsigned word[8])
+{
+    const struct delta_view *delta = range.columns->delta + j * 8;
+    /* A word is 32 weights: 32 bits count them. */
+    unsigned chunks = (unsigned)(range.in + CHUNK - 1) / CHUNK;
+    unsigned at = ((unsigned)range.tile * chunks + (unsigned)chunk) * 32 + threadIdx.x % 32;
+    unsigned signs = chunk < range.to ? range.columns->signs[j] : 0;
+
+    UNROLL
+    for (int i = 0; i < 8; i++)
+        word[i] = signs >> i & 1 ? delta[i].bits[at] : 0;
 }
 
 /* The deltas of the rows of tile j. Another tenant's rows are zero, so that its sums do not change:
  * x + 0 is x, and a sum that began as +0 never becomes -0. */
 static __device__ __forceinline__ void add_own(const struct linear_range &range, int j,
-                                               int32_t chunk, const uint4 x[2], float c[4])
+                                               int32_t chunk, const unsigned word[8],
+                                               const uint4 x[2], float c[4])
 {
     const struct linear_columns *columns = range.columns;
-    const struct delta_view *delta = columns->delta + j * 8;
     int lane = threadIdx.x % 32, mine = columns->leader[j * 8 + lane / 4];
-    unsigned signs = columns->signs[j], dense = columns->dense[j], word[8];
-    int64_t at = ((int64_t)range.tile * ((range.in + CHUNK - 1) / CHUNK) + chunk) * 32 + lane;
+    unsigned signs = columns->signs[j], dense = columns->dense[j];
     uint4 none = make_uint4(0, 0, 0, 0);
 
-    UNROLL
-    for (int i = 0; i < 8; i++) /* all are under way before the first is used */
-        word[i] = signs >> i & 1 ? delta[i].bits[at] : 0;
     UNROLL
     for (int i = 0; i < 8; i++)
         if (signs >> i & 1) {
@@ -160,34 +162,72 @@ static __device__ __forceinline__ void add_own(const struct linear_range &range,
         }
     ROLLED
     for (int i = 0; i < 8; i++)
-        if (dense >> i & 1) {
-            uint4 own[2] = {mine == i ? x[0] : none, mine == i ? x[1] : none};
-
-            add_dense(c, delta[i], range.tile * 16 + lane / 4, chunk * CHUNK + lane % 4 * 8, own);
-        }
+        if (dense >> i & 1)
+            add_dense(c, columns->delta[j * 8 + i], range.tile * 16 + lane / 4,
+                      chunk * CHUNK + lane % 4 * 8, x, mine == i);
 }
 
-template <int TILES, bool OWN, bool ALIGNED>
-static __device__ __forceinline__ void add_chunk(const struct linear_range &range, const uint4 w[4],
-                                                 int32_t chunk, struct linear_sums<TILES> *sums)
+/* What a tile of rows adds to: products with weights, and with its tenants' deltas. */
+template <bool OWN>
+static __device__ __forceinline__ void
+add_tile(const struct linear_range &range, int j, int32_t chunk, const uint4 w[4],
+         const unsigned word[8], const uint4 x[2], float base[4], float own[4])
+{
+    add_half(base, w, x[0]);
+    add_half(base, w + 2, x[1]);
+    if (OWN)
+        add_own(range, j, chunk, word, x, own);
+}
+
+/* A lane's row of tile j. */
+template <bool ALIGNED>
+static __device__ __forceinline__ void load_x(const struct linear_range &range, int j,
+                                              int32_t chunk, uint4 x[2])
 {
     int lane = threadIdx.x % 32;
-    int32_t column = chunk * CHUNK + lane % 4 * 8;
+    int32_t index = chunk < range.to ? range.columns->index[j * 8 + lane / 4] : -1;
+    const bf16 *row = static_cast<const bf16 *>(range.x) + (int64_t)index * range.in;
 
     UNROLL
-    for (int j = 0; j < TILES; j++) {
-        int32_t index = range.columns->index[j * 8 + lane / 4];
-        const bf16 *row = static_cast<const bf16 *>(range.x) + (int64_t)index * range.in;
-        uint4 x[2];
+    for (int h = 0; h < 2; h++)
+        x[h] = index < 0
+                   ? make_uint4(0, 0, 0, 0)
+                   : load_piece<ALIGNED>(row, chunk * CHUNK + 32 * h + lane % 4 * 8, range.in);
+}
 
-        UNROLL
-        for (int h = 0; h < 2; h++)
-            x[h] = index < 0 ? make_uint4(0, 0, 0, 0)
-                             : load_piece<ALIGNED>(row, column + 32 * h, range.in);
-        add_half(sums->base[j], w, x[0]);
-        add_half(sums->base[j], w + 2, x[1]);
-        if (OWN)
-            add_own(range, j, chunk, x, sums->own[j]);
+/* What is under way for the tile that comes next, while a tile is worked on. Where registers are
+ * short (four tiles with deltas), rows are not. */
+struct linear_ahead {
+    uint4 x[2];
+    unsigned word[8];
+};
+template <int TILES, bool OWN> constexpr bool rows_ahead = !(OWN && TILES > 2);
+
+template <int TILES, bool OWN, bool ALIGNED>
+static __device__ __forceinline__ void load_ahead(const struct linear_range &range, int j,
+                                                  int32_t chunk, struct linear_ahead *ahead)
+{
+    if (OWN)
+        load_words(range, j, chunk, ahead->word);
+    if (rows_ahead<TILES, OWN>)
+        load_x<ALIGNED>(range, j, chunk, ahead->x);
+}
+
+/* ahead: of tile 0, of this chunk in, of the next out. */
+template <int TILES, bool OWN, bool ALIGNED>
+static __device__ __forceinline__ void add_chunk(const struct linear_range &range, const uint4 w[4],
+                                                 int32_t chunk, struct linear_ahead *ahead,
+                                                 struct linear_sums<TILES> *sums)
+{
+    UNROLL
+    for (int j = 0; j < TILES; j++) {
+        struct linear_ahead next = {};
+
+        load_ahead<TILES, OWN, ALIGNED>(range, (j + 1) % TILES, chunk + (j + 1) / TILES, &next);
+        if (!rows_ahead<TILES, OWN>)
+            load_x<ALIGNED>(range, j, chunk, ahead->x);
+        add_tile<OWN>(range, j, chunk, w, ahead->word, ahead->x, sums->base[j], sums->own[j]);
+        *ahead = next;
     }
 }
 
@@ -202,7 +242,7 @@ static __device__ __forceinline__ void piece_place(const struct linear_range &ra
 }
 
 /* Brings a lane's four pieces of a chunk into its own places: nobody else reads them, so that the
- * lane need not wait for anyone. */
+ * lane need not wait for anyone. The caller closes the group. */
 static __device__ __forceinline__ void stage_chunk(const struct linear_range &range, int32_t chunk,
                                                    uint4 *stage)
 {
@@ -216,7 +256,6 @@ static __device__ __forceinline__ void stage_chunk(const struct linear_range &ra
                       static_cast<const bf16 *>(range.w) + (there ? (int64_t)r * range.in + c : 0),
                       there);
     }
-    copy_commit();
 }
 
 /* stage: the warp's [STAGES][4][32] pieces. */
@@ -224,11 +263,15 @@ template <int TILES, bool OWN>
 static __device__ __forceinline__ void add_staged(const struct linear_range &range, uint4 *stage,
                                                   struct linear_sums<TILES> *sums)
 {
+    struct linear_ahead ahead = {};
     uint4 w[4];
 
     stage += threadIdx.x % 32;
-    for (int s = 0; s < STAGES - 1; s++)
+    load_ahead<TILES, OWN, true>(range, 0, range.from, &ahead);
+    for (int s = 0; s < STAGES - 1; s++) {
         stage_chunk(range, range.from + s, stage + s * 128);
+        copy_commit();
+    }
     for (int32_t chunk = range.from; chunk < range.to; chunk++) {
         int s = (chunk - range.from) % STAGES;
 
@@ -237,7 +280,8 @@ static __device__ __forceinline__ void add_staged(const struct linear_range &ran
         for (int i = 0; i < 4; i++)
             w[i] = stage[s * 128 + i * 32];
         stage_chunk(range, chunk + STAGES - 1, stage + (s + STAGES - 1) % STAGES * 128);
-        add_chunk<TILES, OWN, true>(range, w, chunk, sums);
+        copy_commit();
+        add_chunk<TILES, OWN, true>(range, w, chunk, &ahead, sums);
     }
     copy_wait<0>();
 }
@@ -248,7 +292,9 @@ static __device__ __forceinline__ void add_unaligned(const struct linear_range &
                                                      struct linear_sums<TILES> *sums)
 {
     const bf16 *weights = static_cast<const bf16 *>(range.w);
+    struct linear_ahead ahead = {};
 
+    load_ahead<TILES, OWN, false>(range, 0, range.from, &ahead);
     for (int32_t chunk = range.from; chunk < range.to; chunk++) {
         uint4 w[4];
 
@@ -260,7 +306,7 @@ static __device__ __forceinline__ void add_unaligned(const struct linear_range &
             w[i] = r < range.out ? load_piece<false>(weights + (int64_t)r * range.in, c, range.in)
                                  : make_uint4(0, 0, 0, 0);
         }
-        add_chunk<TILES, OWN, false>(range, w, chunk, sums);
+        add_chunk<TILES, OWN, false>(range, w, chunk, &ahead, sums);
     }
 }
 
@@ -272,6 +318,54 @@ static __device__ __forceinline__ void add_range(const bf16 *, const struct line
         add_staged<TILES, OWN>(range, stage, sums);
     else
         add_unaligned<TILES, OWN>(range, sums);
+}
+
+/* ------------------------------------------------------------------ bf16, many rows */
+
+/* Rows of x of a chunk that all warps of the block read, as they lie in fragments:
+ * [WIDE_TILES][2 halves][32 lanes]; by all `threads` of the block. */
+#define WIDE_TILES 8
+#define WIDE_STAGES 3
+#define WIDE_X (WIDE_TILES * 64)
+
+static __device__ __forceinline__ void stage_x(const struct linear_range &range, int32_t chunk,
+                                               int threads, uint4 *stage)
+{
+    for (int e = threadIdx.x; e < WIDE_X; e += threads) {
+        int lane = e % 32, h = e / 32 % 2;
+        int32_t index = range.columns->index[e / 64 * 8 + lane / 4];
+        int32_t c = chunk * CHUNK + h * 32 + lane % 4 * 8;
+        bool there = chunk < range.to && index >= 0 && c < range.in;
+
+        copy_async_16(stage + e,
+                      static_cast<const bf16 *>(range.x) +
+                          (there ? (int64_t)index * range.in + c : 0),
+                      there);
+    }
+}
+
+/* A chunk whose rows are in shared memory. */
+template <bool OWN>
+static __device__ __forceinline__ void
+add_wide_chunk(const struct linear_range &range, const uint4 w[4], const uint4 *rows, int32_t chunk,
+               unsigned word[8], struct linear_sums<WIDE_TILES> *sums)
+{
+    int lane = threadIdx.x % 32;
+
+    UNROLL
+    for (int j = 0; j < WIDE_TILES; j++) {
+        uint4 x[2] = {rows[j * 64 + lane], rows[j * 64 + 32 + lane]};
+        unsigned next[8];
+
+        if (OWN)
+            load_words(range, (j + 1) % WIDE_TILES, chunk + (j + 1) / WIDE_TILES, next);
+        add_tile<OWN>(range, j, chunk, w, word, x, sums->base[j], sums->own[j]);
+        if (OWN) {
+            UNROLL
+            for (int i = 0; i < 8; i++)
+                word[i] = next[i];
+        }
+    }
 }
 
 /* ------------------------------------------------------------------ float */

@@ -1,10 +1,11 @@
 #include "engine/cuda/cuda_norm.cuh"
+#include "engine/cuda/vector.cuh"
 
 #define THREADS 256
 #define HEAD_WARPS 4 /* heads of one block of rotate_kernel */
 
-/* Sums of a row are by thread, thread i taking elements i, i + THREADS, …: their order knows the
- * width alone. */
+/* Sums of a row are by thread, thread i taking every THREADS-th element (or vector of 8): their
+ * order knows the width alone. */
 
 /* A group's own vector, where it has one. */
 static __device__ __forceinline__ const float *vector_of(const float *base, const char *own,
@@ -19,33 +20,52 @@ static __device__ __forceinline__ const float *vector_of(const float *base, cons
 
 /* ------------------------------------------------------------------ rows */
 
-/* One block for each row. */
-template <typename T>
+/* One block for each row. VECTOR: rows are whole vectors of 8, and so are read. */
+template <typename T, bool VECTOR>
 static __global__ void norm_kernel(struct norm_call call, struct cuda_batch batch)
 {
+    constexpr int WIDE = VECTOR ? 8 : 1;
     int64_t i = blockIdx.x, r = call.row ? call.row[i] : i;
     const T *x = static_cast<const T *>(call.x) + r * call.width;
     T *n = static_cast<T *>(call.n) + i * call.width;
     const float *w = vector_of(call.weight, call.own, call.own_stride, batch.row_group[r]);
     float sum = 0;
 
-    for (int32_t c = threadIdx.x; c < call.width; c += THREADS) {
-        float value = to_float(x[c]);
+    for (int32_t c = threadIdx.x * WIDE; c < call.width; c += THREADS * WIDE) {
+        float value[WIDE];
 
-        sum = fmaf(value, value, sum);
+        load_wide<WIDE>(x + c, value);
+        UNROLL
+        for (int k = 0; k < WIDE; k++)
+            sum = fmaf(value[k], value[k], sum);
     }
     float rstd = 1.0f / sqrtf(block_sum(sum) / (float)call.width + call.eps);
-    for (int32_t c = threadIdx.x; c < call.width; c += THREADS)
-        n[c] = from_float<T>(to_float(x[c]) * rstd * w[c]);
+    for (int32_t c = threadIdx.x * WIDE; c < call.width; c += THREADS * WIDE) {
+        float value[WIDE], weight[WIDE];
+
+        load_wide<WIDE>(x + c, value);
+        load_wide<WIDE>(w + c, weight);
+        UNROLL
+        for (int k = 0; k < WIDE; k++)
+            value[k] = value[k] * rstd * weight[k];
+        store_wide<WIDE>(n + c, value);
+    }
     if (call.rstd && threadIdx.x == 0)
         call.rstd[i] = rstd;
 }
 
 void cuda_norm(struct cuda *cuda, const struct norm_call *call)
 {
-    WITH_PRECISION(cuda, T,
-                   CUDA_LAUNCH(cuda->device, norm_kernel<T>, (unsigned)call->count, THREADS, 0,
-                               *call, cuda->batch));
+    unsigned rows = (unsigned)call->count;
+
+    if (call->width % 8 == 0)
+        WITH_PRECISION(cuda, T,
+                       CUDA_LAUNCH(cuda->device, (norm_kernel<T, true>), rows, THREADS, 0, *call,
+                                   cuda->batch));
+    else
+        WITH_PRECISION(cuda, T,
+                       CUDA_LAUNCH(cuda->device, (norm_kernel<T, false>), rows, THREADS, 0, *call,
+                                   cuda->batch));
 }
 
 /* ------------------------------------------------------------------ heads */

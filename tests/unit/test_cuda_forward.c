@@ -38,6 +38,25 @@ static const struct parity_shape shapes[] = {
      .cache = true,
      .tenants = 5,
      .seed = 10},
+    {.name = "a long chunk of a prompt, tenants",
+     .hidden = 136,
+     .intermediate = 200,
+     .vocabulary = 150,
+     .doc_rows = {130, 3},
+     .past = {0, 90},
+     .cache = true,
+     .cache_len = 140,
+     .tenants = 3,
+     .seed = 14},
+    {.name = "many rows, many columns, the base alone",
+     .hidden = 648,
+     .intermediate = 40,
+     .heads = 1,
+     .kv_heads = 1,
+     .vocabulary = 37,
+     .doc_rows = {140},
+     .serving = true,
+     .seed = 15},
     {.name = "more rows than a block has, the base alone",
      .bias = true,
      .doc_rows = {66},
@@ -283,7 +302,7 @@ static void test_head(void **state)
 
 /* ------------------------------------------------------------------ a row's bits are its own */
 
-#define MOST_ROWS 80
+#define MOST_ROWS 140
 #define MOST_BYTES 8192
 
 /* Stages over batches of our own making, on the other backend alone. */
@@ -419,7 +438,7 @@ static void own_bits_of_shape(struct backend *shim, const struct parity_shape *s
 {
     const struct {
         int32_t rows, place;
-    } batch[] = {{3, 0}, {3, 2}, {8, 5}, {13, 1}, {29, 28}, {40, 17}, {76, 70}};
+    } batch[] = {{3, 0}, {3, 2}, {8, 5}, {13, 1}, {29, 28}, {40, 17}, {76, 70}, {133, 129}};
     struct own_bits *o = calloc(1, sizeof *o);
     char alone[MOST_BYTES];
     size_t bytes;
