@@ -143,7 +143,6 @@ static __global__ void __launch_bounds__(THREADS, 2)
     int32_t tile = number - matrix.first_tile;
     struct linear_sums<TILES> sums = {};
 
-    find_columns<TILES, OWN>(job, matrix, batch, &columns);
     struct linear_range range = {&columns,
                                  job.x,
                                  matrix.w,
@@ -152,8 +151,11 @@ static __global__ void __launch_bounds__(THREADS, 2)
                                  tile,
                                  part_end(chunks, warp - 1),
                                  part_end(chunks, warp)};
-    add_range<TILES, OWN, ALIGNED>(static_cast<const T *>(nullptr), range,
-                                   stages + warp * STAGES * 128, &sums);
+    uint4 *stage = stages + warp * STAGES * 128;
+    if (sizeof(T) == 2 && ALIGNED)
+        start_staged(range, stage);
+    find_columns<TILES, OWN>(job, matrix, batch, &columns);
+    add_range<TILES, OWN, ALIGNED>(static_cast<const T *>(nullptr), range, stage, &sums);
     __syncthreads();
     float *part = reinterpret_cast<float *>(stages);
     UNROLL

@@ -93,6 +93,10 @@ static __device__ __forceinline__ uint4 split_piece(const struct delta_view &d, 
 {
     unsigned pair[4];
 
+    if (d.dtype == DTYPE_BF16 && d.cols % 8 == 0)
+        return r < d.rows ? load_piece<true>(
+                                static_cast<const bf16 *>(d.dense) + (int64_t)r * d.cols, c, d.cols)
+                          : make_uint4(0, 0, 0, 0);
     UNROLL
     for (int i = 0; i < 4; i++) {
         bf16 half[2];
@@ -258,7 +262,18 @@ static __device__ __forceinline__ void stage_chunk(const struct linear_range &ra
     }
 }
 
-/* stage: the warp's [STAGES][4][32] pieces. */
+/* Sends for the first chunks. Does not need the rows yet: weights come while they are found. stage:
+ * the warp's [STAGES][4][32] pieces. */
+static __device__ __forceinline__ void start_staged(const struct linear_range &range, uint4 *stage)
+{
+    stage += threadIdx.x % 32;
+    for (int s = 0; s < STAGES - 1; s++) {
+        stage_chunk(range, range.from + s, stage + s * 128);
+        copy_commit();
+    }
+}
+
+/* After start_staged. */
 template <int TILES, bool OWN>
 static __device__ __forceinline__ void add_staged(const struct linear_range &range, uint4 *stage,
                                                   struct linear_sums<TILES> *sums)
@@ -268,10 +283,6 @@ static __device__ __forceinline__ void add_staged(const struct linear_range &ran
 
     stage += threadIdx.x % 32;
     load_ahead<TILES, OWN, true>(range, 0, range.from, &ahead);
-    for (int s = 0; s < STAGES - 1; s++) {
-        stage_chunk(range, range.from + s, stage + s * 128);
-        copy_commit();
-    }
     for (int32_t chunk = range.from; chunk < range.to; chunk++) {
         int s = (chunk - range.from) % STAGES;
 
