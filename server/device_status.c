@@ -1,5 +1,7 @@
 #include "server/device_status.h"
 
+#include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -91,6 +93,12 @@ static void add_ours(struct device_status_list *out, struct api_context *api,
     }
 }
 
+/* A process that is gone; its row goes with the sweeper's next round. */
+static bool is_dead(const struct worker_row *row)
+{
+    return row->here && kill(row->pid, 0) != 0 && errno == ESRCH;
+}
+
 /* Workers of other machines, and those started by hand. */
 static void add_others(struct device_status_list *out, const struct worker_rows *rows)
 {
@@ -99,7 +107,7 @@ static void add_others(struct device_status_list *out, const struct worker_rows 
     for (int i = 0; i < rows->count; i++) {
         struct device_status *s = &out->items[out->count];
 
-        if (rows->items[i].pid == 0)
+        if (rows->items[i].pid == 0 || is_dead(&rows->items[i]))
             continue;
         *s = (struct device_status){0};
         from_row(s, &rows->items[i]);

@@ -94,5 +94,41 @@ class Loss(unittest.TestCase):
         self.assertEqual(shim_worker()["device"], SHIM)
 
 
+class Faults(unittest.TestCase):
+    """Of a kernel that chat launches, once: the file that is named is used up by the fault."""
+
+    def serve(self, fault, **settings):
+        token = folder / "token"
+        token.touch()
+        made = harness.Server(devices=SHIM, workers=0, shim_fault=f"{fault}:60:{token}", **settings)
+        self.addCleanup(made.stop)
+        return made
+
+    def expect(self, served, status, reason):
+        reply = served.chat("tiny", "hello")
+        self.assertEqual((reply.status, reply.error["code"]), (503, "worker_restarted"), reply)
+        until(lambda: served.get("/v1/graft/devices").json["data"][0]["state"] == "idle")
+        (infer,) = served.get("/v1/graft/devices").json["data"]
+        self.assertEqual((infer["device"], infer["lost"], infer["restarts"]), (SHIM, 1, 1))
+        self.assertRegex(infer["last_failure"], reason)
+        self.assertRegex(served.log(), rf"infer worker \d+ has lost {SHIM} \(status {status}\)")
+        again = [served.chat("tiny", "hello") for _ in range(2)]
+        self.assertEqual([r.status for r in again], [200, 200], again)
+        self.assertEqual(*[r.json["choices"] for r in again])
+
+    def test_a_poisoned_device_ends_the_worker(self):
+        self.expect(self.serve("poison"), 75, "injected fault")
+
+    def test_a_launch_that_fails_ends_the_worker(self):
+        self.expect(self.serve("launch"), 75, "injected fault")
+
+    def test_a_device_that_hangs_is_noticed(self):
+        began = time.monotonic()
+        served = self.serve("hang", watchdog=2)
+        self.expect(served, 76, r"^no progress for \d+ s in step \d+$")
+        self.assertIn(f"device {SHIM} made no progress", served.log())
+        self.assertLess(time.monotonic() - began, 60)
+
+
 if __name__ == "__main__":
     unittest.main()
