@@ -1,6 +1,6 @@
 /* Final norm, logits, cross-entropy and their gradients, a chunk of trained rows at a time, so that
  * no more than the caller's scratch of logits is ever held. */
-#include "engine/cuda/cuda.h"
+#include "engine/cuda/cuda_norm.cuh"
 
 #define THREADS 256
 #define SOFTMAX_THREADS 512
@@ -16,26 +16,7 @@ struct loss_rows {
     int32_t *correct;
 };
 
-/* ------------------------------------------------------------------ norm */
-
-/* One block for each row of the chunk: n = rms_norm(x). */
-template <typename T>
-static __global__ void loss_norm_kernel(struct loss_rows rows, const T *x, const float *w, T *n,
-                                        int32_t width, float eps)
-{
-    const T *from = x + (int64_t)rows.row[blockIdx.x] * width;
-    T *to = n + (int64_t)blockIdx.x * width;
-    float squares = 0;
-
-    for (int32_t c = threadIdx.x; c < width; c += blockDim.x) {
-        float value = to_float(from[c]);
-
-        squares += value * value;
-    }
-    float rstd = 1.0f / sqrtf(block_sum(squares) / (float)width + eps);
-    for (int32_t c = threadIdx.x; c < width; c += blockDim.x)
-        to[c] = from_float<T>(to_float(from[c]) * rstd * w[c]);
-}
+/* ------------------------------------------------------------------ the norm's gradient */
 
 /* One block for each row of the chunk: dx = the gradient through the norm of dn; rstd, which is
  * computed again, is kept for the gradient of w. */
@@ -204,6 +185,21 @@ static void softmax(struct cuda *cuda, const struct head_loss_args *a, const str
                     SOFTMAX_THREADS, 0, rows, logits, vocabulary, a->dx.data != nullptr);
 }
 
+static void norm_forward(struct cuda *cuda, const struct head_loss_args *a,
+                         const struct loss_rows &rows)
+{
+    struct norm_call norm = {};
+
+    norm.x = a->x.data;
+    norm.n = a->n.data;
+    norm.weight = data_of<const float>(a->final_norm);
+    norm.row = rows.row;
+    norm.count = rows.count;
+    norm.width = (int32_t)a->x.shape[1];
+    norm.eps = a->config->rms_norm_eps;
+    cuda_norm(cuda, &norm);
+}
+
 static void logits_product(struct cuda *cuda, const struct head_loss_args *a, int32_t count)
 {
     struct gemm g = {};
@@ -271,9 +267,7 @@ template <typename T>
 static void run_chunk(struct cuda *cuda, const struct head_loss_args *a,
                       const struct loss_rows &rows)
 {
-    CUDA_LAUNCH(cuda->device, loss_norm_kernel<T>, (unsigned)rows.count, THREADS, 0, rows,
-                data_of<const T>(a->x), data_of<const float>(a->final_norm), data_of<T>(a->n),
-                (int32_t)a->x.shape[1], a->config->rms_norm_eps);
+    norm_forward(cuda, a, rows);
     logits_product(cuda, a, rows.count);
     softmax<T>(cuda, a, rows);
     if (!a->dx.data)

@@ -174,7 +174,7 @@ static __global__ void squares_kernel(struct parameter_table table, double *part
 }
 
 /* One block: the root of the sum of all parts. */
-static __global__ void norm_kernel(const double *parts, int32_t count, float *norm)
+static __global__ void root_kernel(const double *parts, int32_t count, float *norm)
 {
     double sum = 0;
 
@@ -201,7 +201,7 @@ void cuda_gradient_norm(struct backend *backend, const struct gradient_norm_args
                     cuda->norm_parts, seen);
         seen = blocks > seen ? blocks : seen;
     }
-    CUDA_LAUNCH(cuda->device, norm_kernel, 1, THREADS, 0, cuda->norm_parts, seen,
+    CUDA_LAUNCH(cuda->device, root_kernel, 1, THREADS, 0, cuda->norm_parts, seen,
                 data_of<float>(a->norm));
 }
 
