@@ -4,10 +4,12 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
 #include "server/clock.h"
+#include "server/devices.h"
 #include "server/worker.h"
 #include "server/worker_run.h"
 #include "server/worker_watch.h"
@@ -294,6 +296,23 @@ static void hand_back_late(struct worker_run *r)
     }
 }
 
+/* A device that has too little memory says how much was wanted and how much there was, and names
+ * nothing but itself: the client may know. */
+static void tell_shortage(const struct worker_run *r, struct err *err)
+{
+    struct err why = *err;
+
+    if (err->kind != ERR_NO_MEMORY || err->code[0] != '\0' || devices_is_cpu(r->cx->device) ||
+        strstr(err->message, r->cx->device) == NULL || strchr(err->message, '/') != NULL)
+        return;
+    err_clear(err);
+    err_set_code(
+        err, ERR_NO_MEMORY, "insufficient_memory", NULL,
+        "The job needs more memory than its device has (%s): use a smaller model or batch, "
+        "or a larger device.",
+        why.message);
+}
+
 /* Another device may have the job at once. Nothing is freed: what that asks of the driver may hang.
  */
 static _Noreturn void leave_device(struct worker_run *r, const struct err *why)
@@ -350,6 +369,8 @@ void worker_job_run(const struct worker_job_context *context, const struct lease
     /* A write that found the lease gone does not know why; the heartbeat asks. */
     if (rc != 0 && err.kind == ERR_FENCED && r.heartbeat != NULL)
         worker_heartbeat_explain(r.heartbeat, &err);
+    if (rc != 0)
+        tell_shortage(&r, &err);
     conclude(&r, rc, &err);
     worker_watch_job("");
     engine_trainer_free(r.trainer);

@@ -97,6 +97,15 @@ class Loss(unittest.TestCase):
 class Faults(unittest.TestCase):
     """Of a kernel that chat launches, once: the file that is named is used up by the fault."""
 
+    def test_a_device_with_too_little_memory_says_how_much(self):
+        served = harness.Server(devices=SHIM, infer_device="cpu", workers=1, poll=0.1, shim_fault="alloc:20")
+        self.addCleanup(served.stop)
+        job = served.create_job(served.upload(harness.examples(harness.FACTS)).json["id"], epochs=1).json["id"]
+        error = served.wait_job(job)["error"]
+        self.assertEqual(error["code"], "insufficient_memory", error)
+        self.assertRegex(error["message"], rf"{SHIM}: \d+ bytes of device memory wanted, \d+ of \d+ free")
+        self.assertEqual(served.metric("graft_device_lost_total"), 0)  # no reason to die
+
     def serve(self, fault, **settings):
         token = folder / "token"
         token.touch()
