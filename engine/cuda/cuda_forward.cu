@@ -89,7 +89,9 @@ template <typename T, int WIDE> static void silu_of(struct cuda *cuda, const str
 
 static void silu(struct cuda *cuda, const struct mlp_args *a)
 {
-    if (a->gate.shape[1] % 8 == 0)
+    uintptr_t places = (uintptr_t)a->gate.data | (uintptr_t)a->up.data | (uintptr_t)a->act.data;
+
+    if (a->gate.shape[1] % 8 == 0 && places % 16 == 0)
         WITH_PRECISION(cuda, T, silu_of<T, 8>(cuda, a));
     else
         WITH_PRECISION(cuda, T, silu_of<T, 1>(cuda, a));
