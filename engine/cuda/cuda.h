@@ -13,6 +13,7 @@
  *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
  *   cuda_optimizer.cu     norm of the gradients, AdamW
  *   cuda_delta.cu, .cuh   packed deltas
+ *   cuda_bench.cu         what the device can do at best
  *   cuda_attention*.cu    attention, forward and backward
  *
  * A stage is a function of the CPU table's name, cuda_X for cpu_X, that reads its arguments,
@@ -131,6 +132,9 @@ void *cuda_bring(struct cuda *cuda, const void *host, size_t bytes);
 
 int cuda_delta_pack(struct backend *, const struct delta_tensor *, struct packed_delta **out,
                     struct err *err);
+/* The same in memory of its own (benches). */
+int cuda_delta_clone(struct backend *, const struct packed_delta *, struct packed_delta **out,
+                     struct err *err);
 void cuda_delta_free(struct backend *, struct packed_delta *);
 int64_t cuda_delta_bytes(const struct packed_delta *);
 /* As kernels see it; NULL: all zero. */

@@ -110,6 +110,35 @@ int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
     return 0;
 }
 
+int cuda_delta_clone(struct backend *backend, const struct packed_delta *packed,
+                     struct packed_delta **out, struct err *err)
+{
+    struct device *device = cuda_of(backend)->device;
+    struct packed_delta *copy = (struct packed_delta *)malloc(sizeof *copy);
+    char *memory;
+
+    *out = nullptr;
+    if (!copy)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a delta");
+    memory = (char *)device_alloc(device, (size_t)packed->bytes, err);
+    if (!memory) {
+        free(copy);
+        return -1;
+    }
+    device_copy(device, memory, packed->memory, (size_t)packed->bytes);
+    *copy = *packed;
+    copy->memory = memory;
+    if (packed->view.bits) {
+        copy->view.bits = (const unsigned *)memory;
+        copy->view.scale =
+            (const float *)(memory + ((const char *)packed->view.scale - (char *)packed->memory));
+    } else {
+        copy->view.dense = memory;
+    }
+    *out = copy;
+    return 0;
+}
+
 void cuda_delta_free(struct backend *backend, struct packed_delta *packed)
 {
     if (!packed)
