@@ -21,7 +21,7 @@ GPU_PROGRAMS := $(GPU_TESTS:%=$(GPU_DIR)/tests/unit/%)
 # The order of a GPU is not ours to choose: once through the shapes.
 GPU_CPPFLAGS := -Itests/gpu -DSHIM_ORDERS=1
 
-$(GPU_DIR)/%.o: %.c $(BUILD)/flags
+$(GPU_DIR)/%.o: %.c $(BUILD)/flags tests/gpu/gpu.mk
 	@mkdir -p $(@D)
 	$(call said,cc,$<)
 	$(Q)$(CC) $(GPU_CPPFLAGS) $(CPPFLAGS) $(CFLAGS) -ffunction-sections -MMD -MP -c -o $@ $<
