@@ -334,24 +334,3 @@ void model_config_to_json(const struct model_config *c, struct strbuf *out)
                     (double)c->rope_high_freq_factor, c->rope_original_context);
     strbuf_addstr(out, "}}");
 }
-
-int64_t model_config_width(const struct model_config *c, enum model_width width)
-{
-    switch (width) {
-    case WIDTH_D:
-        return c->hidden;
-    case WIDTH_QUERY:
-        return (int64_t)c->heads * c->head_dim;
-    case WIDTH_KEY:
-        return (int64_t)c->kv_heads * c->head_dim;
-    case WIDTH_F:
-        return c->intermediate;
-    case WIDTH_E:
-        return c->head_dim;
-    case WIDTH_V:
-        return c->vocabulary;
-    case WIDTH_NONE:
-        break;
-    }
-    return 0;
-}
