@@ -29,23 +29,28 @@ find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
                 : *reinterpret_cast<const struct delta_view *>(matrix.own + group * job.own_stride);
     }
     __syncthreads();
-    if (OWN && i < TILES * 8) {
+    if (!OWN)
+        return;
+    if (i < TILES * 8) {
         int leader = i % 8;
 
         while (leader > 0 && columns->group[i / 8 * 8 + leader - 1] == columns->group[i])
             leader--;
         columns->leader[i] = delta_is_empty(columns->delta[i]) ? -1 : leader;
     }
-    __syncthreads();
-    if (OWN && i < TILES) {
-        unsigned leaders = 0, signs = 0;
+    if (i < TILES) {
+        unsigned signs = 0, dense = 0;
 
         for (int k = 0; k < 8; k++) {
-            leaders |= (unsigned)(columns->leader[i * 8 + k] == k) << k;
-            signs |= (unsigned)(columns->delta[i * 8 + k].bits != nullptr) << k;
+            int at = i * 8 + k;
+            bool leads = (k == 0 || columns->group[at - 1] != columns->group[at]) &&
+                         !delta_is_empty(columns->delta[at]);
+
+            signs |= (unsigned)(leads && columns->delta[at].bits) << k;
+            dense |= (unsigned)(leads && !columns->delta[at].bits) << k;
         }
-        columns->signs[i] = leaders & signs;
-        columns->dense[i] = leaders & ~signs;
+        columns->signs[i] = signs;
+        columns->dense[i] = dense;
     }
     __syncthreads();
 }
