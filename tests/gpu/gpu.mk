@@ -31,9 +31,18 @@ $(GPU_PROGRAMS): %: %.o $(GPU_OBJ) $(GPU_SHARED)
 	$(call said,link,$@)
 	$(Q)$(CC) $(LDFLAGS) -Wl,--gc-sections -o $@ $< $(GPU_OBJ) $(GPU_SHARED) -Wl,-rpath,$(abspath $(BUILD)) -lm -ldl -pthread
 
-.PHONY: check-gpu gpu-programs
-gpu-programs: $(GPU_PROGRAMS)
+GPU_BENCH := $(GPU_DIR)/tests/bench/bench_gpu
+GPU_BENCH_OBJ := $(patsubst %.c,$(GPU_DIR)/%.o,$(sort $(wildcard tests/bench/bench_gpu*.c)))
+$(GPU_BENCH): $(GPU_BENCH_OBJ) $(GPU_OBJ) $(GPU_SHARED)
+	$(call said,link,$@)
+	$(Q)$(CC) $(LDFLAGS) -Wl,--gc-sections -o $@ $(GPU_BENCH_OBJ) $(GPU_OBJ) $(GPU_SHARED) -Wl,-rpath,$(abspath $(BUILD)) -lm -ldl -pthread
+
+.PHONY: check-gpu gpu-programs bench-gpu
+bench-gpu: $(GPU_BENCH) ## on a GPU: training and decoding at 0.5B to 8B beside what the device can do (8 minutes)
+	@$(if $(filter shim,$(GPU_LIB)),BENCH_SHAPES=tiny )tests/bench/bench_gpu.sh $(GPU_BENCH)
+
+gpu-programs: $(GPU_PROGRAMS) $(GPU_BENCH)
 check-gpu: $(GPU_PROGRAMS) ## on a GPU: every kernel against the CPU, training, decoding, compute-sanitizer (8 minutes)
 	@$(if $(filter shim,$(GPU_LIB)),CHECK_TOOLS= )tests/gpu/check_gpu.sh $(GPU_PROGRAMS)
 
--include $(GPU_OBJ:.o=.d) $(GPU_PROGRAMS:=.d)
+-include $(GPU_OBJ:.o=.d) $(GPU_PROGRAMS:=.d) $(GPU_BENCH_OBJ:.o=.d)
