@@ -26,8 +26,7 @@ static void open_backend(struct backend *b, bool cpu, enum dtype precision)
     struct err err = {0};
 
     if (cpu)
-        must(backend_open(b, &(struct backend_options){.precision = precision, .threads = 1}, &err),
-             &err);
+        must(backend_open(b, &(struct backend_options){.precision = precision}, &err), &err);
     else
         must(cuda_backend_open(b, &(struct cuda_options){.precision = precision}, &err), &err);
 }
