@@ -82,6 +82,7 @@ void device_fail(struct device *device, enum err_kind kind, const char *format, 
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
     err_set(&device->failure, kind, "%s", text);
+    device->lost = device->lost || device->failure.kind == ERR_DEVICE;
 }
 
 bool device_failed(const struct device *device)
