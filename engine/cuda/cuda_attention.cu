@@ -183,7 +183,6 @@ static __global__ void __launch_bounds__(THREADS, 2)
         plain_softmax(m, e, t, from, rows);
         __syncwarp();
         plain_add_values(job, t, from, m.p, rows);
-        __syncwarp();
         if (t.chunk < 0 && ((from + KEYS) % ATTENTION_CHUNK == 0 || from + KEYS >= t.key_to))
             plain_join(rows);
     }
