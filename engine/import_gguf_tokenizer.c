@@ -23,13 +23,11 @@
 
 static const struct pre {
     const char *name, *json;
-    const char *normalizer;
     bool ignore_merges;
 } pres[] = {
-    {"smollm", SEQUENCE(DIGITS, BYTE_LEVEL), "null", false},
-    {"llama-bpe", SEQUENCE(SPLIT(WORDS("\\\\p{N}{1,3}")), BYTES_ONLY), "null", true},
-    {"gpt-2", BYTE_LEVEL, "null", false},
-    {"qwen2", SEQUENCE(SPLIT(WORDS("\\\\p{N}")), BYTES_ONLY), "{\"type\":\"NFC\"}", false},
+    {"smollm", SEQUENCE(DIGITS, BYTE_LEVEL), false},
+    {"llama-bpe", SEQUENCE(SPLIT(WORDS("\\\\p{N}{1,3}")), BYTES_ONLY), true},
+    {"gpt-2", BYTE_LEVEL, false},
 };
 
 enum { /* tokenizer.ggml.token_type */
@@ -37,6 +35,21 @@ enum { /* tokenizer.ggml.token_type */
        TYPE_CONTROL = 3,
        TYPE_USER_DEFINED = 4,
 };
+
+static int unknown_pre(const struct gguf_string *name, struct err *err)
+{
+    struct strbuf known;
+
+    strbuf_init(&known, 1000);
+    for (size_t i = 0; i < sizeof pres / sizeof *pres; i++)
+        strbuf_addf(&known, "%s%s", i > 0 ? ", " : "", pres[i].name);
+    err_set(err, ERR_INVALID,
+            "pre-tokenizer \"%.*s\" (tokenizer.ggml.pre) is not supported yet; supported: %s. "
+            "Import the Hugging Face directory instead",
+            (int)(name->len < 32 ? name->len : 32), name->len > 0 ? name->data : "", known.data);
+    strbuf_release(&known);
+    return -1;
+}
 
 static int find_pre(const struct gguf *file, const struct pre **out, struct err *err)
 {
@@ -55,10 +68,7 @@ static int find_pre(const struct gguf *file, const struct pre **out, struct err 
             return 0;
         }
     }
-    return err_set(err, ERR_INVALID,
-                   "pre-tokenizer \"%.*s\" (tokenizer.ggml.pre) is not supported yet; supported: "
-                   "smollm, llama-bpe, gpt-2. Import the Hugging Face directory instead",
-                   (int)(name.len < 32 ? name.len : 32), name.len > 0 ? name.data : "");
+    return unknown_pre(&name, err);
 }
 
 static int add_string(struct strbuf *out, struct gguf_string s, struct err *err)
@@ -168,9 +178,9 @@ int import_gguf_tokenizer(const struct gguf *file, char **text, size_t *len, str
         return -1;
     strbuf_init(&out, TOKENIZER_MAX_JSON);
     strbuf_addf(&out,
-                "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"normalizer\":%s,"
+                "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\"normalizer\":null,"
                 "\"pre_tokenizer\":%s,\"post_processor\":null,\"decoder\":%s,",
-                pre->normalizer, pre->json, BYTE_LEVEL);
+                pre->json, BYTE_LEVEL);
     if (add_added_tokens(&out, &tokens, &types, err) != 0 ||
         add_model(&out, &tokens, &merges, pre->ignore_merges, err) != 0) {
         strbuf_release(&out);

@@ -9,8 +9,8 @@
 #include "engine/gguf.h"
 
 /* *text: malloc'ed, free() it. Pre-tokenizers (tokenizer.ggml.pre) that are known: smollm,
- * llama-bpe, gpt-2, qwen2; others, and files that name none, are refused by name, since their ids
- * would be a guess.
+ * llama-bpe, gpt-2; others, and files that name none, are refused by name, since their ids would be
+ * a guess. (qwen2 is one of those: it needs text in normal form C, which nothing here makes yet.)
  */
 int import_gguf_tokenizer(const struct gguf *file, char **text, size_t *len, struct err *err);
 

@@ -144,6 +144,8 @@ static void test_the_digest_is_of_the_values(void **state)
                         "4666e1c4ee610d28ac9c961cee8174a696d9aee0ac94cd8ad94859cc96fa1791");
 }
 
+static const char *pre_tokenizer = "smollm"; /* of the next file */
+
 static void add_tokenizer(struct gguf_builder *b)
 {
     json_t *spec = golden_load("tests/golden/tiny_tokenizer.json");
@@ -154,7 +156,7 @@ static void add_tokenizer(struct gguf_builder *b)
 
     json_object_foreach(vocab, name, value) names[json_integer_value(value)] = name;
     gguf_add_string(b, "tokenizer.ggml.model", "gpt2");
-    gguf_add_string(b, "tokenizer.ggml.pre", "smollm");
+    gguf_add_string(b, "tokenizer.ggml.pre", pre_tokenizer);
     gguf_add_key(b, "tokenizer.ggml.tokens", 9);
     gguf_put_int(&b->entries, 8, 4);
     gguf_put_int(&b->entries, VOCABULARY, 8);
@@ -317,11 +319,6 @@ static void other_architecture(struct gguf_builder *b)
     memcpy(memmem(b->entries.data, b->entries.len, "llama", 5), "gemma", 5);
 }
 
-static void other_pre(struct gguf_builder *b)
-{
-    memcpy(memmem(b->entries.data, b->entries.len, "smollm", 6), "tekken", 6);
-}
-
 static void not_finite(struct gguf_builder *b)
 {
     memcpy(b->data.data + 4096, "\0\0\xc0\x7f", 4);
@@ -335,10 +332,32 @@ static void test_gguf_files_that_do_not_fit_are_refused(void **state)
     import_fails("bad.gguf", "\"output_norm.weight\" is missing");
     write_gguf("bad.gguf", other_architecture);
     import_fails("bad.gguf", "architecture \"gemma\" is not supported yet; supported: llama");
-    write_gguf("bad.gguf", other_pre);
-    import_fails("bad.gguf", "pre-tokenizer \"tekken\"");
     write_gguf("bad.gguf", not_finite);
     import_fails("bad.gguf", "\"model.embed_tokens.weight\" holds values that are not finite");
+}
+
+/* What is listed as known can be imported; what is not names what is. */
+static void test_gguf_pre_tokenizers_are_known_or_refused(void **state)
+{
+    static const char *const known[] = {"smollm", "llama-bpe", "gpt-2"};
+    static const char *const unknown[] = {"qwen2", "tekken", "smoll"};
+    char words[200];
+
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        pre_tokenizer = known[i];
+        write_gguf("pre.gguf", NULL);
+        import_ok("pre.gguf", "pre.base");
+    }
+    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
+        pre_tokenizer = unknown[i];
+        write_gguf("bad.gguf", NULL);
+        snprintf(words, sizeof words,
+                 "pre-tokenizer \"%s\" (tokenizer.ggml.pre) is not supported yet; supported: "
+                 "smollm, llama-bpe, gpt-2.",
+                 unknown[i]);
+        import_fails("bad.gguf", words);
+    }
+    pre_tokenizer = "smollm";
 }
 
 /* The tiny model's weights, cut into two shards. */
@@ -604,6 +623,7 @@ int main(void)
         cmocka_unit_test(test_the_digest_is_of_the_values),
         cmocka_unit_test(test_gguf_and_directory_give_the_same_base),
         cmocka_unit_test(test_gguf_files_that_do_not_fit_are_refused),
+        cmocka_unit_test(test_gguf_pre_tokenizers_are_known_or_refused),
         cmocka_unit_test(test_shards_are_one_model),
         cmocka_unit_test(test_directories_that_do_not_fit_are_refused),
         cmocka_unit_test(test_templates_are_found_where_they_may_be),
