@@ -4,7 +4,8 @@
  * is answering, and for sequences still reading their prompt one chunk each, as long as
  * SESSION_PREFILL_ROWS allows, first come first served. Chunks are the intervals
  * [k·SESSION_CHUNK, (k+1)·SESSION_CHUNK) of absolute positions: where a prompt is cut never depends
- * on what else runs. Rows of one fine-tune lie together, so that its bits are read once.
+ * on what else runs. Rows of one fine-tune lie together: one segment, for a backend that reads its
+ * bits once for all of them (the CPU's goes through them for each row).
  *
  * A sequence holds a slot of the kv cache from its first step to its end; those without one wait in
  * the order they came. A step allocates nothing. An event may submit and cancel. */
