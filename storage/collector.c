@@ -276,6 +276,7 @@ static int collect_rows(struct run *run)
     }
     run->report->files_expired = db_int(res, 0, 0);
     run->report->idempotency_keys = db_int(res, 0, 1);
+    run->report->outbox_rows = db_int(res, 0, 2);
     db_result_free(res);
     return db_commit(run->db, run->err);
 }

@@ -1,6 +1,6 @@
 /* collector.h: removes what nobody owns: blobs without a row, staging of attempts that are over,
  * recovery checkpoints that are not the newest of a live job, files past their expiry, idempotency
- * keys past their day.
+ * keys past their day, outbox rows past their week.
  *
  * Order against a race: first the list of what lies in the store, then the rows, and only things
  * older than the grace time, looked at again under a lock that a commit takes too. So an upload
@@ -25,7 +25,7 @@ struct collector_options {
 struct collector_report {
     int64_t blobs, blob_bytes; /* removed */
     int64_t staging, recovery; /* folders or files removed */
-    int64_t files_expired, idempotency_keys;
+    int64_t files_expired, idempotency_keys, outbox_rows;
 };
 
 /* DB_ROLE_WORKER. One of many servers runs it at a time (an advisory lock); the others return 0

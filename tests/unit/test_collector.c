@@ -269,6 +269,31 @@ static void expired_files_and_keys_go(void **state)
     assert_int_equal(report.blobs, 1); /* its bytes in the same round */
 }
 
+static void outbox_rows_go_after_a_week(void **state)
+{
+    struct fixture *f = fixture();
+    char old[ID_SIZE], young[ID_SIZE];
+    struct collector_report report;
+    char sql[200];
+
+    fixture_base(f);
+    fixture_job(f, f->a.project, old);
+    fixture_job(f, f->a.project, young);
+    run(f, &no_grace, &report);
+    assert_int_equal(report.outbox_rows, 0);
+    snprintf(sql, sizeof sql,
+             "UPDATE graft.outbox SET created_at = now() - interval '8 days'"
+             " WHERE object_id = '%s'",
+             old);
+    fixture_admin(f, sql);
+    run(f, &no_grace, &report);
+    assert_int_equal(report.outbox_rows, 1);
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM graft.outbox WHERE object_id = '%s'", old);
+    assert_int_equal(fixture_number(f, sql), 0);
+    snprintf(sql, sizeof sql, "SELECT count(*) FROM graft.outbox WHERE object_id = '%s'", young);
+    assert_int_equal(fixture_number(f, sql), 1);
+}
+
 static void two_collectors_do_not_meet(void **state)
 {
     struct fixture *f = fixture();
@@ -301,6 +326,7 @@ int main(void)
         cmocka_unit_test(staging_goes_with_its_attempt),
         cmocka_unit_test(only_the_newest_recovery_of_a_live_job_stays),
         cmocka_unit_test(expired_files_and_keys_go),
+        cmocka_unit_test(outbox_rows_go_after_a_week),
         cmocka_unit_test(two_collectors_do_not_meet),
     };
 
