@@ -9,6 +9,8 @@
  *   cuda_norm.cu, .cuh    RMSNorm, rope, the kv cache's new rows
  *   cuda_linear.cu, .cuh  products with weights and deltas: training's, and serving's own kernels
  *   cuda_forward.cu       the stages of a layer, the head's logits
+ *   cuda_backward.cu      the stages of a layer backward
+ *   cuda_norm_backward.cu norms, rope and biases backward
  *   cuda_sample.cu        from logits to tokens
  *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
  *   cuda_optimizer.cu     norm of the gradients, AdamW
@@ -80,6 +82,8 @@ struct cuda_batch {
 /* ------------------------------------------------------------------ the backend */
 
 #define CUDA_NORM_PARTS 1024 /* sums that a norm is made of at most */
+#define CUDA_HEAD_PARTS 256  /* those of the gradient of a q_norm or k_norm */
+#define CUDA_MAX_HEAD 512    /* head_dim, backward */
 
 struct cuda {
     struct device *device;
@@ -92,6 +96,7 @@ struct cuda {
     uint64_t *order; /* [order_rows] host scratch: rows sorted by token */
     int32_t order_rows;
     double *norm_parts; /* [CUDA_NORM_PARTS] on the device: sums of squares */
+    float *head_parts;  /* [CUDA_HEAD_PARTS, CUDA_MAX_HEAD] on the device */
     float *partial;     /* parts of decode's attention, on the device; cuda_attention_room */
     size_t partial_bytes;
 };
@@ -150,6 +155,9 @@ void cuda_mlp(struct backend *, const struct mlp_args *);
 void cuda_head(struct backend *, const struct head_args *);
 void cuda_sample(struct backend *, const struct sample_args *);
 void cuda_head_loss(struct backend *, const struct head_loss_args *);
+void cuda_mlp_backward(struct backend *, const struct mlp_backward_args *);
+void cuda_attn_out_backward(struct backend *, const struct attn_out_backward_args *);
+void cuda_attn_in_backward(struct backend *, const struct attn_in_backward_args *);
 void cuda_gradient_norm(struct backend *, const struct gradient_norm_args *);
 void cuda_adamw(struct backend *, const struct adamw_args *);
 

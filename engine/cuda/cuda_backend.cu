@@ -351,6 +351,7 @@ static void cuda_close(struct backend *backend)
     if (cuda->device) {
         device_free(cuda->device, cuda->meta);
         device_free(cuda->device, cuda->norm_parts);
+        device_free(cuda->device, cuda->head_parts);
         device_free(cuda->device, cuda->partial);
     }
     device_close(cuda->device);
@@ -385,6 +386,9 @@ static struct backend_ops make_table()
     ops.head = cuda_head;
     ops.sample = cuda_sample;
     ops.head_loss = cuda_head_loss;
+    ops.mlp_backward = cuda_mlp_backward;
+    ops.attn_out_backward = cuda_attn_out_backward;
+    ops.attn_in_backward = cuda_attn_in_backward;
     ops.gradient_norm = cuda_gradient_norm;
     ops.adamw = cuda_adamw;
     ops.attention = cuda_attention;
@@ -414,6 +418,10 @@ int cuda_backend_open(struct backend *backend, const struct cuda_options *option
         goto fail;
     cuda->norm_parts = (double *)device_alloc(cuda->device, CUDA_NORM_PARTS * sizeof(double), err);
     if (!cuda->norm_parts)
+        goto fail;
+    cuda->head_parts =
+        (float *)device_alloc(cuda->device, CUDA_HEAD_PARTS * CUDA_MAX_HEAD * sizeof(float), err);
+    if (!cuda->head_parts)
         goto fail;
     return 0;
 fail:

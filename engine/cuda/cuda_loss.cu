@@ -2,9 +2,7 @@
  * no more than the caller's scratch of logits is ever held. */
 #include "engine/cuda/cuda_norm.cuh"
 
-#define THREADS 256
 #define SOFTMAX_THREADS 512
-#define COLUMNS 32 /* of the norm's gradient that one block adds */
 
 /* The rows of one chunk: [count] device memory, and per row of the batch what is asked and told. */
 struct loss_rows {
@@ -15,56 +13,6 @@ struct loss_rows {
     float *nll;
     int32_t *correct;
 };
-
-/* ------------------------------------------------------------------ the norm's gradient */
-
-/* One block for each row of the chunk: dx = the gradient through the norm of dn; rstd, which is
- * computed again, is kept for the gradient of w. */
-template <typename T>
-static __global__ void loss_norm_backward_kernel(struct loss_rows rows, const T *x, const float *w,
-                                                 const T *dn, T *dx, float *rstd, int32_t width,
-                                                 float eps)
-{
-    const T *from = x + (int64_t)rows.row[blockIdx.x] * width;
-    const T *d = dn + (int64_t)blockIdx.x * width;
-    T *to = dx + (int64_t)rows.row[blockIdx.x] * width;
-    float squares = 0, along = 0;
-
-    for (int32_t c = threadIdx.x; c < width; c += blockDim.x) {
-        float value = to_float(from[c]);
-
-        squares += value * value;
-        along += w[c] * to_float(d[c]) * value;
-    }
-    float r = 1.0f / sqrtf(block_sum(squares) / (float)width + eps);
-    float back = block_sum(along) * r * r / (float)width;
-    if (threadIdx.x == 0)
-        rstd[blockIdx.x] = r;
-    for (int32_t c = threadIdx.x; c < width; c += blockDim.x)
-        to[c] = from_float<T>((w[c] * to_float(d[c]) - to_float(from[c]) * back) * r);
-}
-
-/* dw += Σ dn · x · rstd over the rows of the chunk. A block has COLUMNS columns, and each of its
- * warps every eighth row; then the warps' sums are added, in order. */
-template <typename T>
-static __global__ void loss_norm_grad_kernel(struct loss_rows rows, const T *x, const T *dn,
-                                             const float *rstd, float *dw, int32_t width)
-{
-    SHARED(float, parts, [THREADS / COLUMNS][COLUMNS]);
-    int32_t c = blockIdx.x * COLUMNS + threadIdx.x % COLUMNS, warp = threadIdx.x / COLUMNS;
-    float sum = 0;
-
-    for (int32_t i = warp; c < width && i < rows.count; i += THREADS / COLUMNS)
-        sum += to_float(dn[(int64_t)i * width + c]) *
-               to_float(x[(int64_t)rows.row[i] * width + c]) * rstd[i];
-    parts[warp][threadIdx.x % COLUMNS] = sum;
-    __syncthreads();
-    if (warp > 0 || c >= width)
-        return;
-    for (int i = 1; i < THREADS / COLUMNS; i++)
-        sum += parts[i][threadIdx.x % COLUMNS];
-    dw[c] += sum;
-}
 
 /* ------------------------------------------------------------------ softmax */
 
@@ -247,20 +195,22 @@ static void gradient_products(struct cuda *cuda, const struct head_loss_args *a,
 }
 
 /* The scratch of logits has been used up when rstd goes there. */
-template <typename T>
-static void norm_backward(struct cuda *cuda, const struct head_loss_args *a,
-                          const struct loss_rows &rows)
+static void norm_back(struct cuda *cuda, const struct head_loss_args *a,
+                      const struct loss_rows &rows)
 {
-    int32_t width = (int32_t)a->x.shape[1];
+    struct norm_backward call = {};
 
-    CUDA_LAUNCH(cuda->device, loss_norm_backward_kernel<T>, (unsigned)rows.count, THREADS, 0, rows,
-                data_of<const T>(a->x), data_of<const float>(a->final_norm),
-                data_of<const T>(a->dn), data_of<T>(a->dx), data_of<float>(a->logits), width,
-                a->config->rms_norm_eps);
-    if (a->d_final_norm.data)
-        CUDA_LAUNCH(cuda->device, loss_norm_grad_kernel<T>, (unsigned)ceil_div(width, COLUMNS),
-                    THREADS, 0, rows, data_of<const T>(a->x), data_of<const T>(a->dn),
-                    data_of<const float>(a->logits), data_of<float>(a->d_final_norm), width);
+    call.x = a->x.data;
+    call.weight = data_of<const float>(a->final_norm);
+    call.dn = a->dn.data;
+    call.dx = a->dx.data;
+    call.rstd = data_of<float>(a->logits);
+    call.d_weight = data_of<float>(a->d_final_norm);
+    call.row = rows.row;
+    call.count = rows.count;
+    call.width = (int32_t)a->x.shape[1];
+    call.eps = a->config->rms_norm_eps;
+    cuda_norm_backward(cuda, &call);
 }
 
 template <typename T>
@@ -273,7 +223,7 @@ static void run_chunk(struct cuda *cuda, const struct head_loss_args *a,
     if (!a->dx.data)
         return;
     gradient_products(cuda, a, rows.count);
-    norm_backward<T>(cuda, a, rows);
+    norm_back(cuda, a, rows);
 }
 
 /* ------------------------------------------------------------------ the stage */

@@ -21,6 +21,37 @@ struct norm_call {
 };
 void cuda_norm(struct cuda *cuda, const struct norm_call *call);
 
+/* The way back through such a norm: dx[row[i]] (+)= the gradient at x of dn[i], and d_weight +=
+ * Σ dn · x · rstd, row by row in 32 strands, whose sums are then added in order. */
+struct norm_backward {
+    const void *x;       /* [T, D] in the precision */
+    const float *weight; /* [D] */
+    const void *dn;      /* [count, D] in the precision, as dx */
+    void *dx;            /* [T, D] */
+    float *rstd;         /* [count]: as forward kept it where `known`; else it is put there */
+    bool known, add;
+    float *d_weight;    /* [D], or NULL */
+    const int32_t *row; /* [count] on the device; NULL: row i is i */
+    int32_t count, width;
+    float eps;
+};
+void cuda_norm_backward(struct cuda *cuda, const struct norm_backward *call);
+
+/* grad += Σ dy over its rows; nothing where grad has no data. */
+void cuda_bias_gradient(struct cuda *cuda, const struct tensor &grad, const struct tensor &dy);
+
+/* The way back through rope and the norm of each head (absent: none), in place. Heads are at most
+ * CUDA_MAX_HEAD wide. */
+struct heads_backward {
+    struct tensor d;        /* [T, heads · E]: gradient at what rope gave; out: at the product */
+    struct tensor raw;      /* [T, heads · E]: before the norm; absent without one */
+    struct tensor weight;   /* [E] */
+    struct tensor d_weight; /* [E] +=, or absent */
+    struct tensor rope;     /* [T, E] */
+    float eps;
+};
+void cuda_heads_backward(struct cuda *cuda, const struct heads_backward *args);
+
 /* What is left of attn_in when q, k and v are products: q and k are normed head by head (qk_norm,
  * q_raw and k_raw keep what they were) and turned by rope; with a cache, k and v go there. */
 void cuda_rotate(struct cuda *cuda, const struct attn_in_args *args);
