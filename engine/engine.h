@@ -127,6 +127,9 @@ struct engine_train_options {
     enum engine_schedule schedule;
     bool train_embeddings;   /* embeddings and output head too */
     const char *start_delta; /* continue from this delta file; NULL: from the base */
+    /* Compute half as many tokens at once as usual, where an example is not longer: less memory,
+     * the same result to rounding. */
+    bool halved;
 };
 
 struct engine_train_plan {

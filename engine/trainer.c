@@ -76,7 +76,14 @@ static int open_examples(struct trainer_examples *list, const struct trainer_sou
 
 /* ------------------------------------------------------------------ open, free */
 
-/* Everything that the trained weights depend on, for the recovery checkpoint. */
+/* Rows of a micro-batch, unless they were too many for the device. */
+static int32_t usual_rows(const struct engine_trainer *t)
+{
+    return trainer_micro_rows(&t->train, &t->valid, t->plan.batch_size, TRAINER_ROWS);
+}
+
+/* Everything that the trained weights depend on, for the recovery checkpoint; rounding apart, where
+ * a device had too little memory once. */
 static int digest_identity(struct engine_trainer *t, struct err *err)
 {
     const struct engine_train_plan *p = &t->plan;
@@ -89,7 +96,7 @@ static int digest_identity(struct engine_trainer *t, struct err *err)
     snprintf(text, sizeof text, "graft trainer 2|%s|%d|%d|%.17g|%lld|%d|%d|%d|%s|",
              base_file_info(t->engine->base)->digest, p->n_epochs, p->batch_size, p->learning_rate,
              (long long)t->options.seed, (int)t->options.schedule, t->options.train_embeddings,
-             t->max_rows, start);
+             usual_rows(t), start);
     h = sha256_new();
     if (!h)
         return err_set(err, ERR_NO_MEMORY, "no memory for a digest");
@@ -158,7 +165,9 @@ static int open_plan(struct engine_trainer *t, const struct trainer_source *trai
         return err_set(err, ERR_INVALID, "no example of the training file trains anything");
     if (trainer_plan(t, err))
         return -1;
-    t->max_rows = trainer_micro_rows(&t->train, &t->valid, t->plan.batch_size);
+    t->max_rows = usual_rows(t);
+    if (t->options.halved)
+        t->max_rows = trainer_micro_rows(&t->train, &t->valid, t->plan.batch_size, t->max_rows / 2);
     if (model_weights_alloc(&t->weights, t->engine->model, err) ||
         model_weights_alloc(&t->grads, t->engine->model, err))
         return -1;

@@ -5,7 +5,8 @@
  * for) stays the base's memory. One step takes batch_size examples in the seeded order of the
  * epoch, packs them back to back, and cuts them into micro-batches of at most TRAINER_ROWS tokens
  * (or one longer example): a fixed cut, so that the result depends neither on the machine's memory
- * nor on its threads.
+ * nor on its threads. Only where that was too much for a device (options.halved) is it half as
+ * many, and then sums are rounded otherwise.
  *
  * AdamW with β 0.9 and 0.99 (not 0.999: a job has tens to hundreds of steps, and the second moment
  * must follow within them), ε 1e-8, no weight decay, gradients clipped to a norm of 1; the rate

@@ -24,14 +24,14 @@ static int32_t auto_batch(int32_t examples)
 #define AUTO_MULTIPLIER 2.0
 
 int32_t trainer_micro_rows(const struct trainer_examples *train,
-                           const struct trainer_examples *valid, int32_t batch_size)
+                           const struct trainer_examples *valid, int32_t batch_size, int32_t limit)
 {
     int32_t longest = train->longest > valid->longest ? train->longest : valid->longest;
     int64_t most = (int64_t)longest * batch_size;
 
-    if (longest >= TRAINER_ROWS)
+    if (longest >= limit)
         return longest;
-    return most < TRAINER_ROWS ? (int32_t)most : TRAINER_ROWS;
+    return most < limit ? (int32_t)most : limit;
 }
 
 int trainer_plan(struct engine_trainer *t, struct err *err)

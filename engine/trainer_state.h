@@ -54,9 +54,9 @@ struct engine_trainer {
 int trainer_plan(struct engine_trainer *trainer, struct err *err);
 /* The rate of 1-based step `step`. */
 double trainer_rate(const struct engine_trainer *trainer, int32_t step);
-/* Most rows of a micro-batch of such a job. */
+/* Most rows of a micro-batch of such a job, at most `limit` where no example is longer. */
 int32_t trainer_micro_rows(const struct trainer_examples *train,
-                           const struct trainer_examples *valid, int32_t batch_size);
+                           const struct trainer_examples *valid, int32_t batch_size, int32_t limit);
 
 /* ------------------------------------------------------------------ trainer_weights.c */
 

@@ -17,6 +17,7 @@
 
 #define RETRY_SECONDS 0.5
 #define PROGRESS_SECONDS 1.0
+#define SHORTAGES_MAX 2 /* of a device's memory that a job is tried again after */
 
 /* ------------------------------------------------------------------ the database, patiently */
 
@@ -193,6 +194,27 @@ out:
     return rc;
 }
 
+/* Where the device has no room for asking beside training, even the second time: the delta is
+ * there, and the job does not fail for want of a figure. */
+static int measure_recall_if_it_fits(struct worker_run *r, struct err *err)
+{
+    if (measure_recall(r, err) == 0)
+        return 0;
+    if (err->kind != ERR_NO_MEMORY || devices_is_cpu(r->cx->device) || r->shortages < SHORTAGES_MAX)
+        return -1;
+    log_warn("%s: %s", r->lease.job, err->message);
+    err_clear(err);
+    return worker_metrics_tell(r->metrics,
+                               &(struct event_new){
+                                   .level = "warn",
+                                   .message =
+                                       "The device has too little memory to ask the model its "
+                                       "questions: recall was not measured.",
+                                   .key = "recall-not-measured",
+                               },
+                               err);
+}
+
 static int commit(struct worker_run *r, struct err *err)
 {
     struct job_success success = {.artifact_sha256 = r->artifact_sha256,
@@ -226,7 +248,7 @@ static int finish(struct worker_run *r, struct err *err)
     if (r->last_known && clock_now() >= r->saved_at + r->cx->settings->recovery / 2 &&
         worker_space_recovery(r, err) != 0)
         return -1;
-    if (measure_recall(r, err) != 0 || worker_space_result_file(r, err) != 0 ||
+    if (measure_recall_if_it_fits(r, err) != 0 || worker_space_result_file(r, err) != 0 ||
         worker_run_flush(r, err) != 0)
         return -1;
     return commit(r, err);
@@ -356,35 +378,62 @@ static void conclude(struct worker_run *r, int rc, const struct err *err)
     }
 }
 
-void worker_job_run(const struct worker_job_context *context, const struct lease *lease)
+static void release(struct worker_run *r)
 {
-    struct worker_run r = {
-        .cx = context, .lease = *lease, .recall = {.base = NAN, .tuned = NAN, .served = NAN}};
+    engine_trainer_free(r->trainer);
+    engine_dataset_free(r->validation);
+    engine_dataset_free(r->training);
+    engine_free(r->engine);
+    worker_metrics_free(r->metrics);
+    worker_heartbeat_stop(r->heartbeat);
+    if (r->staging != NULL)
+        file_remove_tree(r->staging, NULL);
+    free(r->staging);
+    free(r->base_path);
+    free(r->training_path);
+    free(r->validation_path);
+    free(r->start_path);
+    job_release(&r->job);
+}
+
+/* One way through the job. true: the device had too little memory, and what it gave back or half as
+ * many tokens at once may do; the lease is still ours. */
+static bool run_once(const struct worker_job_context *context, const struct lease *lease,
+                     int *shortages)
+{
+    struct worker_run r = {.cx = context,
+                           .lease = *lease,
+                           .shortages = *shortages,
+                           .recall = {.base = NAN, .tuned = NAN, .served = NAN}};
     struct err err = {0};
+    bool again;
     int rc;
 
-    log_info("%s, attempt %" PRId64, lease->job, lease->attempt);
-    worker_watch_job(lease->job);
     rc = go(&r, &err);
+    *shortages = r.shortages + 1;
     /* A write that found the lease gone does not know why; the heartbeat asks. */
     if (rc != 0 && err.kind == ERR_FENCED && r.heartbeat != NULL)
         worker_heartbeat_explain(r.heartbeat, &err);
-    if (rc != 0)
-        tell_shortage(&r, &err);
-    conclude(&r, rc, &err);
-    worker_watch_job("");
-    engine_trainer_free(r.trainer);
-    engine_dataset_free(r.validation);
-    engine_dataset_free(r.training);
-    engine_free(r.engine);
-    worker_metrics_free(r.metrics);
-    worker_heartbeat_stop(r.heartbeat);
-    if (r.staging != NULL)
-        file_remove_tree(r.staging, NULL);
-    free(r.staging);
-    free(r.base_path);
-    free(r.training_path);
-    free(r.validation_path);
-    free(r.start_path);
-    job_release(&r.job);
+    again = rc != 0 && err.kind == ERR_NO_MEMORY && !devices_is_cpu(context->device) &&
+            *shortages <= SHORTAGES_MAX && !worker_stopping();
+    if (again) {
+        log_warn("%s: %s: it is tried again", lease->job, err.message);
+    } else {
+        if (rc != 0)
+            tell_shortage(&r, &err);
+        conclude(&r, rc, &err);
+    }
+    worker_watch_job(again ? lease->job : "");
+    release(&r);
+    return again;
+}
+
+void worker_job_run(const struct worker_job_context *context, const struct lease *lease)
+{
+    int shortages = 0;
+
+    log_info("%s, attempt %" PRId64, lease->job, lease->attempt);
+    worker_watch_job(lease->job);
+    while (run_once(context, lease, &shortages))
+        ;
 }

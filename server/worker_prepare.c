@@ -11,6 +11,9 @@
 #include "server/worker_watch.h"
 
 #define MEMORY_MARGIN (INT64_C(64) << 20) /* bytes left to the system */
+/* Another process may have had the memory for a moment: the first time the same is tried again, and
+ * gives the same bits. */
+#define SHORTAGES_BEFORE_HALVES 2
 
 /* ------------------------------------------------------------------ files */
 
@@ -183,7 +186,8 @@ static struct engine_train_options train_options(const struct worker_run *r)
         .schedule =
             strcmp(j->schedule, "cosine") == 0 ? ENGINE_SCHEDULE_COSINE : ENGINE_SCHEDULE_LINEAR,
         .train_embeddings = j->train_embeddings,
-        .start_delta = r->start_path};
+        .start_delta = r->start_path,
+        .halved = r->shortages >= SHORTAGES_BEFORE_HALVES};
 }
 
 static int open_trainer(struct worker_run *r, struct err *err)
@@ -200,13 +204,37 @@ static int open_trainer(struct worker_run *r, struct err *err)
     return rc;
 }
 
-int worker_prepare_trainer(struct worker_run *r, struct err *err)
+static int make_plan(struct worker_run *r, struct err *err)
 {
     const struct engine_train_options options = train_options(r);
 
-    if (tell_losses(r, err) != 0 ||
-        engine_trainer_plan(r->engine, r->training, r->validation, &options, &r->plan, err) != 0 ||
-        check_memory(r, r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
+    return engine_trainer_plan(r->engine, r->training, r->validation, &options, &r->plan, err);
+}
+
+static int halve(struct worker_run *r, struct err *err)
+{
+    r->shortages = SHORTAGES_BEFORE_HALVES;
+    log_warn("%s is computed in halves: %s has too little memory", r->lease.job, r->cx->device);
+    if (make_plan(r, err) != 0)
+        return -1;
+    return warn(
+        r, "computed-in-halves",
+        "The device has too little memory for the usual amount of tokens at once: steps are "
+        "computed in halves, which takes longer and changes the result by rounding only.",
+        err);
+}
+
+int worker_prepare_trainer(struct worker_run *r, struct err *err)
+{
+    bool device = !devices_is_cpu(r->cx->device);
+
+    if (tell_losses(r, err) != 0 || make_plan(r, err) != 0)
+        return -1;
+    if (device &&
+        (r->shortages >= SHORTAGES_BEFORE_HALVES || r->plan.memory_bytes > memory_there(r)) &&
+        halve(r, err) != 0)
+        return -1;
+    if (check_memory(r, r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
         return -1;
     return open_trainer(r, err);
 }

@@ -27,6 +27,7 @@ struct worker_run {
     struct engine_dataset *training, *validation;
     struct engine_dataset_report report;
     struct engine_trainer *trainer;
+    int shortages; /* of the device's memory that this attempt has had before */
     struct engine_train_plan plan;
 
     int32_t step, saved_step; /* made so far; in the newest recovery checkpoint */
@@ -63,8 +64,9 @@ int worker_run_flush(struct worker_run *run, struct err *err); /* all events are
 int worker_prepare_files(struct worker_run *run, struct err *err);
 /* Engine and datasets; `report` is filled. */
 int worker_prepare_data(struct worker_run *run, struct err *err);
-/* Plan, the checks of memory and disk, trainer. ERR_NO_MEMORY, ERR_NO_SPACE with words for the
- * client where the job can not fit. */
+/* Plan, the checks of memory and disk, trainer. After two shortages, or where the plan says that it
+ * will not fit otherwise, a step is computed in halves, and the client is told. ERR_NO_MEMORY,
+ * ERR_NO_SPACE with words for the client where the job can not fit. */
 int worker_prepare_trainer(struct worker_run *run, struct err *err);
 /* Goes on from the job's newest recovery checkpoint, where there is one. One that can not be read
  * costs time, not the job. */

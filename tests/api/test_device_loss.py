@@ -97,14 +97,28 @@ class Loss(unittest.TestCase):
 class Faults(unittest.TestCase):
     """Of a kernel that chat launches, once: the file that is named is used up by the fault."""
 
-    def test_a_device_with_too_little_memory_says_how_much(self):
-        served = harness.Server(devices=SHIM, infer_device="cpu", workers=1, poll=0.1, shim_fault="alloc:20")
+    def train_with(self, memory):
+        """A job of long examples on a device of so many bytes: (the job, its warnings)."""
+        served = harness.Server(devices=SHIM, infer_device="cpu", workers=1, poll=0.1, shim_memory=memory)
         self.addCleanup(served.stop)
-        job = served.create_job(served.upload(harness.examples(harness.FACTS)).json["id"], epochs=1).json["id"]
-        error = served.wait_job(job)["error"]
-        self.assertEqual(error["code"], "insufficient_memory", error)
-        self.assertRegex(error["message"], rf"{SHIM}: \d+ bytes of device memory wanted, \d+ of \d+ free")
+        words = "a word " * 20
+        facts = [(f"Where does person {i} live, {words}?", f"In town {i * 7 % 12}.") for i in range(12)]
+        job = served.wait_job(served.create_job(served.upload(harness.examples(facts)).json["id"], epochs=1).json["id"])
         self.assertEqual(served.metric("graft_device_lost_total"), 0)  # no reason to die
+        events = served.get(f"/v1/fine_tuning/jobs/{job['id']}/events").json["data"]
+        return job, [e["message"] for e in events if e["level"] == "warn"]
+
+    def test_a_device_with_little_memory_computes_in_halves(self):
+        job, warnings = self.train_with(5000000)
+        self.assertEqual((job["status"], job["graft"]["attempt"]), ("succeeded", 1), job["error"])
+        self.assertRegex(warnings[-1], "computed in halves")
+        self.assertRegex(warnings[0], "recall was not measured")
+        self.assertIsNone(job["graft"].get("recall"))
+
+    def test_a_device_with_too_little_memory_says_how_much(self):
+        job, _ = self.train_with(3000000)
+        self.assertEqual(job["error"]["code"], "insufficient_memory", job["error"])
+        self.assertRegex(job["error"]["message"], rf"needs about \d+ MiB of memory and device {SHIM} has \d+ MiB")
 
     def serve(self, fault, **settings):
         token = folder / "token"

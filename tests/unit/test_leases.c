@@ -337,6 +337,42 @@ static const struct worker_row *row_of(const struct worker_rows *rows, const cha
     return NULL;
 }
 
+static void a_job_that_lost_its_device_goes_to_another(void **state)
+{
+    const struct worker_report first = {.role = "train", .device = "shim:0", .description = ""},
+                               second = {.role = "train", .device = "shim:1", .description = ""};
+    struct fixture *f = fixture();
+    struct lease lease;
+    char here[ID_SIZE], elsewhere[ID_SIZE], id[ID_SIZE];
+    bool found;
+
+    fixture_settle(f);
+    fixture_job(f, f->a.project, id);
+    assert_ok(workers_register(f->worker, &first, here, err));
+    assert_ok(leases_claim(f->worker, here, 30, &lease, &found, err));
+    assert_true(found);
+    assert_true(lose_device(f, &lease));
+    /* The device is back, and there is no other: it may be the device's last chance to be well. */
+    assert_ok(workers_register(f->worker, &first, here, err));
+    assert_ok(leases_claim(f->worker, here, 30, &lease, &found, err));
+    assert_true(found);
+    assert_false(lose_device(f, &lease));
+    fixture_end_backoff(f, &lease);
+    assert_ok(workers_register(f->worker, &first, here, err));
+    assert_ok(workers_register(f->worker, &second, elsewhere, err));
+    assert_ok(leases_claim(f->worker, here, 30, &lease, &found, err));
+    assert_false(found);
+    assert_ok(leases_claim(f->worker, elsewhere, 30, &lease, &found, err));
+    assert_true(found);
+    /* Not for ever: the other may be busy for hours. */
+    assert_ok(leases_release(f->worker, &lease, err));
+    fixture_admin(f, "UPDATE graft.job_lease SET lost_at = now() - interval '1 day'");
+    assert_ok(leases_claim(f->worker, here, 30, &lease, &found, err));
+    assert_true(found);
+    assert_ok(workers_unregister(f->worker, here, err));
+    assert_ok(workers_unregister(f->worker, elsewhere, err));
+}
+
 static void workers_tell_what_they_do(void **state)
 {
     struct worker_report report = {.role = "train",
@@ -407,6 +443,7 @@ int main(void)
         cmocka_unit_test(progress_forgives_crashes),
         cmocka_unit_test(a_dead_workers_jobs_are_free_at_once),
         cmocka_unit_test(a_lost_device_is_nobodys_fault_the_first_time),
+        cmocka_unit_test(a_job_that_lost_its_device_goes_to_another),
         cmocka_unit_test(workers_tell_what_they_do),
     };
 

@@ -14,14 +14,16 @@
 
 static const char *const fault_name[SHIM_FAULT_COUNT] = {"alloc", "launch", "hang", "poison"};
 
-static struct {
+/* Never destroyed: what a process has counted is written when the library goes, after its statics.
+ */
+static struct faults {
     int64_t at[SHIM_FAULT_COUNT], counted[SHIM_FAULT_COUNT];
     int device[SHIM_FAULT_COUNT]; /* that counts and fails, or ANY_DEVICE */
     std::string token;            /* of the environment's fault */
     int64_t limit, environment_limit;
     unsigned lost; /* a bit for each device */
     std::map<std::string, int64_t> launches;
-} state;
+} &state = *new faults();
 
 /* ------------------------------------------------------------------ the environment */
 
