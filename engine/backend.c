@@ -22,14 +22,14 @@ int backend_open(struct backend *backend, const struct backend_options *options,
     struct backend_name name;
 
     memset(backend, 0, sizeof *backend);
+    if (options->precision != DTYPE_F32 && options->precision != DTYPE_BF16)
+        return err_set(err, ERR_INVALID, "precision %s is none: F32 or BF16",
+                       dtype_name(options->precision));
     if (backend_name_parse(&name, options->device, err))
         return -1;
     if (strcmp(name.family, "cpu") != 0)
         return open_library(backend, &name, options, err);
-    if (options->precision != DTYPE_F32)
-        return err_set(err, ERR_INVALID, "precision %s is not known on the cpu: use F32",
-                       dtype_name(options->precision));
-    return cpu_backend_open(backend, options->threads, NULL, err);
+    return cpu_backend_open(backend, options->threads, NULL, options->precision, err);
 }
 
 int backend_check(struct backend *backend, struct err *err)

@@ -263,7 +263,8 @@ static int report(struct decode_bench *b, double prefill, char *json, size_t siz
 int engine_bench_decode(const struct engine_bench_decode_options *o, char *json, size_t json_size,
                         struct err *err)
 {
-    const struct engine_options device = {.device = o->device, .threads = o->threads};
+    const struct engine_options device = {
+        .device = o->device, .threads = o->threads, .precision = o->precision};
     struct decode_bench b = {.o = o};
     double began;
     int rc = -1;

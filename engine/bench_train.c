@@ -56,21 +56,22 @@ static int run_steps(struct engine_trainer *trainer, const struct engine_bench_t
     return 0;
 }
 
-static int report(const struct engine_bench_train_options *o, int threads, double step,
-                  const struct engine_step *first, const struct engine_step *last, char *json,
-                  size_t size, struct err *err)
+static int report(const struct engine_bench_train_options *o, const struct backend *backend,
+                  double step, const struct engine_step *first, const struct engine_step *last,
+                  char *json, size_t size, struct err *err)
 {
     struct rusage usage;
     int n;
 
     getrusage(RUSAGE_SELF, &usage);
     n = snprintf(json, size,
-                 "{\"what\": \"graft full f32%s\", \"seq\": %d, \"batch\": %d, \"threads\": %d, "
+                 "{\"what\": \"graft full %s%s\", \"seq\": %d, \"batch\": %d, \"threads\": %d, "
                  "\"tokens_per_s\": %.1f, \"s_per_step\": %.3f, \"peak_rss_mib\": %ld, "
                  "\"first_loss\": %.4f, \"last_loss\": %.4f}",
-                 o->train_embeddings ? "" : ", embeddings frozen", o->sequence, o->batch, threads,
-                 (double)o->batch * o->sequence / step, step, usage.ru_maxrss / 1024,
-                 first->train_loss, last->train_loss);
+                 backend->activation == DTYPE_BF16 ? "bf16" : "f32",
+                 o->train_embeddings ? "" : ", embeddings frozen", o->sequence, o->batch,
+                 backend->threads, (double)o->batch * o->sequence / step, step,
+                 usage.ru_maxrss / 1024, first->train_loss, last->train_loss);
     if (n < 0 || (size_t)n >= size)
         return err_set(err, ERR_INTERNAL, "the bench's line needs %d bytes", n + 1);
     return 0;
@@ -87,7 +88,8 @@ static int check_options(const struct engine_bench_train_options *o, struct err 
 int engine_bench_train(const struct engine_bench_train_options *o, char *json, size_t json_size,
                        struct err *err)
 {
-    const struct engine_options device = {.device = o->device, .threads = o->threads};
+    const struct engine_options device = {
+        .device = o->device, .threads = o->threads, .precision = o->precision};
     struct engine_train_options options = {.n_epochs = 1,
                                            .batch_size = o->batch,
                                            .learning_rate_multiplier = 0.1,
@@ -117,8 +119,8 @@ int engine_bench_train(const struct engine_bench_train_options *o, char *json, s
         trainer_open(&trainer, engine, &source, NULL, &options, NULL, err) ||
         run_steps(trainer, o, seconds, &first, &last, err))
         goto out;
-    rc = report(o, engine->backend->threads, bench_median(seconds, o->steps), &first, &last, json,
-                json_size, err);
+    rc = report(o, engine->backend, bench_median(seconds, o->steps), &first, &last, json, json_size,
+                err);
 out:
     engine_trainer_free(trainer);
     engine_free(engine);

@@ -1,6 +1,7 @@
 /* The facade of engine.h: opening and closing an engine and its parts. What works on an open engine
  * is in dataset.c, trainer.c, session.c, recall.c, adapter.c and codec/. */
 #include <stdlib.h>
+#include <string.h>
 
 #include "engine/backend.h"
 #include "engine/base_file.h"
@@ -28,11 +29,42 @@ static int open_text(struct engine *engine, struct err *err)
     return chat_template_open(&engine->chat_template, text, len, engine->tokenizer, err);
 }
 
+/* ------------------------------------------------------------------ precision */
+
+int engine_precision_parse(const char *text, enum engine_precision *out, struct err *err)
+{
+    static const char *const names[] = {"auto", "f32", "bf16"};
+
+    for (int i = 0; i < 3; i++)
+        if (strcmp(text, names[i]) == 0) {
+            *out = (enum engine_precision)i;
+            return 0;
+        }
+    return err_set(err, ERR_INVALID, "\"%.32s\" is no precision: auto, f32 or bf16", text);
+}
+
+static enum dtype precision_of(const struct engine_options *o)
+{
+    bool cuda = o->device != NULL && strncmp(o->device, "cuda", 4) == 0;
+
+    if (o->precision == ENGINE_PRECISION_AUTO)
+        return cuda ? DTYPE_BF16 : DTYPE_F32;
+    return o->precision == ENGINE_PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
+}
+
+int64_t engine_weight_bytes(const struct engine_base_info *info,
+                            const struct engine_options *options)
+{
+    return info->parameters * dtype_size(precision_of(options));
+}
+
+/* ------------------------------------------------------------------ engine */
+
 int engine_open(struct engine **out, const char *base_path, const struct engine_options *options,
                 struct err *err)
 {
     const struct backend_options backend = {
-        .device = options->device, .precision = DTYPE_F32, .threads = options->threads};
+        .device = options->device, .precision = precision_of(options), .threads = options->threads};
     struct engine *engine = calloc(1, sizeof(*engine));
 
     if (engine == NULL)

@@ -70,10 +70,24 @@ int engine_device_find(const char *name, struct engine_device *out, struct err *
 
 struct engine;
 
+/* What activations, kv caches and the matrices that stages read are stored in; sums are computed in
+ * float in either (backend.h). BF16 on the CPU is what devices are compared with, and slow. */
+enum engine_precision {
+    ENGINE_PRECISION_AUTO, /* BF16 on CUDA devices, else F32 */
+    ENGINE_PRECISION_F32,
+    ENGINE_PRECISION_BF16
+};
+/* "auto", "f32", "bf16"; ERR_INVALID says so. */
+int engine_precision_parse(const char *text, enum engine_precision *out, struct err *err);
+
 struct engine_options {
     const char *device; /* "cpu", "cuda:0", …; NULL: "cpu" */
     int threads;        /* 0: one for each core this process may use */
+    enum engine_precision precision;
 };
+/* Bytes that a base's weights take on that device. */
+int64_t engine_weight_bytes(const struct engine_base_info *info,
+                            const struct engine_options *options);
 
 /* Opens a base on a device. Before it computes, the CPU backend checks its BLAS against a plain
  * loop, since old builds compute wrongly on some new processors, and refuses with the remedy. */
@@ -283,6 +297,7 @@ struct engine_bench_train_options {
     const char *device;
     int32_t sequence, batch, steps, threads;
     bool train_embeddings;
+    enum engine_precision precision;
 };
 /* Random tokens, all trained; writes one JSON line with the keys of the peer script into `json`. */
 int engine_bench_train(const struct engine_bench_train_options *options, char *json,
@@ -294,6 +309,7 @@ struct engine_bench_decode_options {
     int32_t sequences, tenants; /* sequence i is tenant i % tenants's; 0: the base's */
     int32_t prompt, tokens;     /* of each sequence */
     int32_t threads;
+    enum engine_precision precision;
 };
 /* Random prompts, then greedy tokens; one JSON line. gb_per_s counts every weight and every
  * tenant's delta once a step. */

@@ -53,7 +53,8 @@ int model_kv_cache_open(struct kv_cache *cache, const struct model *model, int32
                         int32_t max_len, struct err *err);
 void model_kv_cache_close(struct kv_cache *cache, const struct model *model);
 /* What model_kv_cache_open takes; -1 when that overflows. */
-int64_t model_kv_cache_bytes(const struct model_config *config, int32_t slots, int32_t max_len);
+int64_t model_kv_cache_bytes(const struct model_config *config, enum dtype precision, int32_t slots,
+                             int32_t max_len);
 
 struct model_decoder;
 
@@ -86,7 +87,9 @@ struct model_training;
 int model_training_open(struct model_training **out, struct model *model, int32_t max_rows,
                         struct err *err);
 void model_training_free(struct model_training *training);
-int64_t model_training_bytes(const struct model_config *config, int32_t max_rows);
+/* What that takes of the backend's memory. */
+int64_t model_training_bytes(const struct backend *backend, const struct model_config *config,
+                             int32_t max_rows);
 
 struct model_loss_args {
     const struct model_weights *weights;

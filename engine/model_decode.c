@@ -6,9 +6,10 @@
 
 /* ------------------------------------------------------------------ kv cache */
 
-int64_t model_kv_cache_bytes(const struct model_config *config, int32_t slots, int32_t max_len)
+int64_t model_kv_cache_bytes(const struct model_config *config, enum dtype precision, int32_t slots,
+                             int32_t max_len)
 {
-    int64_t bytes = 2 * (int64_t)sizeof(float);
+    int64_t bytes = 2 * dtype_size(precision);
 
     if (__builtin_mul_overflow(bytes, config->layers, &bytes) ||
         __builtin_mul_overflow(bytes, slots, &bytes) ||
@@ -23,15 +24,16 @@ int model_kv_cache_open(struct kv_cache *cache, const struct model *model, int32
 {
     const struct model_config *c = &model->config;
     const int64_t shape[4] = {c->layers, slots, max_len, (int64_t)c->kv_heads * c->head_dim};
-    int64_t bytes = model_kv_cache_bytes(c, slots, max_len);
+    enum dtype precision = model->backend->activation;
+    int64_t bytes = model_kv_cache_bytes(c, precision, slots, max_len);
 
     memset(cache, 0, sizeof *cache);
     if (bytes < 0 || slots < 1 || max_len < 1)
         return err_set(err, ERR_INVALID, "kv cache: %d sequences of %d tokens", slots, max_len);
     cache->slots = slots;
     cache->max_len = max_len;
-    cache->k = tensor_view(NULL, DTYPE_F32, 4, shape);
-    cache->v = tensor_view(NULL, DTYPE_F32, 4, shape);
+    cache->k = tensor_view(NULL, precision, 4, shape);
+    cache->v = tensor_view(NULL, precision, 4, shape);
     cache->k.data = model->backend->ops->alloc(model->backend, (size_t)bytes / 2, err);
     if (cache->k.data)
         cache->v.data = model->backend->ops->alloc(model->backend, (size_t)bytes / 2, err);
@@ -64,19 +66,20 @@ struct model_decoder {
 static int64_t place_decoder(struct model_decoder *d, char *memory)
 {
     const struct model_config *c = &d->model->config;
+    enum dtype precision = d->model->backend->activation;
     struct model_arena a = {.memory = memory};
     int64_t query = model_config_width(c, WIDTH_QUERY), key = model_config_width(c, WIDTH_KEY);
 
     d->rope = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->head_dim);
-    d->x = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->hidden);
-    d->n = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->hidden);
-    d->q = model_arena_carve(&a, DTYPE_F32, d->max_rows, query);
-    d->k = model_arena_carve(&a, DTYPE_F32, d->max_rows, key);
-    d->v = model_arena_carve(&a, DTYPE_F32, d->max_rows, key);
-    d->attn = model_arena_carve(&a, DTYPE_F32, d->max_rows, query);
-    d->gate = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->intermediate);
-    d->up = model_arena_carve(&a, DTYPE_F32, d->max_rows, c->intermediate);
-    d->head_n = model_arena_carve(&a, DTYPE_F32, d->max_logits, c->hidden);
+    d->x = model_arena_carve(&a, precision, d->max_rows, c->hidden);
+    d->n = model_arena_carve(&a, precision, d->max_rows, c->hidden);
+    d->q = model_arena_carve(&a, precision, d->max_rows, query);
+    d->k = model_arena_carve(&a, precision, d->max_rows, key);
+    d->v = model_arena_carve(&a, precision, d->max_rows, key);
+    d->attn = model_arena_carve(&a, precision, d->max_rows, query);
+    d->gate = model_arena_carve(&a, precision, d->max_rows, c->intermediate);
+    d->up = model_arena_carve(&a, precision, d->max_rows, c->intermediate);
+    d->head_n = model_arena_carve(&a, precision, d->max_logits, c->hidden);
     d->logits = model_arena_carve(&a, DTYPE_F32, d->max_logits, c->vocabulary);
     d->chosen = model_arena_carve(&a, DTYPE_I32, d->max_logits, 0);
     return a.used;

@@ -4,7 +4,10 @@
 
 #include "engine/model_pass.h"
 
-#define LOSS_CHUNK 128 /* rows whose logits are held at once: 25 MB for 49,152 tokens */
+/* Rows whose logits are held at once: 25 MB for 49,152 tokens. A device of its own memory has room
+ * for more, and needs it to be busy. */
+#define LOSS_CHUNK 128
+#define LOSS_CHUNK_DEVICE 1024
 
 struct layer_activations { /* what backward needs of one layer */
     struct tensor x, attn_rstd, q_raw, k_raw, q, k, v, lse, attn, x_mid, mlp_rstd, gate, up;
@@ -16,69 +19,73 @@ struct model_training {
     void *memory;
     struct layer_activations *layer; /* [layers] */
     struct tensor rope, x_out, n, dn, dx, act, d_act, dq, dk, dv, d_attn, delta, nll, correct;
-    struct tensor head_n, head_dn, logits; /* [LOSS_CHUNK, …] */
+    struct tensor head_n, head_dn, logits; /* [rows of a chunk, …] */
     float *host_nll;                       /* [max_rows] */
     int32_t *host_correct;
 };
 
 static void place_layer(struct layer_activations *l, struct model_arena *a,
-                        const struct model_config *c, int32_t rows)
+                        const struct model_config *c, enum dtype precision, int32_t rows)
 {
     int64_t query = model_config_width(c, WIDTH_QUERY), key = model_config_width(c, WIDTH_KEY);
 
-    l->x = model_arena_carve(a, DTYPE_F32, rows, c->hidden);
+    l->x = model_arena_carve(a, precision, rows, c->hidden);
     l->attn_rstd = model_arena_carve(a, DTYPE_F32, rows, 0);
     if (c->qk_norm) {
-        l->q_raw = model_arena_carve(a, DTYPE_F32, rows, query);
-        l->k_raw = model_arena_carve(a, DTYPE_F32, rows, key);
+        l->q_raw = model_arena_carve(a, precision, rows, query);
+        l->k_raw = model_arena_carve(a, precision, rows, key);
     }
-    l->q = model_arena_carve(a, DTYPE_F32, rows, query);
-    l->k = model_arena_carve(a, DTYPE_F32, rows, key);
-    l->v = model_arena_carve(a, DTYPE_F32, rows, key);
+    l->q = model_arena_carve(a, precision, rows, query);
+    l->k = model_arena_carve(a, precision, rows, key);
+    l->v = model_arena_carve(a, precision, rows, key);
     l->lse = model_arena_carve(a, DTYPE_F32, rows, c->heads);
-    l->attn = model_arena_carve(a, DTYPE_F32, rows, query);
-    l->x_mid = model_arena_carve(a, DTYPE_F32, rows, c->hidden);
+    l->attn = model_arena_carve(a, precision, rows, query);
+    l->x_mid = model_arena_carve(a, precision, rows, c->hidden);
     l->mlp_rstd = model_arena_carve(a, DTYPE_F32, rows, 0);
-    l->gate = model_arena_carve(a, DTYPE_F32, rows, c->intermediate);
-    l->up = model_arena_carve(a, DTYPE_F32, rows, c->intermediate);
+    l->gate = model_arena_carve(a, precision, rows, c->intermediate);
+    l->up = model_arena_carve(a, precision, rows, c->intermediate);
 }
 
-static int64_t place_training(struct model_training *t, const struct model_config *c, char *memory)
+static int64_t place_training(struct model_training *t, const struct backend *b,
+                              const struct model_config *c, char *memory)
 {
     struct model_arena a = {.memory = memory};
     int64_t query = model_config_width(c, WIDTH_QUERY), key = model_config_width(c, WIDTH_KEY);
-    int64_t chunk = t->max_rows < LOSS_CHUNK ? t->max_rows : LOSS_CHUNK;
+    int64_t chunk = b->ops->memory ? LOSS_CHUNK_DEVICE : LOSS_CHUNK;
+    enum dtype precision = b->activation;
 
+    chunk = t->max_rows < chunk ? t->max_rows : chunk;
     for (int32_t l = 0; l < c->layers; l++) {
         struct layer_activations scratch = {0};
 
-        place_layer(t->layer ? &t->layer[l] : &scratch, &a, c, t->max_rows);
+        place_layer(t->layer ? &t->layer[l] : &scratch, &a, c, precision, t->max_rows);
     }
     t->rope = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->head_dim);
-    t->x_out = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->hidden);
-    t->n = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->hidden);
-    t->dn = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->hidden);
-    t->dx = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->hidden);
-    t->act = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->intermediate);
-    t->d_act = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->intermediate);
-    t->dq = model_arena_carve(&a, DTYPE_F32, t->max_rows, query);
-    t->dk = model_arena_carve(&a, DTYPE_F32, t->max_rows, key);
-    t->dv = model_arena_carve(&a, DTYPE_F32, t->max_rows, key);
-    t->d_attn = model_arena_carve(&a, DTYPE_F32, t->max_rows, query);
+    t->x_out = model_arena_carve(&a, precision, t->max_rows, c->hidden);
+    t->n = model_arena_carve(&a, precision, t->max_rows, c->hidden);
+    t->dn = model_arena_carve(&a, precision, t->max_rows, c->hidden);
+    t->dx = model_arena_carve(&a, precision, t->max_rows, c->hidden);
+    t->act = model_arena_carve(&a, precision, t->max_rows, c->intermediate);
+    t->d_act = model_arena_carve(&a, precision, t->max_rows, c->intermediate);
+    t->dq = model_arena_carve(&a, precision, t->max_rows, query);
+    t->dk = model_arena_carve(&a, precision, t->max_rows, key);
+    t->dv = model_arena_carve(&a, precision, t->max_rows, key);
+    t->d_attn = model_arena_carve(&a, precision, t->max_rows, query);
     t->delta = model_arena_carve(&a, DTYPE_F32, t->max_rows, c->heads);
     t->nll = model_arena_carve(&a, DTYPE_F32, t->max_rows, 0);
     t->correct = model_arena_carve(&a, DTYPE_I32, t->max_rows, 0);
-    t->head_n = model_arena_carve(&a, DTYPE_F32, chunk, c->hidden);
-    t->head_dn = model_arena_carve(&a, DTYPE_F32, chunk, c->hidden);
+    t->head_n = model_arena_carve(&a, precision, chunk, c->hidden);
+    t->head_dn = model_arena_carve(&a, precision, chunk, c->hidden);
     t->logits = model_arena_carve(&a, DTYPE_F32, chunk, c->vocabulary);
     return a.used;
 }
 
-int64_t model_training_bytes(const struct model_config *config, int32_t max_rows)
+int64_t model_training_bytes(const struct backend *backend, const struct model_config *config,
+                             int32_t max_rows)
 {
     struct model_training t = {.max_rows = max_rows};
 
-    return place_training(&t, config, NULL);
+    return place_training(&t, backend, config, NULL);
 }
 
 int model_training_open(struct model_training **out, struct model *model, int32_t max_rows,
@@ -99,10 +106,11 @@ int model_training_open(struct model_training **out, struct model *model, int32_
         err_set(err, ERR_NO_MEMORY, "no memory for a training pass of %d tokens", max_rows);
         goto fail;
     }
-    t->memory = model->backend->ops->alloc(model->backend, (size_t)place_training(t, c, NULL), err);
+    t->memory = model->backend->ops->alloc(model->backend,
+                                           (size_t)place_training(t, model->backend, c, NULL), err);
     if (!t->memory)
         goto fail;
-    place_training(t, c, t->memory);
+    place_training(t, model->backend, c, t->memory);
     *out = t;
     return 0;
 fail:

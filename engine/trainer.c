@@ -93,10 +93,10 @@ static int digest_identity(struct engine_trainer *t, struct err *err)
 
     if (t->options.start_delta && file_sha256(t->options.start_delta, start, &bytes, err))
         return -1;
-    snprintf(text, sizeof text, "graft trainer 2|%s|%d|%d|%.17g|%lld|%d|%d|%d|%s|",
+    snprintf(text, sizeof text, "graft trainer 2|%s|%d|%d|%.17g|%lld|%d|%d|%d|%s|%s",
              base_file_info(t->engine->base)->digest, p->n_epochs, p->batch_size, p->learning_rate,
              (long long)t->options.seed, (int)t->options.schedule, t->options.train_embeddings,
-             usual_rows(t), start);
+             usual_rows(t), start, t->engine->backend->activation == DTYPE_BF16 ? "bf16|" : "");
     h = sha256_new();
     if (!h)
         return err_set(err, ERR_NO_MEMORY, "no memory for a digest");
@@ -135,10 +135,14 @@ static void estimate(struct engine_trainer *t)
 {
     const struct model_config *config = model_get_config(t->engine->model);
     int64_t weights = trainer_weights_count(t);
-    int64_t base = base_file_info(t->engine->base)->parameters * 4;
+    const struct backend *b = t->engine->backend;
+    int64_t size = dtype_size(b->activation);
+    int64_t base = base_file_info(t->engine->base)->parameters * size;
 
+    if (b->activation == DTYPE_BF16)
+        base += weights * size; /* the copies that stages read */
     t->plan.checkpoint_bytes = trainer_checkpoint_bytes(weights);
-    t->plan.memory_bytes = weights * 16 + model_training_bytes(config, t->max_rows) + base;
+    t->plan.memory_bytes = weights * 16 + model_training_bytes(b, config, t->max_rows) + base;
 }
 
 static int check_options(const struct engine_train_options *o, struct err *err)
@@ -437,6 +441,7 @@ static int update(struct engine_trainer *t, double rate, double *norm, struct er
                          .epsilon = EPSILON,
                          .weight_decay = 0.0f,
                          .step = t->step + 1,
+                         .seed = (uint64_t)t->options.seed,
                      });
     return backend_check(b, err);
 }

@@ -1,8 +1,9 @@
 /* trainer.h: an open training job, as the engine's own modules see it beside engine.h: recall asks
  * its weights, the codecs read them.
  *
- * A trainer has its own F32 copy of everything it trains; what is frozen (embeddings, unless asked
- * for) stays the base's memory. One step takes batch_size examples in the seeded order of the
+ * A trainer has its own F32 copy of everything it trains, and in precision BF16 beside it a BF16
+ * copy of the matrices, which is what stages read; what is frozen (embeddings, unless asked for)
+ * stays the base's memory. One step takes batch_size examples in the seeded order of the
  * epoch, packs them back to back, and cuts them into micro-batches of at most TRAINER_ROWS tokens
  * (or one longer example): a fixed cut, so that the result depends neither on the machine's memory
  * nor on its threads. Only where that was too much for a device (options.halved) is it half as

@@ -229,7 +229,8 @@ int engine_trainer_load(struct engine_trainer *t, const char *path, struct err *
     if (lseek(fd, 0, SEEK_SET) != 0 || verify(fd, path, st.st_size, portion, err))
         goto out;
     if (lseek(fd, sizeof header, SEEK_SET) < 0 || get_block(fd, t, t->w, portion, path, err) ||
-        get_block(fd, t, t->m, portion, path, err) || get_block(fd, t, t->v, portion, path, err))
+        get_block(fd, t, t->m, portion, path, err) || get_block(fd, t, t->v, portion, path, err) ||
+        trainer_weights_refresh(t, err))
         goto out;
     t->step = header.step;
     t->order_epoch = -1;

@@ -32,8 +32,9 @@ struct engine_trainer {
     char identity[SHA256_HEX]; /* digest of everything that the result depends on */
 
     struct model_weights weights, grads;
-    void *frozen;         /* own copy of embeddings that a start delta changed, or NULL */
-    float *w, *g, *m, *v; /* [parameters]: the trained tensors, one behind the other */
+    float *frozen;                /* own values of embeddings that a start delta changed, or NULL */
+    float *w, *g, *m, *v;         /* [parameters]: the trained tensors, one behind the other */
+    uint16_t *copy, *frozen_copy; /* BF16 only: w and frozen once more, as stages read matrices */
     int64_t parameters;
     struct parameter *parameter; /* views of those, one for each tensor */
     int32_t parameter_count;
@@ -65,6 +66,8 @@ int64_t trainer_weights_count(const struct engine_trainer *trainer);
 /* Copies of what is trained, from the base and the start delta; gradients and moments zero. */
 int trainer_weights_open(struct engine_trainer *trainer, struct err *err);
 void trainer_weights_close(struct engine_trainer *trainer); /* also what was opened in part */
+/* After w was written from outside: the copies. */
+int trainer_weights_refresh(struct engine_trainer *trainer, struct err *err);
 
 /* ------------------------------------------------------------------ trainer_checkpoint.c */
 

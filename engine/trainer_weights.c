@@ -28,26 +28,45 @@ static int64_t padded(int64_t elements) /* each tensor begins on a cache line */
     return (elements + 15) / 16 * 16;
 }
 
-/* Tensor `index` of the base as f32 to the backend's memory. */
-static int copy_base(struct engine_trainer *t, int32_t index, float *to, struct err *err)
+#define PORTION 4096 /* elements that are moved at a time */
+
+/* Values to the backend's memory: floats to `to`, and where there is a copy, its BF16. */
+static void put(struct engine_trainer *t, float *to, uint16_t *copy, int64_t at, const float *value,
+                int64_t count)
+{
+    struct backend *b = t->engine->backend;
+    uint16_t half[PORTION];
+
+    b->ops->upload(b, to + at, value, (size_t)count * sizeof *value);
+    if (!copy)
+        return;
+    for (int64_t i = 0; i < count; i++)
+        half[i] = f32_to_bf16(value[i]);
+    b->ops->upload(b, copy + at, half, (size_t)count * sizeof *half);
+}
+
+/* Tensor `index` of the base, with `difference` (or NULL: none) added, to the backend's memory. */
+static int put_tensor(struct engine_trainer *t, int32_t index, const float *difference, float *to,
+                      uint16_t *copy, struct err *err)
 {
     const struct model_weights *base = model_base_weights(t->engine->model);
     char name[MODEL_NAME_MAX];
     struct tensor host;
-    float part[4096];
+    float part[PORTION];
 
     model_tensor(t->engine->model, (struct model_weights *)(uintptr_t)base, index, name);
     if (!base_file_tensor(t->engine->base, name, &host))
         return err_set(err, ERR_INTERNAL, "the base has no tensor %s", name);
-    for (int64_t i = 0, n = tensor_elements(&host); i < n; i += 4096) {
-        int64_t count = n - i < 4096 ? n - i : 4096;
+    for (int64_t i = 0, n = tensor_elements(&host); i < n; i += PORTION) {
+        int64_t count = n - i < PORTION ? n - i : PORTION;
 
         tensor_to_f32(&host, i, count, part);
-        t->engine->backend->ops->upload(t->engine->backend, to + i, part,
-                                        (size_t)count * sizeof *part);
+        for (int64_t k = 0; difference && k < count; k++)
+            part[k] += difference[i + k];
+        put(t, to, copy, i, part, count);
     }
     base_file_done_with(t->engine->base, name);
-    return 0;
+    return backend_check(t->engine->backend, err);
 }
 
 static int open_blocks(struct engine_trainer *t, struct err *err)
@@ -60,7 +79,26 @@ static int open_blocks(struct engine_trainer *t, struct err *err)
         if (!*block[i])
             return err_prefix(err, "training %lld weights", (long long)t->parameters);
     }
-    return 0;
+    if (b->activation != DTYPE_BF16)
+        return 0;
+    t->copy = b->ops->alloc(b, (size_t)t->parameters * sizeof *t->copy, err);
+    return t->copy ? 0 : err_prefix(err, "training %lld weights", (long long)t->parameters);
+}
+
+/* Where tensor `index`, which is trained, begins in the blocks. */
+static int64_t place_of(const struct engine_trainer *t, int32_t index)
+{
+    int64_t at = 0;
+
+    for (int32_t i = 0; i < index; i++)
+        if (is_trained(t, i))
+            at += padded(tensor_elements(tensor_at(t, &t->weights, i)));
+    return at;
+}
+
+static struct tensor block_view(const struct tensor *like, float *block, int64_t at)
+{
+    return tensor_view(block + at, DTYPE_F32, like->rank, like->shape);
 }
 
 static int open_parameters(struct engine_trainer *t, struct err *err)
@@ -83,15 +121,16 @@ static int open_parameters(struct engine_trainer *t, struct err *err)
             *w = *tensor_at(t, model_base_weights(model), i);
             continue;
         }
-        if (copy_base(t, i, t->w + at, err))
+        p->w = block_view(w, t->w, at);
+        p->g = block_view(w, t->g, at);
+        p->m = block_view(w, t->m, at);
+        p->v = block_view(w, t->v, at);
+        if (t->copy && w->rank == 2)
+            p->copy = tensor_view(t->copy + at, DTYPE_BF16, w->rank, w->shape);
+        if (put_tensor(t, i, NULL, p->w.data, p->copy.data, err))
             return -1;
-        w->data = t->w + at;
-        g->data = t->g + at;
-        p->w = *w;
-        p->g = *g;
-        p->m = p->v = *w;
-        p->m.data = t->m + at;
-        p->v.data = t->v + at;
+        *w = p->copy.data ? p->copy : p->w;
+        *g = p->g;
         p->decay = w->rank == 2;
         at += padded(tensor_elements(w));
         t->parameter_count++;
@@ -109,45 +148,38 @@ static void tie_heads(struct engine_trainer *t)
 
 /* ------------------------------------------------------------------ continuing a fine-tune */
 
-/* An embedding that the start delta changed but this job does not train gets a copy of its own. */
-static int thaw_embedding(struct engine_trainer *t, int32_t index, struct err *err)
+/* An embedding that the start delta changed but this job does not train gets values of its own. */
+static int thaw_embedding(struct engine_trainer *t, int32_t index, const float *difference,
+                          struct err *err)
 {
     struct backend *b = t->engine->backend;
     struct tensor *w = tensor_at(t, &t->weights, index);
-    int64_t n = padded(tensor_elements(w)),
+    int64_t n = padded(tensor_elements(w)), at = index == 0 ? 0 : n,
             count = model_get_config(t->engine->model)->tied_embeddings ? 1 : 2;
+    bool bf16 = b->activation == DTYPE_BF16;
 
     if (!t->frozen)
         t->frozen = b->ops->alloc(b, (size_t)(n * count) * sizeof(float), err);
-    if (!t->frozen)
+    if (t->frozen && bf16 && !t->frozen_copy)
+        t->frozen_copy = b->ops->alloc(b, (size_t)(n * count) * sizeof(uint16_t), err);
+    if (!t->frozen || (bf16 && !t->frozen_copy))
         return -1;
-    w->data = (float *)t->frozen + (index == 0 ? 0 : n);
-    w->dtype = DTYPE_F32;
-    return copy_base(t, index, w->data, err);
+    *w = bf16 ? tensor_view(t->frozen_copy + at, DTYPE_BF16, w->rank, w->shape)
+              : block_view(w, t->frozen, at);
+    return put_tensor(t, index, difference, t->frozen + at, bf16 ? t->frozen_copy + at : NULL, err);
 }
 
 static int add_difference(struct engine_trainer *t, const struct artifact *artifact, int32_t index,
                           float *difference, struct err *err)
 {
-    struct backend *b = t->engine->backend;
-    struct tensor *w = tensor_at(t, &t->weights, index);
-    int64_t n = tensor_elements(w);
-    float part[4096];
+    int64_t at = place_of(t, index);
 
     if (!artifact_parts(artifact, index))
         return 0;
-    if (!is_trained(t, index) && thaw_embedding(t, index, err))
-        return -1;
     artifact_expand(artifact, index, difference);
-    for (int64_t i = 0; i < n; i += 4096) {
-        int64_t count = n - i < 4096 ? n - i : 4096;
-
-        b->ops->download(b, part, (float *)w->data + i, (size_t)count * sizeof *part);
-        for (int64_t k = 0; k < count; k++)
-            part[k] += difference[i + k];
-        b->ops->upload(b, (float *)w->data + i, part, (size_t)count * sizeof *part);
-    }
-    return backend_check(b, err);
+    if (!is_trained(t, index))
+        return thaw_embedding(t, index, difference, err);
+    return put_tensor(t, index, difference, t->w + at, t->copy ? t->copy + at : NULL, err);
 }
 
 static int add_start_delta(struct engine_trainer *t, const char *path, struct err *err)
@@ -209,7 +241,7 @@ int trainer_weights_open(struct engine_trainer *t, struct err *err)
 void trainer_weights_close(struct engine_trainer *t)
 {
     struct backend *b = t->engine->backend;
-    void *memory[] = {t->w, t->g, t->m, t->v, t->frozen};
+    void *memory[] = {t->w, t->g, t->m, t->v, t->copy, t->frozen, t->frozen_copy};
 
     for (size_t i = 0; i < sizeof memory / sizeof memory[0]; i++)
         if (memory[i])
@@ -217,6 +249,22 @@ void trainer_weights_close(struct engine_trainer *t)
     model_weights_release(&t->weights);
     model_weights_release(&t->grads);
     free(t->parameter);
+}
+
+int trainer_weights_refresh(struct engine_trainer *t, struct err *err)
+{
+    struct backend *b = t->engine->backend;
+    float part[PORTION];
+
+    for (int64_t i = 0; t->copy && i < t->parameters; i += PORTION) {
+        int64_t count = t->parameters - i < PORTION ? t->parameters - i : PORTION;
+
+        b->ops->download(b, part, t->w + i, (size_t)count * sizeof *part);
+        if (backend_check(b, err))
+            return -1;
+        put(t, t->w, t->copy, i, part, count);
+    }
+    return backend_check(b, err);
 }
 
 struct engine *trainer_engine(const struct engine_trainer *trainer)
@@ -253,7 +301,9 @@ int trainer_read(void *trainer, int32_t index, int64_t from, int64_t count, floa
         memcpy(tuned, base, (size_t)count * sizeof *tuned);
         return 0;
     }
-    const struct tensor *w = tensor_at(t, &t->weights, index);
-    b->ops->download(b, tuned, (const float *)w->data + from, (size_t)count * sizeof *tuned);
+    const float *values = is_trained(t, index) ? t->w + place_of(t, index) : t->frozen;
+    if (!is_trained(t, index) && index > 0) /* a head of its own lies behind the embedding */
+        values += padded(tensor_elements(tensor_at(t, &t->weights, index)));
+    b->ops->download(b, tuned, values + from, (size_t)count * sizeof *tuned);
     return backend_check(b, err);
 }

@@ -20,9 +20,9 @@ const struct cmd cmd_table[] = {
      "SIGINT: requests and workers get the drain time, jobs go on at the next start.\n"
      "--devices auto means every CUDA device that can be used, else the cpu.",
      {.settings =
-          NAMES("data", "listen", "database", "database_file", "devices", "infer_device", "workers",
-                "watchdog", "tls_cert", "tls_key", "insecure", "log_level", "threads",
-                "http_threads", "handlers", "connections", "max_body", "max_file",
+          NAMES("data", "listen", "database", "database_file", "devices", "infer_device",
+                "precision", "workers", "watchdog", "tls_cert", "tls_key", "insecure", "log_level",
+                "threads", "http_threads", "handlers", "connections", "max_body", "max_file",
                 "header_deadline", "body_deadline", "drain", "lease", "heartbeat", "fence", "sweep",
                 "poll", "recovery", "disk_patience", "collect", "grace", "max_attempts",
                 "infer_sequences", "infer_queue", "infer_context", "base_memory", "delta_memory")},
@@ -35,9 +35,9 @@ const struct cmd cmd_table[] = {
      "each device of this machine. Exits with 75 when its device is lost and with 76 when it was\n"
      "silent for --watchdog seconds: start it again then.",
      {.settings =
-          NAMES(DATABASE, "devices", "threads", "watchdog", "lease", "heartbeat", "fence", "poll",
-                "recovery", "disk_patience", "grace", "max_attempts", "infer_sequences",
-                "infer_queue", "infer_context", "base_memory", "delta_memory"),
+          NAMES(DATABASE, "devices", "precision", "threads", "watchdog", "lease", "heartbeat",
+                "fence", "poll", "recovery", "disk_patience", "grace", "max_attempts",
+                "infer_sequences", "infer_queue", "infer_context", "base_memory", "delta_memory"),
       .options =
           OPTIONS({"--role", "train|infer|probe", "what the worker does"},
                   {"--device", "DEVICE", "cpu, cuda:N or shim:N; else the first of --devices"},
@@ -108,7 +108,7 @@ const struct cmd cmd_table[] = {
      "--model DIR [--seq 512] [--batch 2] [--steps 5] [--train-embeddings]",
      "time training steps; prints one JSON line",
      NULL,
-     {.settings = NAMES("threads"),
+     {.settings = NAMES("threads", "precision"),
       .options = OPTIONS({"--model", "PATH", "Hugging Face directory, GGUF or imported base"},
                          {"--device", "NAME", "cpu (default)"},
                          {"--seq", "N", "tokens of a row (default 512)"},
@@ -121,7 +121,7 @@ const struct cmd cmd_table[] = {
      "time decoding; prints one JSON line",
      "Sequences read random prompts, then write a token each in every step. Tenants own random\n"
      "deltas of one bit per weight.",
-     {.settings = NAMES("threads"),
+     {.settings = NAMES("threads", "precision"),
       .options = OPTIONS({"--model", "PATH", "Hugging Face directory, GGUF or imported base"},
                          {"--device", "NAME", "cpu (default)"},
                          {"--batch", "N", "sequences at once (default 1)"},

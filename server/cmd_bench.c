@@ -29,6 +29,7 @@ int cmd_bench_train(const struct settings *settings, const struct setting_args *
         .model = args->options[CMD_BENCH_MODEL],
         .device = args->options[CMD_BENCH_DEVICE],
         .threads = (int32_t)settings->threads,
+        .precision = settings_precision(settings),
         .train_embeddings = args->options[CMD_BENCH_EMBEDDINGS] != NULL,
     };
     char json[2048];
@@ -56,6 +57,7 @@ int cmd_bench_decode(const struct settings *settings, const struct setting_args 
         .model = args->options[CMD_DECODE_MODEL],
         .device = args->options[CMD_DECODE_DEVICE],
         .threads = (int32_t)settings->threads,
+        .precision = settings_precision(settings),
     };
     char json[2048];
 

@@ -1,5 +1,6 @@
 #include "server/settings.h"
 
+#include <assert.h>
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
@@ -37,6 +38,8 @@ const struct setting setting_table[] = {
      "auto, cpu, or cuda:0,cuda:1,…: a train worker on each"},
     {"infer_device", "--infer-device", "GRAFT_INFER_DEVICE", "DEVICE", SETTING_STRING, "", 0, 0,
      AT(infer_device), "of the infer worker; without it the first of --devices"},
+    {"precision", "--precision", "GRAFT_PRECISION", "NAME", SETTING_STRING, "auto", 0, 0,
+     AT(precision), "of activations and weights: f32, bf16; auto: bf16 on CUDA devices, else f32"},
     {"watchdog", "--watchdog", "GRAFT_WATCHDOG", "SECONDS", SETTING_TIME, "60", 0, 86400,
      AT(watchdog), "a worker whose device is silent for this long ends itself; 0: never"},
     {"workers", "--workers", "GRAFT_WORKERS", "N", SETTING_COUNT, "1", 0, 64, AT(workers),
@@ -380,6 +383,7 @@ static int load_database_file(struct settings *settings, struct err *err)
 
 static int check_devices(const struct settings *s, struct err *err)
 {
+    enum engine_precision precision;
     struct device_list list;
     char name[DEVICE_NAME_SIZE];
 
@@ -387,7 +391,20 @@ static int check_devices(const struct settings *s, struct err *err)
         return err_prefix(err, "--devices");
     if (s->infer_device[0] != '\0' && devices_name(s->infer_device, name, err) != 0)
         return err_prefix(err, "--infer-device");
+    if (engine_precision_parse(s->precision, &precision, err) != 0)
+        return err_prefix(err, "--precision");
     return 0;
+}
+
+enum engine_precision settings_precision(const struct settings *settings)
+{
+    enum engine_precision precision = ENGINE_PRECISION_AUTO;
+    struct err err = {0};
+
+    /* It was looked at when the settings were read. */
+    if (engine_precision_parse(settings->precision, &precision, &err) != 0)
+        assert(!"a precision that is none");
+    return precision;
 }
 
 static int check_together(const struct settings *s, struct err *err)

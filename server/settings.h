@@ -18,6 +18,7 @@
 #include <stdio.h>
 
 #include "engine/base/err.h"
+#include "engine/engine.h"
 
 /* Strings are never NULL; "" means not set. */
 struct settings {
@@ -31,6 +32,7 @@ struct settings {
 
     const char *devices;      /* auto, or names: devices.h */
     const char *infer_device; /* "": the first of devices */
+    const char *precision;    /* of the engines: auto, f32, bf16 */
     double watchdog; /* s that a call to a device other than the cpu may be silent; 0: ever */
 
     int64_t workers;        /* train worker processes on the cpu, 0..64; 0: none on any device */
@@ -117,6 +119,7 @@ struct setting_args {
 int settings_load(struct settings *settings, struct setting_args *args,
                   const struct setting_spec *spec, int argc, char **argv, struct err *err);
 void settings_release(struct settings *settings);
+enum engine_precision settings_precision(const struct settings *settings);
 
 /* Environment for a worker process: this process's own, with every setting's variable set to its
  * value here, so that a worker sees the same settings without secrets in its argv. NULL: out of

@@ -326,10 +326,11 @@ int worker_infer_run(const struct settings *settings, const char *device, int so
                      struct err *err)
 {
     const struct worker_models_options options = {
-        .device = device,
+        .engine = {.device = device,
+                   .threads = (int32_t)settings->threads,
+                   .precision = settings_precision(settings)},
         .base_bytes = settings->base_memory,
         .delta_bytes = settings->delta_memory,
-        .threads = (int32_t)settings->threads,
         .max_sequences = (int32_t)settings->infer_sequences,
         .max_context = (int32_t)settings->infer_context,
     };

@@ -125,15 +125,13 @@ static int hide_place(struct err *err, const char *what, const char *digest)
 static int open_engine(struct worker_models *m, struct worker_base *b, const char *path,
                        struct err *err)
 {
-    const struct engine_options engine = {.device = m->options.device,
-                                          .threads = m->options.threads};
     const struct engine_session_options session = {.max_sequences = m->options.max_sequences,
                                                    .max_context = m->options.max_context};
     int rc;
 
     worker_watch_begin("opening a model", 0);
-    rc = engine_open(&b->engine, path, &engine, err);
-    if (rc != 0 && err->kind == ERR_UNAVAILABLE && !devices_is_cpu(m->options.device))
+    rc = engine_open(&b->engine, path, &m->options.engine, err);
+    if (rc != 0 && err->kind == ERR_UNAVAILABLE && !devices_is_cpu(m->options.engine.device))
         err->kind = ERR_DEVICE;
     if (rc == 0)
         rc = engine_session_open(&b->session, b->engine, &session, err);
@@ -156,7 +154,7 @@ static int load_base(struct worker_models *m, const char *digest, const char *pa
     if (b == NULL)
         return err_set(err, ERR_NO_MEMORY, "base model: out of memory");
     memcpy(b->digest, info.digest, sizeof b->digest);
-    b->bytes = 2 * info.bytes_16bit; /* f32 in memory */
+    b->bytes = engine_weight_bytes(&info, &m->options.engine);
     make_room_for_base(m, b->bytes);
     if (open_engine(m, b, path, err) != 0) {
         free_base(b);

@@ -20,8 +20,7 @@
 
 struct worker_models_options {
     int64_t base_bytes, delta_bytes; /* kept loaded at most */
-    const char *device;              /* of all engines */
-    int32_t threads;                 /* of an engine; 0: one for each core */
+    struct engine_options engine;    /* of all engines */
     int32_t max_sequences, max_context;
 };
 

@@ -42,16 +42,24 @@ int worker_prepare_files(struct worker_run *r, struct err *err)
     return blob_staging_dir(r->cx->blobs, r->lease.job, r->lease.attempt, &r->staging, err);
 }
 
+static struct engine_options engine_options(const struct worker_run *r)
+{
+    return (struct engine_options){.device = r->cx->device,
+                                   .threads = (int32_t)r->cx->settings->threads,
+                                   .precision = settings_precision(r->cx->settings)};
+}
+
 /* What a job may take, where it computes; the base's own weights, if they are there already, are
- * given back to the sum: a plan counts them. An engine holds them in f32. */
+ * given back to the sum: a plan counts them. */
 static int64_t memory_there(struct worker_run *r)
 {
+    const struct engine_options options = engine_options(r);
     int64_t bytes, bytes_free = r->cx->presence->device.memory_free;
 
     if (devices_is_cpu(r->cx->device))
         return capacity_memory() - MEMORY_MARGIN;
     if (r->engine != NULL && engine_memory(r->engine, &bytes, &bytes_free))
-        bytes_free += 2 * engine_info(r->engine)->bytes_16bit;
+        bytes_free += engine_weight_bytes(engine_info(r->engine), &options);
     return bytes_free;
 }
 
@@ -73,8 +81,7 @@ static int check_memory(struct worker_run *r, int64_t needed, const char *what, 
  * another device's worker the job. */
 static int open_engine(struct worker_run *r, struct err *err)
 {
-    const struct engine_options options = {.device = r->cx->device,
-                                           .threads = (int32_t)r->cx->settings->threads};
+    const struct engine_options options = engine_options(r);
     int rc;
 
     worker_watch_begin("opening the model", 0);
@@ -93,10 +100,12 @@ int worker_prepare_data(struct worker_run *r, struct err *err)
     struct engine_dataset_options validation = {.file_id = r->job.validation_file,
                                                 .validation = true};
     struct engine_dataset_report report;
+    const struct engine_options options = engine_options(r);
     struct engine_base_info info;
 
     if (engine_base_read(r->base_path, &info, err) != 0 ||
-        check_memory(r, 2 * info.bytes_16bit, "the model", err) != 0 || open_engine(r, err) != 0 ||
+        check_memory(r, engine_weight_bytes(&info, &options), "the model", err) != 0 ||
+        open_engine(r, err) != 0 ||
         engine_dataset_open(&r->training, r->engine, r->training_path, &training, &r->report,
                             err) != 0)
         return -1;

@@ -11,6 +11,7 @@
  *   cpu_backward.c    their gradients
  *   cpu_loss.c        head and cross-entropy in chunks
  *   cpu_optimizer.c   gradient norm and AdamW
+ *   cpu_bf16.c        precision BF16: the table around these stages
  *
  * Work is cut into tasks by shape alone, never by the number of threads. */
 #ifndef GRAFT_CPU_CPU_H
@@ -41,12 +42,23 @@ struct cpu {
     const struct cpu_kernels *k;
     struct cpu_scratch *scratch; /* [threads] */
     bool blas;                   /* gemm by OpenBLAS instead of the kernels */
+    bool bf16;                   /* the precision: see cpu_round */
+    float *wide;                 /* BF16 only: room for a stage's activations in float */
+    size_t wide_size, wide_used; /* floats */
     struct err failure;          /* the first, until check() */
 };
 
 static inline struct cpu *cpu_of(struct backend *backend)
 {
     return backend->state;
+}
+
+/* The stages compute in float in either precision. In BF16 they call this where a value is stored
+ * that they read again, so that it is what was stored. */
+static inline void cpu_round(const struct cpu *cpu, float *x, int64_t n)
+{
+    for (int64_t i = 0; cpu->bf16 && i < n; i++)
+        x[i] = bf16_to_f32(f32_to_bf16(x[i]));
 }
 
 static inline float *f32(const struct tensor *t)
@@ -138,6 +150,9 @@ void cpu_delta_add_row(const struct packed_delta *delta, int32_t row, float *y);
 
 /* ------------------------------------------------------------------ stages */
 
+void cpu_begin(struct backend *, const struct begin_args *);
+void cpu_embed(struct backend *, const struct embed_args *);
+void cpu_embed_backward(struct backend *, const struct embed_backward_args *);
 void cpu_attn_in(struct backend *, const struct attn_in_args *);
 void cpu_attention(struct backend *, const struct attention_args *);
 void cpu_attn_out(struct backend *, const struct attn_out_args *);
@@ -151,5 +166,10 @@ void cpu_attention_backward(struct backend *, const struct attention_backward_ar
 void cpu_attn_in_backward(struct backend *, const struct attn_in_backward_args *);
 void cpu_gradient_norm(struct backend *, const struct gradient_norm_args *);
 void cpu_adamw(struct backend *, const struct adamw_args *);
+
+/* ------------------------------------------------------------------ precision BF16 */
+
+/* Puts the stages' BF16 bodies into a table that has the F32 ones. */
+void cpu_bf16_table(struct backend_ops *ops);
 
 #endif

@@ -1,6 +1,7 @@
 #include "engine/cpu/cpu_backend.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -80,7 +81,32 @@ static void cpu_copy(struct backend *backend, void *to, const void *from, size_t
         memcpy(to, from, bytes);
 }
 
-/* Matrices stay where they are; vectors (norms, biases) are copied, so that they are F32. */
+static int open_matrix(struct backend *backend, const struct tensor *host, struct tensor *out,
+                       struct err *err)
+{
+    int64_t elements = tensor_elements(host), part = 1 << 12;
+    uint16_t *copy;
+    float value[1 << 12];
+
+    if (!cpu_of(backend)->bf16) {
+        out->data = host->data;
+        return 0;
+    }
+    copy = cpu_alloc(backend, (size_t)elements * sizeof *copy, err);
+    if (!copy)
+        return -1;
+    for (int64_t i = 0; i < elements; i += part) {
+        int64_t n = elements - i < part ? elements - i : part;
+
+        tensor_to_f32(host, i, n, value);
+        for (int64_t k = 0; k < n; k++)
+            copy[i + k] = f32_to_bf16(value[k]);
+    }
+    *out = tensor_view(copy, DTYPE_BF16, host->rank, host->shape);
+    return 0;
+}
+
+/* Matrices stay where they are, or in BF16 are copied; so are vectors (norms, biases), to F32. */
 static int cpu_weight_open(struct backend *backend, const struct tensor *host, struct tensor *out,
                            struct err *err)
 {
@@ -89,10 +115,8 @@ static int cpu_weight_open(struct backend *backend, const struct tensor *host, s
     if (host->dtype > DTYPE_F16)
         return err_set(err, ERR_INVALID, "weights of dtype %s: F32, F16 or BF16 are known",
                        dtype_name(host->dtype));
-    if (host->rank != 1) {
-        out->data = host->data;
-        return 0;
-    }
+    if (host->rank != 1)
+        return open_matrix(backend, host, out, err);
     float *copy = cpu_alloc(backend, (size_t)host->shape[0] * sizeof *copy, err);
     if (!copy)
         return -1;
@@ -103,7 +127,7 @@ static int cpu_weight_open(struct backend *backend, const struct tensor *host, s
 
 static void cpu_weight_close(struct backend *backend, struct tensor *weight)
 {
-    if (weight->rank == 1)
+    if (weight->rank == 1 || cpu_of(backend)->bf16)
         cpu_free(backend, weight->data);
     weight->data = NULL;
 }
@@ -140,7 +164,7 @@ static void begin_task(void *context, int64_t task, int worker)
     }
 }
 
-static void cpu_begin(struct backend *backend, const struct begin_args *args)
+void cpu_begin(struct backend *backend, const struct begin_args *args)
 {
     struct begin_args a = *args;
 
@@ -163,7 +187,7 @@ static void embed_task(void *context, int64_t task, int worker)
     }
 }
 
-static void cpu_embed(struct backend *backend, const struct embed_args *args)
+void cpu_embed(struct backend *backend, const struct embed_args *args)
 {
     struct embed_args a = *args;
 
@@ -191,7 +215,7 @@ static void embed_backward_task(void *context, int64_t task, int worker)
     }
 }
 
-static void cpu_embed_backward(struct backend *backend, const struct embed_backward_args *args)
+void cpu_embed_backward(struct backend *backend, const struct embed_backward_args *args)
 {
     struct cpu *cpu = cpu_of(backend);
     struct embed_backward_run run = {.cpu = cpu, .args = args};
@@ -211,10 +235,11 @@ static void cpu_close(struct backend *backend)
         return;
     thread_pool_free(cpu->pool);
     free(cpu->scratch);
+    free(cpu->wide);
     free(cpu);
 }
 
-static const struct backend_ops cpu_ops = {
+static const struct backend_ops cpu_table = {
     .name = "cpu",
     .close = cpu_close,
     .check = cpu_check,
@@ -245,8 +270,17 @@ static const struct backend_ops cpu_ops = {
     .adamw = cpu_adamw,
 };
 
+static struct backend_ops bf16_table;
+static pthread_once_t bf16_once = PTHREAD_ONCE_INIT;
+
+static void make_bf16_table(void)
+{
+    bf16_table = cpu_table;
+    cpu_bf16_table(&bf16_table);
+}
+
 int cpu_backend_open(struct backend *backend, int threads, const struct cpu_kernels *kernels,
-                     struct err *err)
+                     enum dtype precision, struct err *err)
 {
     struct cpu *cpu = calloc(1, sizeof *cpu);
     size_t workers;
@@ -254,8 +288,10 @@ int cpu_backend_open(struct backend *backend, int threads, const struct cpu_kern
     memset(backend, 0, sizeof *backend);
     if (!cpu)
         return err_set(err, ERR_NO_MEMORY, "no memory for the cpu backend");
-    backend->ops = &cpu_ops;
+    pthread_once(&bf16_once, make_bf16_table);
+    backend->ops = precision == DTYPE_BF16 ? &bf16_table : &cpu_table;
     backend->state = cpu;
+    cpu->bf16 = precision == DTYPE_BF16;
     cpu->k = kernels ? kernels : cpu_kernels_usable()[0];
     /* Our own kernels are as fast as OpenBLAS's or faster where there is AVX2. Where there is not,
      * OpenBLAS has kernels for what is there. */
@@ -265,7 +301,7 @@ int cpu_backend_open(struct backend *backend, int threads, const struct cpu_kern
         goto fail;
     workers = (size_t)thread_pool_threads(cpu->pool);
     backend->threads = thread_pool_threads(cpu->pool);
-    backend->activation = DTYPE_F32;
+    backend->activation = precision;
     cpu->scratch = aligned_alloc(64, workers * sizeof *cpu->scratch);
     if (!cpu->scratch) {
         err_set(err, ERR_NO_MEMORY, "no memory for the cpu backend's scratch");

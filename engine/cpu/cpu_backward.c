@@ -98,9 +98,11 @@ static void norm_again_task(void *context, int64_t task, int worker)
     int64_t d = run->weight->shape[0];
     int32_t from = (int32_t)task * CPU_ROW_BLOCK, to = from + CPU_ROW_BLOCK;
 
-    for (int32_t r = from; r < to && r < run->rows; r++)
+    for (int32_t r = from; r < to && r < run->rows; r++) {
         run->cpu->k->rms_norm_again(f32(run->x) + r * d, f32(run->weight), f32(run->n) + r * d,
                                     (int32_t)d, f32(run->rstd)[r]);
+        cpu_round(run->cpu, f32(run->n) + r * d, d);
+    }
 }
 
 static void norm_backward_task(void *context, int64_t task, int worker)
@@ -128,6 +130,7 @@ static void norm_backward(struct cpu *cpu, const struct norm_backward_run *run,
         .sum = f32(grad),
     };
 
+    cpu_round(cpu, f32(run->dn), (int64_t)run->rows * columns.width);
     if (grad->data)
         thread_pool_run(cpu->pool, ceil_div(columns.width, COLUMNS), column_task, &columns);
     thread_pool_run(cpu->pool, ceil_div(run->rows, CPU_ROW_BLOCK), norm_backward_task, &r);
@@ -148,9 +151,14 @@ static void silu_backward_task(void *context, int64_t task, int worker)
     int64_t f = a->gate.shape[1];
     int32_t from = (int32_t)task * CPU_ROW_BLOCK, to = from + CPU_ROW_BLOCK;
 
-    for (int32_t r = from; r < to && r < run->rows; r++)
+    for (int32_t r = from; r < to && r < run->rows; r++) {
+        cpu_round(run->cpu, f32(&a->d_act) + r * f, f);
         run->cpu->k->silu_mul_backward(f32(&a->gate) + r * f, f32(&a->up) + r * f,
                                        f32(&a->d_act) + r * f, f32(&a->act) + r * f, (int32_t)f);
+        cpu_round(run->cpu, f32(&a->gate) + r * f, f);
+        cpu_round(run->cpu, f32(&a->up) + r * f, f);
+        cpu_round(run->cpu, f32(&a->act) + r * f, f);
+    }
 }
 
 void cpu_mlp_backward(struct backend *backend, const struct mlp_backward_args *a)
@@ -259,6 +267,12 @@ static void norm_heads_task(void *context, int64_t task, int worker)
     }
 }
 
+static void round_heads(struct cpu *cpu, const struct attn_in_backward_args *a)
+{
+    cpu_round(cpu, f32(&a->dq), tensor_elements(&a->dq));
+    cpu_round(cpu, f32(&a->dk), tensor_elements(&a->dk));
+}
+
 struct head_norm_grad_run {
     const struct cpu *cpu;
     const struct tensor *raw, *d, *grad;
@@ -321,6 +335,7 @@ void cpu_attn_in_backward(struct backend *backend, const struct attn_in_backward
     thread_pool_run(cpu->pool, ceil_div(rows, CPU_ROW_BLOCK), unrotate_task, &rotate);
     if (a->config->qk_norm)
         qk_norm_backward(cpu, a, &rotate);
+    round_heads(cpu, a);
     thread_pool_run(cpu->pool, ceil_div(rows, CPU_ROW_BLOCK), norm_again_task, &norm);
 
     g[count++] = input_gemm(&a->weights->q, &a->dq, &a->dn, rows, false);

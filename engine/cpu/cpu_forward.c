@@ -34,6 +34,7 @@ static void norm_task(void *context, int64_t task, int worker)
         const float *w = cpu_row_vector(run->batch, r, run->layer, run->adapter, run->weight);
         float rstd = run->cpu->k->rms_norm(run->x + r * d, w, run->n + r * d, (int32_t)d, run->eps);
 
+        cpu_round(run->cpu, run->n + r * d, d);
         if (run->rstd)
             run->rstd[r] = rstd;
     }
@@ -61,6 +62,8 @@ static void rotate_row(const struct cpu *cpu, const struct attn_in_args *a, int3
     const float *cs = f32(&a->rope) + (int64_t)row * c->head_dim;
     float *q = f32(&a->q) + row * q_width, *k = f32(&a->k) + row * k_width;
 
+    cpu_round(cpu, q, q_width);
+    cpu_round(cpu, k, k_width);
     if (c->qk_norm) {
         if (a->q_raw.data) {
             memcpy(f32(&a->q_raw) + row * q_width, q, (size_t)q_width * sizeof *q);
@@ -166,9 +169,13 @@ static void silu_task(void *context, int64_t task, int worker)
     int64_t f = a->gate.shape[1];
     int32_t from = (int32_t)task * CPU_ROW_BLOCK, to = from + CPU_ROW_BLOCK;
 
-    for (int32_t r = from; r < to && r < a->batch->rows; r++)
+    for (int32_t r = from; r < to && r < a->batch->rows; r++) {
+        cpu_round(run->cpu, f32(&a->gate) + r * f, f);
+        cpu_round(run->cpu, f32(&a->up) + r * f, f);
         run->cpu->k->silu_mul(f32(&a->gate) + r * f, f32(&a->up) + r * f, f32(&a->act) + r * f,
                               (int32_t)f);
+        cpu_round(run->cpu, f32(&a->act) + r * f, f);
+    }
 }
 
 void cpu_mlp(struct backend *backend, const struct mlp_args *args)
@@ -226,6 +233,7 @@ static void head_norm_task(void *context, int64_t i, int worker)
 
     run->cpu->k->rms_norm(f32(&a->x) + a->row[i] * d, f32(w), f32(&a->n) + i * d, (int32_t)d,
                           a->config->rms_norm_eps);
+    cpu_round(run->cpu, f32(&a->n) + i * d, d);
 }
 
 static void head_task(void *context, int64_t task, int worker)

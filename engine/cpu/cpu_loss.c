@@ -23,6 +23,7 @@ static void norm_task(void *context, int64_t i, int worker)
 
     run->rstd[i] = run->cpu->k->rms_norm(f32(&a->x) + run->row[i] * d, f32(&a->final_norm),
                                          f32(&a->n) + i * d, (int32_t)d, a->config->rms_norm_eps);
+    cpu_round(run->cpu, f32(&a->n) + i * d, d);
 }
 
 /* Logits of one row become the gradient at the logits; loss and hit are noted. */
@@ -45,6 +46,7 @@ static void softmax_task(void *context, int64_t i, int worker)
         return;
     k->scale(logit, vocabulary, a->weight[row] / sum);
     logit[a->target[row]] -= a->weight[row];
+    cpu_round(run->cpu, logit, vocabulary);
 }
 
 static void norm_backward_task(void *context, int64_t i, int worker)
@@ -107,6 +109,7 @@ static void chunk_backward(struct loss_run *run)
     };
 
     cpu_gemm(cpu, g, a->d_head.data ? 2 : 1);
+    cpu_round(cpu, f32(&a->dn), (int64_t)run->count * d);
     if (a->d_final_norm.data)
         thread_pool_run(cpu->pool, ceil_div(d, COLUMNS), norm_grad_task, run);
     thread_pool_run(cpu->pool, run->count, norm_backward_task, run);

@@ -88,11 +88,11 @@ static int open_tenants(struct decode_bench *d)
 {
     struct bench *b = d->b;
     const struct model_weights *w = model_base_weights(b->model);
-    int64_t room =
-        b->device.memory_free - SPARE -
-        2 * (bench_block_weights(&b->config) +
-             bench_head_weights(&b->config) * (b->config.tied_embeddings ? 1 : 2)) -
-        model_kv_cache_bytes(&b->config, b->shape->tenants, b->shape->past + STEPS + WARM_UP);
+    int64_t room = b->device.memory_free - SPARE -
+                   2 * (bench_block_weights(&b->config) +
+                        bench_head_weights(&b->config) * (b->config.tied_embeddings ? 1 : 2)) -
+                   model_kv_cache_bytes(&b->config, b->backend.activation, b->shape->tenants,
+                                        b->shape->past + STEPS + WARM_UP);
 
     for (int32_t i = 0; i < MATRICES; i++) {
         if (pack_first(b, matrix_of(&w->layer[0], i), &d->first[i]))

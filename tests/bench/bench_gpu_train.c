@@ -29,7 +29,7 @@ static int64_t bytes_of(const struct bench *b, int32_t layers, int32_t rows)
     c.layers = layers;
     return bench_block_weights(&c) * BYTES_PER_WEIGHT +
            2 * bench_head_weights(&c) * (c.tied_embeddings ? 1 : 2) +
-           model_training_bytes(&c, rows) + SPARE;
+           model_training_bytes(&b->backend, &c, rows) + SPARE;
 }
 
 static int choose_layers(struct bench *b, int32_t rows)

@@ -171,6 +171,19 @@ def one_lost_for_good(place, nth, expected):
         raise tap.Failed(f"devices lost: {lost}")
 
 
+def in_bf16(place, expected):
+    restart(place, shim_fault=None, precision="bf16")
+    jobs = [place.start_job() for _ in range(2)]
+    done = [place.server.wait_job(job_id, key=key) for key, job_id, _ in jobs]
+    found = place.check(*jobs[0], None)
+    place.check(*jobs[1], found)
+    if found == expected:
+        raise tap.Failed("bf16 changed nothing")
+    reply = place.server.chat(done[0]["fine_tuned_model"], FACTS[0][0], key=jobs[0][0])
+    if reply.status != 200:
+        raise tap.Failed(f"chat: {reply}")
+
+
 def run(args, rng, folder):
     counts_of = LONG if args.long else SHORT
     one = Place(MODEL, FACTS, EPOCHS, devices="shim:0", infer_device="cpu", workers=1, watchdog=WATCHDOG,
@@ -217,6 +230,8 @@ def run(args, rng, folder):
             two_at_once(two, expected)
         with tap.case("a device lost for good leaves its work to the other"):
             one_lost_for_good(two, rng.randrange(seen["launch"] // 2) + 20, expected)
+        with tap.case("in bf16 two devices give one delta, another than in f32, and it is served"):
+            in_bf16(two, expected)
     finally:
         two.server.stop()
 

@@ -482,8 +482,9 @@ void parity_open(struct parity *p, struct backend *other, const struct parity_sh
     struct err err = {0};
 
     memset(p, 0, sizeof *p);
-    /* The CPU has no BF16 yet: it computes the same numbers in F32. */
-    if (!cpu->ops && backend_open(cpu, &(struct backend_options){.threads = 1}, &err))
+    if (!cpu->ops &&
+        backend_open(cpu, &(struct backend_options){.precision = other->activation, .threads = 1},
+                     &err))
         fail_msg("%s", err.message);
     p->backend[0] = cpu;
     p->backend[1] = other;

@@ -69,7 +69,7 @@ static void open_case(struct optimizer_case *c, struct backend *shim)
     struct err err = {0};
 
     memset(c, 0, sizeof *c);
-    if (cpu_backend_open(&c->cpu, 1, NULL, &err))
+    if (cpu_backend_open(&c->cpu, 1, NULL, DTYPE_F32, &err))
         fail_msg("%s", err.message);
     c->backend[0] = &c->cpu;
     c->backend[1] = shim;

@@ -35,6 +35,8 @@ static struct model_config config_of(void)
     return c;
 }
 
+static enum dtype precision = DTYPE_F32; /* of backends that are opened from here on */
+
 static void open_fixture(struct fixture *f, enum dtype dtype, int threads,
                          const struct cpu_kernels *kernels)
 {
@@ -43,7 +45,7 @@ static void open_fixture(struct fixture *f, enum dtype dtype, int threads,
 
     f->memory = memory_model_new(&config, dtype, 21);
     struct model_source source = memory_model_source(f->memory);
-    assert_int_equal(cpu_backend_open(&f->backend, threads, kernels, &err), 0);
+    assert_int_equal(cpu_backend_open(&f->backend, threads, kernels, precision, &err), 0);
     assert_int_equal(model_open_source(&f->model, &f->backend, &source, &err), 0);
     assert_int_equal(model_decoder_open(&f->decoder, f->model, 2 * LEN, LEN, &err), 0);
     assert_int_equal(model_kv_cache_open(&f->cache, f->model, SLOTS, 2 * LEN, &err), 0);
@@ -446,13 +448,39 @@ static void test_weights_of_an_unknown_type_are_refused(void **state)
     while (strcmp(memory->name[norm], "model.norm.weight") != 0)
         norm++;
     memory->tensor[norm].dtype = DTYPE_I8;
-    assert_int_equal(cpu_backend_open(&backend, 1, NULL, &err), 0);
+    assert_int_equal(cpu_backend_open(&backend, 1, NULL, DTYPE_F32, &err), 0);
     assert_int_equal(model_open_source(&model, &backend, &source, &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
     assert_non_null(strstr(err.message, "model.norm.weight: weights of dtype I8"));
     assert_null(model);
     backend_close(&backend);
     memory_model_free(memory);
+}
+
+/* In BF16 too, and the logits are near those of F32. */
+static void test_bf16(void **state)
+{
+    double error = 0, size = 0;
+    float f32[V], bf16[V];
+    struct fixture f;
+
+    open_fixture(&f, DTYPE_F32, 2, NULL);
+    run_alone(&f, 1, NULL, f32);
+    close_fixture(&f);
+    precision = DTYPE_BF16;
+    open_fixture(&f, DTYPE_F32, 2, NULL);
+    assert_int_equal(f.cache.k.dtype, DTYPE_BF16);
+    run_alone(&f, 1, NULL, bf16);
+    close_fixture(&f);
+    for (int i = 0; i < V; i++) {
+        error += (double)(f32[i] - bf16[i]) * (f32[i] - bf16[i]);
+        size += (double)f32[i] * f32[i];
+    }
+    assert_true(error > 0 && sqrt(error / size) < 2e-2);
+    test_chunks_and_company_change_nothing(state);
+    test_threads_and_kernels_change_nothing(state);
+    test_tenants_do_not_touch_each_other(state);
+    precision = DTYPE_F32;
 }
 
 int main(void)
@@ -466,6 +494,7 @@ int main(void)
         cmocka_unit_test(test_tenants_do_not_touch_each_other),
         cmocka_unit_test(test_bad_deltas_are_refused),
         cmocka_unit_test(test_weights_of_an_unknown_type_are_refused),
+        cmocka_unit_test(test_bf16),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

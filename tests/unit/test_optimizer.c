@@ -34,7 +34,7 @@ static struct backend open_cpu(int threads, const struct cpu_kernels *kernels)
     struct backend b;
     struct err err = {0};
 
-    if (cpu_backend_open(&b, threads, kernels, &err))
+    if (cpu_backend_open(&b, threads, kernels, DTYPE_F32, &err))
         fail_msg("%s", err.message);
     return b;
 }

@@ -227,7 +227,7 @@ static int setup(void **state)
 {
     struct err err = {0};
 
-    return cpu_backend_open(&cpu, 1, NULL, &err);
+    return cpu_backend_open(&cpu, 1, NULL, DTYPE_F32, &err);
 }
 
 static int teardown(void **state)

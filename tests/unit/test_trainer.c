@@ -75,6 +75,9 @@ struct job {
     struct engine_train_plan plan;
 };
 
+/* Of the engines that are opened from here on. */
+static enum engine_precision precision = ENGINE_PRECISION_F32;
+
 static const struct engine_train_options usual = {
     .n_epochs = 3, .batch_size = 4, .learning_rate_multiplier = 20, .seed = 5};
 
@@ -85,7 +88,8 @@ static int try_open(struct job *j, int threads, const struct engine_train_option
 
     memset(j, 0, sizeof *j);
     assert_int_equal(engine_open(&j->engine, base_path,
-                                 &(struct engine_options){.device = "cpu", .threads = threads},
+                                 &(struct engine_options){
+                                     .device = "cpu", .threads = threads, .precision = precision},
                                  err),
                      0);
     if (engine_dataset_open(&j->train, j->engine, train,
@@ -489,6 +493,38 @@ static void test_divergence_is_told(void **state)
     close_job(&j);
 }
 
+/* The same promises in BF16: of the weights that are kept, and of the copies that stages read. */
+static void test_bf16(void **state)
+{
+    struct job f32, bf16;
+    struct err err = {0};
+
+    precision = ENGINE_PRECISION_F32;
+    open_job(&f32, 1, &usual);
+    assert_int_equal(engine_trainer_save(f32.trainer, checkpoint, &err), 0);
+    precision = ENGINE_PRECISION_BF16;
+    open_job(&bf16, 1, &usual);
+    assert_int_equal(engine_trainer_load(bf16.trainer, checkpoint, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID); /* made in another precision */
+    for (int i = 0; i < 3; i++) {
+        struct engine_step a, b;
+
+        assert_int_equal(engine_trainer_step(f32.trainer, &a, &err), 0);
+        assert_int_equal(engine_trainer_step(bf16.trainer, &b, &err), 0);
+        assert_true(a.train_loss != b.train_loss);
+        assert_true(fabs(a.train_loss - b.train_loss) < 1e-2 * a.train_loss);
+    }
+    close_job(&bf16);
+    close_job(&f32);
+    test_it_learns(state);
+    test_threads_change_nothing(state);
+    test_a_resumed_job_is_the_same_job(state);
+    test_micro_batches_add_up(state);
+    test_a_job_continues_from_a_delta(state);
+    test_embeddings_stay_unless_asked(state);
+    precision = ENGINE_PRECISION_F32;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -503,6 +539,7 @@ int main(void)
         cmocka_unit_test(test_embeddings_stay_unless_asked),
         cmocka_unit_test(test_options_are_checked),
         cmocka_unit_test(test_divergence_is_told),
+        cmocka_unit_test(test_bf16),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

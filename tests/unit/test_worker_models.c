@@ -81,8 +81,7 @@ static int setup(void **state)
 {
     const struct worker_models_options options = {.base_bytes = 1 << 30,
                                                   .delta_bytes = 1 << 30,
-                                                  .device = "cpu",
-                                                  .threads = 1,
+                                                  .engine = {.device = "cpu", .threads = 1},
                                                   .max_sequences = 8};
     struct tiny_model tiny = {.seed = 5};
     struct engine_base_info info;
