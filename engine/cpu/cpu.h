@@ -45,6 +45,7 @@ struct cpu {
     bool bf16;                   /* the precision: see cpu_round */
     float *wide;                 /* BF16 only: room for a stage's activations in float */
     size_t wide_size, wide_used; /* floats */
+    int32_t rows;                /* of the pass that begin opened */
     struct err failure;          /* the first, until check() */
 };
 

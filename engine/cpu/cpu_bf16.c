@@ -51,6 +51,7 @@ static void begin(struct backend *backend, const struct begin_args *a)
     struct cpu *cpu = cpu_of(backend);
     size_t room = (size_t)room_of(a);
 
+    cpu->rows = a->batch->rows;
     if (room > cpu->wide_size) {
         free(cpu->wide);
         cpu->wide_size = 0;
@@ -70,7 +71,8 @@ static bool enter(struct cpu *cpu)
     return !err_is_set(&cpu->failure);
 }
 
-/* A float tensor of this shape, not filled; absent for one that is absent. */
+/* A float tensor of this shape, not filled; absent for one that is absent. Of a buffer with more
+ * rows than the batch only so many. */
 static struct tensor make(struct cpu *cpu, const struct tensor *like)
 {
     struct tensor t = {0};
@@ -79,9 +81,10 @@ static struct tensor make(struct cpu *cpu, const struct tensor *like)
     if (!like->data)
         return t;
     t = tensor_view(NULL, DTYPE_F32, like->rank, like->shape);
-    n = (size_t)padded(tensor_elements(like));
+    if (t.rank == 2 && t.shape[0] > cpu->rows)
+        t.shape[0] = cpu->rows;
+    n = (size_t)padded(tensor_elements(&t));
     if (cpu->wide_used + n > cpu->wide_size) {
-        /* Scratch of more rows than the batch has: the stage uses only as many as there are. */
         err_set(&cpu->failure, ERR_INTERNAL, "bf16: a stage takes more room than begin made");
         return t;
     }
@@ -95,7 +98,7 @@ static struct tensor widen(struct cpu *cpu, const struct tensor *from)
     struct tensor t = make(cpu, from);
 
     if (t.data)
-        tensor_to_f32(from, 0, tensor_elements(from), t.data);
+        tensor_to_f32(from, 0, tensor_elements(&t), t.data);
     return t;
 }
 
@@ -108,7 +111,7 @@ static void store_elements(const float *from, uint16_t *to, int64_t n)
 static void store(const struct tensor *from, const struct tensor *to)
 {
     if (from->data && to->data)
-        store_elements(from->data, to->data, tensor_elements(to));
+        store_elements(from->data, to->data, tensor_elements(from));
 }
 
 /* ------------------------------------------------------------------ forward */
@@ -288,13 +291,6 @@ static void mlp(struct backend *backend, const struct mlp_args *a)
     store(&w.y, &a->y);
 }
 
-/* Scratch of the head: as many rows as there can be work for. */
-static struct tensor make_rows(struct cpu *cpu, struct tensor like, int64_t rows)
-{
-    like.shape[0] = like.shape[0] < rows ? like.shape[0] : rows;
-    return make(cpu, &like);
-}
-
 static void head(struct backend *backend, const struct head_args *a)
 {
     struct cpu *cpu = cpu_of(backend);
@@ -303,7 +299,7 @@ static void head(struct backend *backend, const struct head_args *a)
     if (!enter(cpu))
         return;
     w.x = widen(cpu, &a->x);
-    w.n = make_rows(cpu, a->n, a->count);
+    w.n = make(cpu, &a->n);
     if (!err_is_set(&cpu->failure))
         cpu_head(backend, &w);
 }
@@ -317,8 +313,8 @@ static void head_loss(struct backend *backend, const struct head_loss_args *a)
         return;
     w.x = widen(cpu, &a->x);
     w.dx = make(cpu, &a->dx);
-    w.n = make_rows(cpu, a->n, a->batch->rows);
-    w.dn = make_rows(cpu, a->dn, a->batch->rows);
+    w.n = make(cpu, &a->n);
+    w.dn = make(cpu, &a->dn);
     if (err_is_set(&cpu->failure))
         return;
     cpu_head_loss(backend, &w);
