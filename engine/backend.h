@@ -61,8 +61,30 @@ struct model_weights {
 /* ------------------------------------------------------------------ deltas */
 
 enum delta_kind {
-    DELTA_SIGN, /* tuned - base ≈ scale · sign */
-    DELTA_DENSE /* tuned - base, as it is */
+    DELTA_SIGN,   /* tuned - base ≈ scale · sign */
+    DELTA_DENSE,  /* tuned - base, as it is */
+    DELTA_PLANES, /* tuned - base ≈ a product of two factors, each a sum of signed planes */
+    DELTA_FACTORS /* tuned - base = left · right */
+};
+
+/* tuned - base ≈ diag(row_scale) · Σ_v left_v right_vᵀ · diag(col_scale), v over `rank` vectors.
+ * Each side of a vector is the sum of its planes p: right_v = Σ right_scale[p] ·
+ * sign(right_bits[p]) and left_v = Σ left_scale[p] · sign(column p of left_bits). Words of bits as
+ * for DELTA_SIGN. */
+struct delta_planes {
+    int32_t planes, rank;
+    const int32_t *vector;      /* [planes] the vector of a plane, 0..rank-1, never descending */
+    const uint32_t *right_bits; /* [planes][(cols + 31) / 32] */
+    const uint32_t *left_bits;  /* [rows][(planes + 31) / 32] */
+    const float *right_scale;   /* [planes] */
+    const float *left_scale;    /* [planes] */
+    const float *row_scale;     /* [rows] */
+    const float *col_scale;     /* [cols] */
+};
+
+struct delta_factors {   /* BF16, F16 or F32, each its own */
+    struct tensor left;  /* [rows, rank] */
+    struct tensor right; /* [rank, cols] */
 };
 
 /* Host view of the difference of one matrix, as it lies in an artifact. */
@@ -76,6 +98,8 @@ struct delta_tensor {
     int32_t scale_count; /* 1 or rows */
     /* DELTA_DENSE: [rows, cols], BF16, F16 or F32. */
     struct tensor dense;
+    struct delta_planes planes;   /* DELTA_PLANES */
+    struct delta_factors factors; /* DELTA_FACTORS */
 };
 
 struct packed_delta; /* the backend's own form of one delta_tensor, from delta_pack */

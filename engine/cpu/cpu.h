@@ -6,6 +6,7 @@
  *   gemm.c            products of whole matrices, for training
  *   cpu_linear.c      linear layers: training products, or serving ones with deltas
  *   cpu_delta.c       packed deltas
+ *   cpu_delta_apply.c their products with rows
  *   cpu_attention.c   attention, both regimes, and its backward
  *   cpu_forward.c     the stages of a layer, the head's logits
  *   cpu_backward.c    their gradients
@@ -37,10 +38,18 @@ struct cpu_scratch { /* one for each worker */
     _Alignas(64) float d_scores[CPU_QUERY_BLOCK * CPU_KEY_BLOCK];
 };
 
+/* Of factored deltas. It grows when one is packed, so that no stage allocates. */
+struct cpu_delta_scratch {
+    int32_t inner, width; /* floats of a row of `sums`; of a worker's `operand` */
+    float *sums;          /* [CPU_DELTA_CALLS][inner] what the right side gives the left one */
+    float *operand;       /* [threads][width] the scaled x of a product of planes */
+};
+
 struct cpu {
     struct thread_pool *pool;
     const struct cpu_kernels *k;
     struct cpu_scratch *scratch; /* [threads] */
+    struct cpu_delta_scratch delta;
     bool blas;                   /* gemm by OpenBLAS instead of the kernels */
     bool bf16;                   /* the precision: see cpu_round */
     float *wide;                 /* BF16 only: room for a stage's activations in float */
@@ -133,9 +142,15 @@ void cpu_linear(struct cpu *cpu, const struct batch *batch, int32_t layer,
 struct packed_delta {
     enum delta_kind kind;
     int32_t rows, cols;
-    uint32_t *bits; /* DELTA_SIGN: as struct sign_args */
+    int32_t inner;  /* DELTA_PLANES: planes, DELTA_FACTORS: rank; else 0 */
+    uint32_t *bits; /* as struct sign_args. DELTA_PLANES: the left side, a column for each plane */
     float *scale;   /* [rows] */
-    struct tensor dense;
+    struct tensor dense; /* DELTA_FACTORS: left */
+    struct tensor right; /* DELTA_FACTORS */
+    /* DELTA_PLANES */
+    uint32_t *right_bits; /* as struct sign_args, a row for each plane */
+    float *right_scale, *left_scale, *col_scale;
+    int32_t *vector;
     int64_t bytes;
 };
 
@@ -143,9 +158,15 @@ int cpu_delta_pack(struct backend *backend, const struct delta_tensor *delta,
                    struct packed_delta **out, struct err *err);
 void cpu_delta_free(struct backend *backend, struct packed_delta *packed);
 int64_t cpu_delta_bytes(const struct packed_delta *packed);
-/* y[outs of the span] += delta · x for one row; spans are cut at multiples of 16. */
-void cpu_delta_apply(const struct cpu *cpu, const struct packed_delta *delta, const float *x,
-                     float *y, struct span outs);
+
+#define CPU_DELTA_CALLS 256 /* of one cpu_delta_apply: so many rows of `inner` sums are kept */
+
+struct cpu_delta_call { /* y += delta · x, one row; the y of calls do not overlap */
+    const struct packed_delta *delta;
+    const float *x; /* [cols] */
+    float *y;       /* [rows] */
+};
+void cpu_delta_apply(struct cpu *cpu, const struct cpu_delta_call *call, int32_t count);
 /* y += row `row` of the delta: an embedding. */
 void cpu_delta_add_row(const struct packed_delta *delta, int32_t row, float *y);
 

@@ -236,6 +236,8 @@ static void cpu_close(struct backend *backend)
     thread_pool_free(cpu->pool);
     free(cpu->scratch);
     free(cpu->wide);
+    free(cpu->delta.sums);
+    free(cpu->delta.operand);
     free(cpu);
 }
 

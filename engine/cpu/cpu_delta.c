@@ -3,46 +3,150 @@
 
 #include "engine/cpu/cpu.h"
 
+/* Row-major bits as struct sign_args wants them; counts what they take. */
+static uint32_t *pack_bits(struct packed_delta *packed, const uint32_t *bits, int32_t rows,
+                           int32_t cols)
+{
+    int64_t words = ceil_div(cols, 32), blocks = ceil_div(rows, 16);
+    size_t bytes = (size_t)(blocks * words * 16) * sizeof(uint32_t);
+    uint32_t *out = aligned_alloc(64, bytes);
+
+    if (!out)
+        return NULL;
+    memset(out, 0, bytes);
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t w = 0; w < words; w++)
+            out[(r / 16 * words + w) * 16 + r % 16] = bits[r * words + w];
+    packed->bytes += (int64_t)bytes;
+    return out;
+}
+
+static void *pack_copy(struct packed_delta *packed, const void *from, size_t bytes)
+{
+    void *out = malloc(bytes);
+
+    if (!out)
+        return NULL;
+    memcpy(out, from, bytes);
+    packed->bytes += (int64_t)bytes;
+    return out;
+}
+
 static int pack_signs(struct packed_delta *packed, const struct delta_tensor *delta)
 {
-    int64_t words = ceil_div(delta->cols, 32), blocks = ceil_div(delta->rows, 16);
-
-    packed->bytes = blocks * words * 16 * (int64_t)sizeof(uint32_t) +
-                    (int64_t)delta->rows * (int64_t)sizeof(float);
-    packed->bits = aligned_alloc(64, (size_t)(blocks * words * 16) * sizeof(uint32_t));
+    packed->bits = pack_bits(packed, delta->bits, delta->rows, delta->cols);
     packed->scale = malloc((size_t)delta->rows * sizeof(float));
     if (!packed->bits || !packed->scale)
         return -1;
-    memset(packed->bits, 0, (size_t)(blocks * words * 16) * sizeof(uint32_t));
-    for (int64_t r = 0; r < delta->rows; r++) {
-        for (int64_t w = 0; w < words; w++)
-            packed->bits[(r / 16 * words + w) * 16 + r % 16] = delta->bits[r * words + w];
+    packed->bytes += (int64_t)delta->rows * (int64_t)sizeof(float);
+    for (int64_t r = 0; r < delta->rows; r++)
         packed->scale[r] = delta->scale[delta->scale_count == 1 ? 0 : r];
-    }
     return 0;
 }
 
-static int pack_dense(struct packed_delta *packed, const struct delta_tensor *delta)
+static int pack_tensor(struct packed_delta *packed, const struct tensor *from, struct tensor *out)
 {
-    const int64_t shape[2] = {delta->rows, delta->cols};
-    size_t bytes =
-        (size_t)delta->rows * (size_t)delta->cols * (size_t)dtype_size(delta->dense.dtype);
-    void *data = malloc(bytes);
+    size_t bytes = (size_t)tensor_elements(from) * (size_t)dtype_size(from->dtype);
+    void *data = pack_copy(packed, from->data, bytes);
 
     if (!data)
         return -1;
-    memcpy(data, delta->dense.data, bytes);
-    packed->dense = tensor_view(data, delta->dense.dtype, 2, shape);
-    packed->bytes = (int64_t)bytes;
+    *out = tensor_view(data, from->dtype, 2, from->shape);
     return 0;
 }
 
-int cpu_delta_pack(struct backend *backend, const struct delta_tensor *delta,
-                   struct packed_delta **out, struct err *err)
+static int pack_planes(struct packed_delta *packed, const struct delta_tensor *delta)
 {
-    struct packed_delta *packed = NULL;
+    const struct delta_planes *p = &delta->planes;
+    size_t sums = (size_t)p->planes * sizeof(float);
 
-    *out = NULL;
+    packed->inner = p->planes;
+    packed->bits = pack_bits(packed, p->left_bits, delta->rows, p->planes);
+    packed->right_bits = pack_bits(packed, p->right_bits, p->planes, delta->cols);
+    packed->scale = pack_copy(packed, p->row_scale, (size_t)delta->rows * sizeof(float));
+    packed->col_scale = pack_copy(packed, p->col_scale, (size_t)delta->cols * sizeof(float));
+    packed->right_scale = pack_copy(packed, p->right_scale, sums);
+    packed->left_scale = pack_copy(packed, p->left_scale, sums);
+    packed->vector = pack_copy(packed, p->vector, (size_t)p->planes * sizeof(int32_t));
+    return packed->bits && packed->right_bits && packed->scale && packed->col_scale &&
+                   packed->right_scale && packed->left_scale && packed->vector
+               ? 0
+               : -1;
+}
+
+static int pack_parts(struct packed_delta *packed, const struct delta_tensor *delta)
+{
+    switch (delta->kind) {
+    case DELTA_SIGN:
+        return pack_signs(packed, delta);
+    case DELTA_PLANES:
+        return pack_planes(packed, delta);
+    case DELTA_FACTORS:
+        packed->inner = (int32_t)delta->factors.right.shape[0];
+        return pack_tensor(packed, &delta->factors.left, &packed->dense) ||
+                       pack_tensor(packed, &delta->factors.right, &packed->right)
+                   ? -1
+                   : 0;
+    default:
+        return pack_tensor(packed, &delta->dense, &packed->dense);
+    }
+}
+
+static int grow(float **memory, size_t rows, int32_t *have, int32_t want)
+{
+    int32_t width = (want + 15) / 16 * 16;
+    float *larger;
+
+    if (width <= *have)
+        return 0;
+    larger = aligned_alloc(64, rows * (size_t)width * sizeof *larger);
+    if (!larger)
+        return -1;
+    free(*memory);
+    *memory = larger;
+    *have = width;
+    return 0;
+}
+
+static int grow_scratch(struct cpu *cpu, const struct packed_delta *packed)
+{
+    struct cpu_delta_scratch *s = &cpu->delta;
+    int32_t width = packed->inner > packed->cols ? packed->inner : packed->cols;
+
+    if (packed->inner == 0)
+        return 0;
+    if (grow(&s->sums, CPU_DELTA_CALLS, &s->inner, packed->inner))
+        return -1;
+    return grow(&s->operand, (size_t)thread_pool_threads(cpu->pool), &s->width, width);
+}
+
+static int check_planes(const struct delta_planes *p, struct err *err)
+{
+    if (p->planes < 1 || p->rank < 1)
+        return err_set(err, ERR_INVALID, "delta: %d planes of %d vectors", p->planes, p->rank);
+    for (int32_t i = 0; i < p->planes; i++)
+        if (p->vector[i] < (i ? p->vector[i - 1] : 0) || p->vector[i] >= p->rank)
+            return err_set(err, ERR_INVALID, "delta: plane %d belongs to vector %d of %d", i,
+                           p->vector[i], p->rank);
+    return 0;
+}
+
+static int check_factors(const struct delta_tensor *delta, struct err *err)
+{
+    const struct tensor *left = &delta->factors.left, *right = &delta->factors.right;
+
+    if (left->dtype > DTYPE_F16 || right->dtype > DTYPE_F16)
+        return err_set(err, ERR_INVALID, "delta: factors of dtypes %s and %s",
+                       dtype_name(left->dtype), dtype_name(right->dtype));
+    if (left->rank != 2 || right->rank != 2 || left->shape[0] != delta->rows ||
+        right->shape[1] != delta->cols || left->shape[1] != right->shape[0] || left->shape[1] < 1)
+        return err_set(err, ERR_INVALID, "delta: factors that do not make a matrix of %d by %d",
+                       delta->rows, delta->cols);
+    return 0;
+}
+
+static int check(const struct delta_tensor *delta, struct err *err)
+{
     if (delta->rows < 1 || delta->cols < 1)
         return err_set(err, ERR_INVALID, "delta: a matrix of %d by %d", delta->rows, delta->cols);
     if (delta->kind == DELTA_SIGN && delta->scale_count != 1 && delta->scale_count != delta->rows)
@@ -51,13 +155,26 @@ int cpu_delta_pack(struct backend *backend, const struct delta_tensor *delta,
     if (delta->kind == DELTA_DENSE && delta->dense.dtype > DTYPE_F16)
         return err_set(err, ERR_INVALID, "delta: a dense difference of dtype %s",
                        dtype_name(delta->dense.dtype));
+    if (delta->kind == DELTA_PLANES)
+        return check_planes(&delta->planes, err);
+    return delta->kind == DELTA_FACTORS ? check_factors(delta, err) : 0;
+}
+
+int cpu_delta_pack(struct backend *backend, const struct delta_tensor *delta,
+                   struct packed_delta **out, struct err *err)
+{
+    struct packed_delta *packed = NULL;
+
+    *out = NULL;
+    if (check(delta, err))
+        return -1;
     packed = calloc(1, sizeof *packed);
     if (!packed)
         return err_set(err, ERR_NO_MEMORY, "no memory for a delta");
     packed->kind = delta->kind;
     packed->rows = delta->rows;
     packed->cols = delta->cols;
-    if (delta->kind == DELTA_SIGN ? pack_signs(packed, delta) : pack_dense(packed, delta)) {
+    if (pack_parts(packed, delta) || grow_scratch(cpu_of(backend), packed)) {
         cpu_delta_free(backend, packed);
         return err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows,
                        delta->cols);
@@ -73,6 +190,12 @@ void cpu_delta_free(struct backend *backend, struct packed_delta *packed)
     free(packed->bits);
     free(packed->scale);
     free(packed->dense.data);
+    free(packed->right.data);
+    free(packed->right_bits);
+    free(packed->right_scale);
+    free(packed->left_scale);
+    free(packed->col_scale);
+    free(packed->vector);
     free(packed);
 }
 
@@ -81,36 +204,45 @@ int64_t cpu_delta_bytes(const struct packed_delta *packed)
     return packed->bytes;
 }
 
-void cpu_delta_apply(const struct cpu *cpu, const struct packed_delta *delta, const float *x,
-                     float *y, struct span outs)
+static bool bit_of(const uint32_t *bits, int64_t words, int32_t row, int32_t col)
 {
-    if (delta->kind == DELTA_SIGN) {
-        cpu->k->sign(&(struct sign_args){
-            .x = x,
-            .rows = delta->rows,
-            .cols = delta->cols,
-            .bits = delta->bits,
-            .scale = delta->scale,
-            .from = outs.from / 16,
-            .to = (int32_t)ceil_div(outs.to, 16),
-            .y = y,
-        });
-        return;
+    return bits[(row / 16 * words + col / 32) * 16 + row % 16] >> col % 32 & 1;
+}
+
+static void add_plane_row(const struct packed_delta *d, int32_t row, float *y)
+{
+    int64_t words = ceil_div(d->cols, 32), left_words = ceil_div(d->inner, 32);
+
+    for (int32_t c = 0; c < d->cols; c++) {
+        float sum = 0;
+
+        for (int32_t p = 0, v; p < d->inner;) {
+            float left = 0, right = 0;
+
+            for (v = d->vector[p]; p < d->inner && d->vector[p] == v; p++) {
+                left += bit_of(d->bits, left_words, row, p) ? d->left_scale[p] : -d->left_scale[p];
+                right +=
+                    bit_of(d->right_bits, words, p, c) ? d->right_scale[p] : -d->right_scale[p];
+            }
+            sum += left * right;
+        }
+        y[c] += d->scale[row] * sum * d->col_scale[c];
     }
-    const struct tensor *d = &delta->dense;
-    cpu->k->dot(&(struct dot_args){
-        .x = x,
-        .ldx = delta->cols,
-        .rows = 1,
-        .w = (const char *)d->data + (int64_t)outs.from * delta->cols * dtype_size(d->dtype),
-        .dtype = d->dtype,
-        .ldw = delta->cols,
-        .outs = outs.to - outs.from,
-        .n = delta->cols,
-        .y = y + outs.from,
-        .ldy = delta->rows,
-        .add = true,
-    });
+}
+
+static void add_factor_row(const struct packed_delta *d, int32_t row, float *y)
+{
+    for (int32_t c = 0; c < d->cols; c += 64) {
+        int32_t n = d->cols - c < 64 ? d->cols - c : 64;
+        float part[64], left;
+
+        for (int32_t k = 0; k < d->inner; k++) {
+            tensor_to_f32(&d->dense, (int64_t)row * d->inner + k, 1, &left);
+            tensor_to_f32(&d->right, (int64_t)k * d->cols + c, n, part);
+            for (int32_t i = 0; i < n; i++)
+                y[c + i] += left * part[i];
+        }
+    }
 }
 
 void cpu_delta_add_row(const struct packed_delta *delta, int32_t row, float *y)
@@ -121,6 +253,10 @@ void cpu_delta_add_row(const struct packed_delta *delta, int32_t row, float *y)
 
         for (int32_t c = 0; c < delta->cols; c++)
             y[c] += bits[c / 32 * 16] >> c % 32 & 1 ? delta->scale[row] : -delta->scale[row];
+        return;
+    }
+    if (delta->kind == DELTA_PLANES || delta->kind == DELTA_FACTORS) {
+        (delta->kind == DELTA_PLANES ? add_plane_row : add_factor_row)(delta, row, y);
         return;
     }
     for (int32_t c = 0; c < delta->cols; c += 64) {

@@ -256,13 +256,27 @@ static void head_task(void *context, int64_t task, int worker)
         .y = f32(&a->logits) + outs.from,
         .ldy = vocabulary,
     });
+}
+
+static void head_deltas(struct cpu *cpu, const struct head_args *a)
+{
+    int64_t vocabulary = a->head.shape[0], d = a->head.shape[1];
+    struct cpu_delta_call delta[CPU_DELTA_CALLS];
+    int32_t count = 0;
+
     for (int32_t i = 0; i < a->count; i++) {
         const struct adapter *adapter = cpu_row_adapter(a->batch, a->row[i]);
 
-        if (adapter && adapter->head)
-            cpu_delta_apply(run->cpu, adapter->head, f32(&a->n) + (int64_t)i * d,
-                            f32(&a->logits) + (int64_t)i * vocabulary, outs);
+        if (!adapter || !adapter->head)
+            continue;
+        delta[count++] = (struct cpu_delta_call){
+            .delta = adapter->head, .x = f32(&a->n) + i * d, .y = f32(&a->logits) + i * vocabulary};
+        if (count == CPU_DELTA_CALLS) {
+            cpu_delta_apply(cpu, delta, count);
+            count = 0;
+        }
     }
+    cpu_delta_apply(cpu, delta, count);
 }
 
 void cpu_head(struct backend *backend, const struct head_args *args)
@@ -274,4 +288,5 @@ void cpu_head(struct backend *backend, const struct head_args *args)
         return;
     thread_pool_run(cpu->pool, args->count, head_norm_task, &run);
     thread_pool_run(cpu->pool, ceil_div(args->head.shape[0], HEAD_OUTS), head_task, &run);
+    head_deltas(cpu, args);
 }

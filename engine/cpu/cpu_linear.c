@@ -4,7 +4,6 @@
 #include "engine/cpu/cpu.h"
 
 #define MAX_CALLS 4
-#define DELTA_OUTS 512 /* outputs of one delta task: its tables are made once for all of them */
 
 struct linear_run {
     struct cpu *cpu;
@@ -80,21 +79,30 @@ static void base_task(void *context, int64_t task, int worker)
         add_bias(run, call, r, outs);
 }
 
-/* One row's delta on a part of its outputs. */
-static void delta_task(void *context, int64_t task, int worker)
+/* The deltas of all rows, in the order of the calls: rows of one tenant read its bits in turn. */
+static void add_deltas(const struct linear_run *run)
 {
-    const struct linear_run *run = context;
-    int i;
-    const struct linear_call *call = call_of(run, &task, &i);
-    const struct tensor *w = &call->linear->w;
-    int32_t row = (int32_t)(task / run->parts[i]);
-    const struct adapter_linear *own = row_linear(run, row, call);
-    struct span outs = span_part((int32_t)w->shape[0], 16, run->parts[i], task % run->parts[i]);
+    struct cpu_delta_call delta[CPU_DELTA_CALLS];
+    int32_t count = 0;
 
-    if (!own || !own->delta || outs.from >= outs.to)
-        return;
-    cpu_delta_apply(run->cpu, own->delta, call->x + row * w->shape[1], call->y + row * w->shape[0],
-                    outs);
+    for (int i = 0; i < run->count; i++) {
+        const struct linear_call *call = &run->call[i];
+        const int64_t *shape = call->linear->w.shape;
+
+        for (int32_t r = 0; r < run->batch->rows; r++) {
+            const struct adapter_linear *own = row_linear(run, r, call);
+
+            if (!own || !own->delta)
+                continue;
+            delta[count++] = (struct cpu_delta_call){
+                .delta = own->delta, .x = call->x + r * shape[1], .y = call->y + r * shape[0]};
+            if (count == CPU_DELTA_CALLS) {
+                cpu_delta_apply(run->cpu, delta, count);
+                count = 0;
+            }
+        }
+    }
+    cpu_delta_apply(run->cpu, delta, count);
 }
 
 static bool has_adapters(const struct batch *batch)
@@ -113,13 +121,8 @@ static void serve(struct linear_run *run)
             run->first[i] + run->parts[i] * ceil_div(run->batch->rows, CPU_ROW_BLOCK);
     }
     thread_pool_run(run->cpu->pool, run->first[run->count], base_task, run);
-    if (!has_adapters(run->batch))
-        return;
-    for (int i = 0; i < run->count; i++) {
-        run->parts[i] = (int32_t)ceil_div(run->call[i].linear->w.shape[0], DELTA_OUTS);
-        run->first[i + 1] = run->first[i] + (int64_t)run->parts[i] * run->batch->rows;
-    }
-    thread_pool_run(run->cpu->pool, run->first[run->count], delta_task, run);
+    if (has_adapters(run->batch))
+        add_deltas(run);
 }
 
 static void bias_task(void *context, int64_t task, int worker)

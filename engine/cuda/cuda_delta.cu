@@ -78,6 +78,9 @@ static int check(const struct delta_tensor *delta, struct err *err)
 {
     if (delta->rows < 1 || delta->cols < 1)
         return err_set(err, ERR_INVALID, "delta: a matrix of %d by %d", delta->rows, delta->cols);
+    if (delta->kind != DELTA_SIGN && delta->kind != DELTA_DENSE)
+        return err_set(err, ERR_UNAVAILABLE,
+                       "delta: the CUDA backend has no product for factored differences");
     if (delta->kind == DELTA_SIGN && delta->scale_count != 1 && delta->scale_count != delta->rows)
         return err_set(err, ERR_INVALID, "delta: %d scales for %d rows", delta->scale_count,
                        delta->rows);

@@ -307,6 +307,107 @@ static struct packed_delta *add_dense(struct fixture *f, struct tuned *t, struct
     return t->packed[t->packed_count++];
 }
 
+static struct packed_delta *pack_one(struct fixture *f, struct tuned *t,
+                                     const struct delta_tensor *delta)
+{
+    struct err err = {0};
+
+    if (f->backend.ops->delta_pack(&f->backend, delta, &t->packed[t->packed_count], &err))
+        fail_msg("%s", err.message);
+    return t->packed[t->packed_count++];
+}
+
+static bool bit_at(const uint32_t *bits, int32_t words, int32_t row, int32_t col)
+{
+    return bits[row * words + col / 32] >> col % 32 & 1;
+}
+
+/* 23 vectors of 1, 2 or 3 planes; what they make is added in double precision. */
+static struct packed_delta *add_planes(struct fixture *f, struct tuned *t, struct tensor *w,
+                                       uint64_t seed)
+{
+    enum { RANK = 23, PLANES = 45 };
+    int32_t rows = (int32_t)w->shape[0], cols = (int32_t)w->shape[1];
+    int32_t words = (cols + 31) / 32, left_words = (PLANES + 31) / 32;
+    uint32_t *right = (uint32_t *)keep(t, (size_t)(PLANES * words));
+    uint32_t *left = (uint32_t *)keep(t, (size_t)(rows * left_words));
+    int32_t *vector = (int32_t *)keep(t, PLANES);
+    float *scale = keep(t, (size_t)(2 * PLANES + rows + cols)), *value = w->data;
+    float *row_scale = scale + 2 * PLANES, *col_scale = row_scale + rows;
+
+    for (int32_t i = 0; i < PLANES * words; i++)
+        right[i] = (uint32_t)rng_at(seed, 3, (uint64_t)i);
+    for (int32_t i = 0; i < rows * left_words; i++)
+        left[i] = (uint32_t)rng_at(seed, 4, (uint64_t)i);
+    for (int32_t p = 0, v = 0, n = 0; p < PLANES; p++, n++) {
+        if (n == v % 3 + 1) {
+            v++;
+            n = 0;
+        }
+        vector[p] = v;
+        scale[p] = 0.1f + 0.1f * (float)n;
+        scale[PLANES + p] = 0.05f + 0.02f * (float)n;
+    }
+    for (int32_t i = 0; i < rows + cols; i++)
+        row_scale[i] = 0.4f + 0.4f * (float)rng_unit_at(seed, 5, (uint64_t)i);
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t c = 0; c < cols; c++) {
+            double sum = 0;
+
+            for (int32_t p = 0; p < PLANES; p++)
+                for (int32_t q = 0; q < PLANES; q++)
+                    if (vector[p] == vector[q])
+                        sum += (double)scale[p] * (bit_at(right, words, p, c) ? 1 : -1) *
+                               (double)scale[PLANES + q] *
+                               (bit_at(left, left_words, r, q) ? 1 : -1);
+            value[r * cols + c] += (float)((double)row_scale[r] * sum * (double)col_scale[c]);
+        }
+    return pack_one(f, t,
+                    &(struct delta_tensor){.kind = DELTA_PLANES,
+                                           .rows = rows,
+                                           .cols = cols,
+                                           .planes = {.planes = PLANES,
+                                                      .rank = RANK,
+                                                      .vector = vector,
+                                                      .right_bits = right,
+                                                      .left_bits = left,
+                                                      .right_scale = scale,
+                                                      .left_scale = scale + PLANES,
+                                                      .row_scale = row_scale,
+                                                      .col_scale = col_scale}});
+}
+
+/* The left factor in half precision, the right one in full. */
+static struct packed_delta *add_factors(struct fixture *f, struct tuned *t, struct tensor *w,
+                                        uint64_t seed)
+{
+    enum { RANK = 19 };
+    int32_t rows = (int32_t)w->shape[0], cols = (int32_t)w->shape[1];
+    uint16_t *left = (uint16_t *)keep(t, (size_t)(rows * RANK));
+    float *right = keep(t, (size_t)(RANK * cols)), *value = w->data;
+
+    for (int32_t i = 0; i < rows * RANK; i++)
+        left[i] = f32_to_bf16(0.2f * (float)rng_unit_at(seed, 6, (uint64_t)i) - 0.1f);
+    for (int32_t i = 0; i < RANK * cols; i++)
+        right[i] = 0.4f * (float)rng_unit_at(seed, 7, (uint64_t)i) - 0.2f;
+    for (int32_t r = 0; r < rows; r++)
+        for (int32_t c = 0; c < cols; c++) {
+            double sum = 0;
+
+            for (int32_t k = 0; k < RANK; k++)
+                sum += (double)bf16_to_f32(left[r * RANK + k]) * (double)right[k * cols + c];
+            value[r * cols + c] += (float)sum;
+        }
+    return pack_one(
+        f, t,
+        &(struct delta_tensor){
+            .kind = DELTA_FACTORS,
+            .rows = rows,
+            .cols = cols,
+            .factors = {.left = tensor_view(left, DTYPE_BF16, 2, (int64_t[]){rows, RANK}),
+                        .right = tensor_view(right, DTYPE_F32, 2, (int64_t[]){RANK, cols})}});
+}
+
 static struct tensor replace(struct tuned *t, struct tensor *vector, uint64_t seed)
 {
     float *own = keep(t, (size_t)vector->shape[0]), *value = vector->data;
@@ -341,6 +442,29 @@ static void make_tuned(struct fixture *f, struct tuned *t, uint64_t seed)
         add_dense(f, t, merged_tensor(t, -1, "model.embed_tokens.weight"), seed);
 }
 
+/* Factored differences; `seed` is even: embeddings and head of planes, else of plain factors. */
+static void make_factored(struct fixture *f, struct tuned *t, uint64_t seed)
+{
+    struct model_config config = config_of();
+
+    memset(t, 0, sizeof *t);
+    t->merged = memory_model_new(&config, DTYPE_F32, 21);
+    t->adapter.layer = t->layer;
+    for (int32_t l = 0; l < 2; l++) {
+        struct adapter_layer *a = &t->layer[l];
+
+        a->q.delta = add_planes(f, t, merged_tensor(t, l, "self_attn.q_proj.weight"), seed);
+        a->k.delta = add_factors(f, t, merged_tensor(t, l, "self_attn.k_proj.weight"), seed);
+        a->v.delta = add_signs(f, t, merged_tensor(t, l, "self_attn.v_proj.weight"), seed, true);
+        a->o.delta = add_planes(f, t, merged_tensor(t, l, "self_attn.o_proj.weight"), seed);
+        a->gate.delta = add_factors(f, t, merged_tensor(t, l, "mlp.gate_proj.weight"), seed);
+        a->up.delta = add_planes(f, t, merged_tensor(t, l, "mlp.up_proj.weight"), seed);
+        a->down.delta = add_planes(f, t, merged_tensor(t, l, "mlp.down_proj.weight"), seed);
+    }
+    t->adapter.embed = t->adapter.head = (seed % 2 ? add_factors : add_planes)(
+        f, t, merged_tensor(t, -1, "model.embed_tokens.weight"), seed);
+}
+
 static void free_tuned(struct fixture *f, struct tuned *t)
 {
     for (int32_t i = 0; i < t->packed_count; i++) {
@@ -352,7 +476,9 @@ static void free_tuned(struct fixture *f, struct tuned *t)
     memory_model_free(t->merged);
 }
 
-static void test_an_adapter_is_base_plus_difference(void **state)
+typedef void make_adapter(struct fixture *f, struct tuned *t, uint64_t seed);
+
+static void check_adapter(make_adapter *make, uint64_t seed)
 {
     struct fixture f, merged;
     struct tuned t;
@@ -361,7 +487,7 @@ static void test_an_adapter_is_base_plus_difference(void **state)
     double difference = 0, size = 0, moved = 0;
 
     open_fixture(&f, DTYPE_F32, 2, NULL);
-    make_tuned(&f, &t, 31);
+    make(&f, &t, seed);
     run_alone(&f, 0, &t.adapter, adapted);
     run_alone(&f, 0, NULL, base);
     open_fixture(&merged, DTYPE_F32, 2, NULL);
@@ -382,6 +508,86 @@ static void test_an_adapter_is_base_plus_difference(void **state)
     assert_true(sqrt(moved / size) > 0.1); /* else this test would see nothing */
     close_fixture(&merged);
     free_tuned(&f, &t);
+    close_fixture(&f);
+}
+
+static void test_an_adapter_is_base_plus_difference(void **state)
+{
+    check_adapter(make_tuned, 31);
+    check_adapter(make_factored, 32);
+    check_adapter(make_factored, 33);
+}
+
+static void test_factored_deltas_do_not_see_threads_and_kernels(void **state)
+{
+    float want[V], got[V];
+
+    for (const struct cpu_kernels *const *k = cpu_kernels_usable(); *k; k++)
+        for (int threads = 1; threads <= 2; threads++) {
+            bool first = k == cpu_kernels_usable() && threads == 1;
+            struct fixture f;
+            struct tuned t;
+
+            open_fixture(&f, DTYPE_F32, threads, *k);
+            make_factored(&f, &t, 34);
+            run_alone(&f, 4, &t.adapter, first ? want : got);
+            if (!first)
+                assert_memory_equal(got, want, sizeof want);
+            free_tuned(&f, &t);
+            close_fixture(&f);
+        }
+}
+
+#define MIXES 300
+#define MIX_LENGTHS 3
+
+/* Random sequences of random tenants (of signs, dense, planes, factors, or the base's) and lengths,
+ * cut in two at random places: each gets the logits that it gets alone in one piece. */
+static void test_random_mixes_of_tenants_give_the_bits_of_solo_runs(void **state)
+{
+    static const int32_t length[MIX_LENGTHS] = {2, 7, 19};
+    static float alone[SLOTS][4][MIX_LENGTHS][V], mixed[SLOTS * V];
+    struct fixture f;
+    struct tuned t[3];
+    const struct adapter *of[4] = {NULL, &t[0].adapter, &t[1].adapter, &t[2].adapter};
+
+    open_fixture(&f, DTYPE_F32, 2, NULL);
+    make_tuned(&f, &t[0], 51);
+    make_factored(&f, &t[1], 52);
+    make_factored(&f, &t[2], 53);
+    for (int32_t s = 0; s < SLOTS; s++)
+        for (int a = 0; a < 4; a++)
+            for (int l = 0; l < MIX_LENGTHS; l++)
+                run_pieces(&f, &(struct piece){s, 0, length[l], of[a]}, 1, alone[s][a][l]);
+    for (uint64_t mix = 0; mix < MIXES; mix++) {
+        struct piece head[SLOTS], tail[SLOTS];
+        int32_t count = 0, a[SLOTS], l[SLOTS];
+
+        for (int32_t s = 0; s < SLOTS; s++) {
+            uint64_t random = rng_at(54, mix, (uint64_t)s);
+
+            if (random % 4 == 0) /* not in this mix */
+                continue;
+            a[count] = (int32_t)(random >> 8 & 3);
+            l[count] = (int32_t)((random >> 16 & 255) % MIX_LENGTHS);
+            int32_t end = length[l[count]];
+            int32_t cut = 1 + (int32_t)((random >> 24 & 255) % (uint64_t)(end - 1));
+
+            head[count] = (struct piece){s, 0, cut, of[a[count]]};
+            tail[count] = (struct piece){s, cut, end, of[a[count]]};
+            count++;
+        }
+        if (count == 0)
+            continue;
+        run_pieces(&f, head, count, mixed);
+        run_pieces(&f, tail, count, mixed);
+        for (int32_t i = 0; i < count; i++)
+            if (memcmp(mixed + i * V, alone[tail[i].sequence][a[i]][l[i]], sizeof alone[0][0][0]))
+                fail_msg("mix %d: sequence %d of tenant %d differs", (int)mix, tail[i].sequence,
+                         a[i]);
+    }
+    for (int i = 0; i < 3; i++)
+        free_tuned(&f, &t[i]);
     close_fixture(&f);
 }
 
@@ -431,6 +637,26 @@ static void test_bad_deltas_are_refused(void **state)
                                                &packed, &err),
                      -1);
     assert_int_equal(err.kind, ERR_INVALID);
+    err_clear(&err);
+    struct delta_tensor planes = {.kind = DELTA_PLANES,
+                                  .rows = 3,
+                                  .cols = 5,
+                                  .planes = {.planes = 2, .rank = 2, .vector = (int32_t[]){1, 0}}};
+    assert_int_equal(f.backend.ops->delta_pack(&f.backend, &planes, &packed, &err), -1);
+    assert_non_null(strstr(err.message, "plane 1 belongs to vector 0 of 2"));
+    planes.planes.vector = (int32_t[]){0, 2};
+    err_clear(&err);
+    assert_int_equal(f.backend.ops->delta_pack(&f.backend, &planes, &packed, &err), -1);
+    assert_non_null(strstr(err.message, "plane 1 belongs to vector 2 of 2"));
+    struct delta_tensor factors = {
+        .kind = DELTA_FACTORS,
+        .rows = 3,
+        .cols = 5,
+        .factors = {.left = tensor_view(scale, DTYPE_F32, 2, (int64_t[]){3, 2}),
+                    .right = tensor_view(scale, DTYPE_F32, 2, (int64_t[]){1, 5})}};
+    err_clear(&err);
+    assert_int_equal(f.backend.ops->delta_pack(&f.backend, &factors, &packed, &err), -1);
+    assert_non_null(strstr(err.message, "factors that do not make a matrix of 3 by 5"));
     close_fixture(&f);
 }
 
@@ -491,7 +717,9 @@ int main(void)
         cmocka_unit_test(test_threads_and_kernels_change_nothing),
         cmocka_unit_test(test_half_weights_are_read_as_they_are),
         cmocka_unit_test(test_an_adapter_is_base_plus_difference),
+        cmocka_unit_test(test_factored_deltas_do_not_see_threads_and_kernels),
         cmocka_unit_test(test_tenants_do_not_touch_each_other),
+        cmocka_unit_test(test_random_mixes_of_tenants_give_the_bits_of_solo_runs),
         cmocka_unit_test(test_bad_deltas_are_refused),
         cmocka_unit_test(test_weights_of_an_unknown_type_are_refused),
         cmocka_unit_test(test_bf16),
