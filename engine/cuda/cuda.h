@@ -16,7 +16,7 @@
  *   cuda_optimizer.cu     norm of the gradients, AdamW
  *   cuda_delta.cu, .cuh   packed deltas
  *   cuda_bench.cu         what the device can do at best
- *   cuda_attention*.cu    attention, forward and backward
+ *   cuda_attention*.cu    attention, forward and backward; _mma: on tensor cores
  *
  * A stage is a function of the CPU table's name, cuda_X for cpu_X, that reads its arguments,
  * chooses kernels by dtype and shape, and launches them. It must not allocate, wait, or look at

@@ -1,6 +1,7 @@
-#include "engine/cuda/cuda_attention.cuh"
+#include "engine/cuda/cuda_attention_mma.cuh"
 
 #include <cassert>
+#include <type_traits>
 
 #define THREADS 128
 #define WARPS (THREADS / 32)
@@ -294,6 +295,22 @@ static attention_job<T> job_of(struct cuda *cuda, const struct attention_args *a
     return job;
 }
 
+/* Tensor cores have a row beside fifteen others, or none at all: what is decoded is left to the
+ * plain kernel, which reads keys and values as fast as they come. */
+template <typename T>
+static bool on_tensor_cores(struct cuda *cuda, const struct attention_args *a,
+                            const attention_job<T> &job)
+{
+    uintptr_t places = (uintptr_t)job.q | (uintptr_t)job.k | (uintptr_t)job.v | (uintptr_t)job.out;
+
+    if constexpr (std::is_same<T, bf16>::value)
+        if (cuda_attention_mma_fits(job.head_dim) && places % 16 == 0) {
+            cuda_attention_mma(cuda, job, a->batch->serving);
+            return true;
+        }
+    return false;
+}
+
 template <typename T, int COLUMNS>
 static void launch_plain(struct cuda *cuda, const struct attention_args *a,
                          const attention_job<T> &job)
@@ -303,7 +320,7 @@ static void launch_plain(struct cuda *cuda, const struct attention_args *a,
     size_t shared = (size_t)plain_floats(job.head_dim) * sizeof(float);
     unsigned tiles = (unsigned)(cuda->batch.tiles * (CUDA_QUERY_TILE / SLOTS));
 
-    if (whole_rows(a->batch))
+    if (whole_rows(a->batch) && !on_tensor_cores(cuda, a, job))
         CUDA_LAUNCH(cuda->device, (attention_plain_kernel<T, COLUMNS>),
                     dim3((unsigned)job.heads, tiles), THREADS, shared, cuda->batch, job, false,
                     serving);

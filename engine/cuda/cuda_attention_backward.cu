@@ -1,4 +1,6 @@
-#include "engine/cuda/cuda.h"
+#include <type_traits>
+
+#include "engine/cuda/cuda_attention_mma.cuh"
 
 /* The probabilities again from lse, then what they owe: for query i and key j of a head
  *
@@ -16,14 +18,6 @@
 #define STEP 32                    /* rows that it reads at a time: one for each lane */
 #define MAX_HEAD 512
 #define LOG2_E 1.4426950408889634f
-
-template <typename T> struct backward_job {
-    int32_t heads, kv_heads, head_dim;
-    float scale; /* 1/√E */
-    const T *q, *k, *v, *d_out;
-    const float *lse, *delta;
-    T *dq, *dk, *dv;
-};
 
 /* ------------------------------------------------------------------ delta */
 
@@ -265,6 +259,20 @@ static __global__ void __launch_bounds__(THREADS, 2)
 
 /* ------------------------------------------------------------------ the stage */
 
+template <typename T> static bool on_tensor_cores(struct cuda *cuda, const backward_job<T> &job)
+{
+    uintptr_t places = (uintptr_t)job.q | (uintptr_t)job.k | (uintptr_t)job.v |
+                       (uintptr_t)job.d_out | (uintptr_t)job.dq | (uintptr_t)job.dk |
+                       (uintptr_t)job.dv;
+
+    if constexpr (std::is_same<T, bf16>::value)
+        if (cuda_attention_mma_fits(job.head_dim) && places % 16 == 0) {
+            cuda_attention_mma_backward(cuda, job);
+            return true;
+        }
+    return false;
+}
+
 template <typename T, int COLUMNS>
 static void launch_plain(struct cuda *cuda, const backward_job<T> &job)
 {
@@ -298,6 +306,8 @@ template <typename T> static void run(struct cuda *cuda, const struct attention_
     CUDA_LAUNCH(cuda->device, attention_delta_kernel<T>, (unsigned)ceil_div(stats, WARPS), THREADS,
                 0, data_of<const T>(a->out), job.d_out, data_of<float>(a->delta), stats,
                 job.head_dim);
+    if (on_tensor_cores(cuda, job))
+        return;
     if (job.head_dim <= 32)
         launch_plain<T, 1>(cuda, job);
     else if (job.head_dim <= 64)

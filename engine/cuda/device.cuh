@@ -30,11 +30,15 @@
 #define DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(shim_dynamic_shared())
 #endif
 
-/* Before a loop of a fixed count whose arrays must be in registers. */
+/* Before a loop of a fixed count whose arrays must be in registers. UNROLL_BY: so many turns of it.
+ */
 #ifdef __CUDACC__
+#define DEVICE_PRAGMA(text) _Pragma(#text)
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY(n) DEVICE_PRAGMA(unroll n)
 #else
 #define UNROLL
+#define UNROLL_BY(n)
 #endif
 
 #define WARP 0xffffffffu /* the mask of all lanes */

@@ -29,6 +29,12 @@ static const struct parity_shape training_shapes[] = {
      .seed = 12},
     {.name = "heads of 256", .heads = 2, .kv_heads = 1, .head_dim = 256, .seed = 13},
     {.name = "heads of 512", .heads = 1, .kv_heads = 1, .head_dim = 512, .seed = 14},
+    {.name = "heads of 32, three to a kv head",
+     .heads = 3,
+     .kv_heads = 1,
+     .head_dim = 32,
+     .doc_rows = {34, 65},
+     .seed = 16},
     {.name = "heads of 96",
      .heads = 2,
      .kv_heads = 2,
@@ -152,6 +158,98 @@ static void test_attention_in_serving(void **state)
     shim_every_shape(*state, serving_shapes, attention_of_shape);
 }
 
+/* ------------------------------------------------------------------ bits of a row */
+
+#define PROMPT 150
+#define CHUNK 64 /* where prompts are cut: session.h */
+
+/* Rows [from, to) of a prompt in slot 0, with or without others beside it: one that is decoded and
+ * three of a prompt. Their queries are the prompt's first ones. */
+static void attend(struct parity *p, const struct tensor *q, int32_t from, int32_t to, bool company,
+                   float *result)
+{
+    struct backend *b = p->backend[1];
+    int32_t rows = to - from, zero[PROMPT + 4] = {0};
+    const int32_t starts[] = {0, rows, rows + 1, rows + 4};
+    const struct batch_slot slots[] = {{0, from}, {1, 70}, {2, 9}};
+    int64_t width = q->shape[1], size = dtype_size(q->dtype);
+    struct batch batch = {.rows = starts[company ? 3 : 1],
+                          .token = zero,
+                          .position = zero,
+                          .docs = company ? 3 : 1,
+                          .cu_seqlens = starts,
+                          .slot = slots,
+                          .serving = true};
+    int64_t shape[2] = {batch.rows, width};
+    struct tensor query = tensor_view(NULL, q->dtype, 2, shape), out = query, rope;
+    size_t row_bytes = (size_t)(width * size), bytes = (size_t)batch.rows * row_bytes;
+    char *host = malloc(PROMPT * row_bytes + 4 * row_bytes);
+    struct err err = {0};
+
+    assert_non_null(host);
+    shape[1] = p->config.head_dim;
+    rope = tensor_view(b->ops->alloc(b, (size_t)(batch.rows * shape[1]) * sizeof(float), &err),
+                       DTYPE_F32, 2, shape);
+    query.data = b->ops->alloc(b, bytes, &err);
+    out.data = b->ops->alloc(b, bytes, &err);
+    b->ops->download(b, host + 4 * row_bytes, q->data, PROMPT * row_bytes);
+    assert_int_equal(b->ops->check(b, &err), 0);
+    memmove(host, host + (size_t)(4 + from) * row_bytes, (size_t)rows * row_bytes);
+    b->ops->upload(b, query.data, host, bytes);
+    b->ops->begin(b, &(struct begin_args){
+                         .config = &p->config,
+                         .batch = &batch,
+                         .inv_freq = tensor_view(p->inv_freq, DTYPE_F32, 1,
+                                                 (int64_t[]){p->config.head_dim / 2}),
+                         .rope_magnitude = 1,
+                         .rope = rope,
+                     });
+    b->ops->attention(b, &(struct attention_args){
+                             .config = &p->config,
+                             .layer = p->layer_index,
+                             .batch = &batch,
+                             .q = query,
+                             .cache = &p->kv[1],
+                             .out = out,
+                         });
+    b->ops->download(b, (char *)result + (size_t)from * row_bytes, out.data,
+                     (size_t)rows * row_bytes);
+    assert_int_equal(b->ops->check(b, &err), 0);
+    b->ops->free(b, rope.data);
+    b->ops->free(b, query.data);
+    b->ops->free(b, out.data);
+    free(host);
+}
+
+/* A prompt's rows have the same bits at once, in chunks, and with others beside them. */
+static void test_bits_of_a_prompt(void **state)
+{
+    static float whole[PROMPT * 256], again[PROMPT * 256];
+    const struct parity_shape shape = {.name = "prompts",
+                                       .heads = 2,
+                                       .kv_heads = 1,
+                                       .head_dim = 64,
+                                       .doc_rows = {PROMPT, 2, 2},
+                                       .cache = true,
+                                       .cache_len = PROMPT,
+                                       .seed = 31};
+    struct parity p;
+    struct parity_tensor *q;
+
+    parity_open(&p, *state, &shape);
+    q = parity_random(&p, 2, (int64_t[]){PROMPT, 128}, 2);
+    attend(&p, &q->t[1], 0, PROMPT, false, whole);
+    for (uint64_t seed = 0; seed < 4; seed++) {
+        shim_seed(seed);
+        memset(again, 0xff, sizeof again);
+        for (int32_t from = 0; from < PROMPT; from += CHUNK)
+            attend(&p, &q->t[1], from, from + CHUNK < PROMPT ? from + CHUNK : PROMPT, seed % 2,
+                   again);
+        assert_memory_equal(whole, again, (size_t)(PROMPT * 128 * dtype_size(q->t[1].dtype)));
+    }
+    parity_close(&p);
+}
+
 /* ------------------------------------------------------------------ backward */
 
 static void run_backward(void *context, int side)
@@ -231,6 +329,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_attention_in_training),
         cmocka_unit_test(test_attention_in_serving),
+        cmocka_unit_test(test_bits_of_a_prompt),
         cmocka_unit_test(test_attention_backward),
     };
 
