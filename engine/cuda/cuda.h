@@ -3,6 +3,7 @@
  *
  *   device.cuh, ptx.cuh   the language of kernels, on CUDA and on the test shim
  *   device.h              memory, copies, launches, failures
+ *   launch_list.h         launches held back, and graphs of them: a step of decoding is one
  *   gemm.h                matrix products of training
  *   cuda_backend.cu       the table, memory, begin: what kernels know of a batch
  *   cuda_embed.cu         rope's angles, embeddings and their gradient

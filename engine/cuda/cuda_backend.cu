@@ -300,6 +300,13 @@ static void place_groups(struct packer *p, const struct batch *b)
     d->groups = groups;
 }
 
+/* A token for each sequence: many small launches, the same at the next step. What differs between
+ * steps lies in the batch's block of memory. */
+static bool decodes(const struct batch *b)
+{
+    return b->serving && b->slot && b->docs == b->rows;
+}
+
 static void cuda_begin(struct backend *backend, const struct begin_args *a)
 {
     struct cuda *cuda = cuda_of(backend);
@@ -308,6 +315,7 @@ static void cuda_begin(struct backend *backend, const struct begin_args *a)
     struct err err = {};
     const float *inv_freq;
 
+    device_flush(cuda->device);
     if (device_failed(cuda->device))
         return;
     if (make_room(cuda, a, &err) || cuda_attention_room(cuda, a, &err)) {
@@ -324,6 +332,8 @@ static void cuda_begin(struct backend *backend, const struct begin_args *a)
     place_groups(&p, a->batch);
     device_copy_in(cuda->device, cuda->meta, cuda->staging, p.used);
     cuda->meta_used = p.used;
+    if (decodes(a->batch))
+        device_hold(cuda->device);
     cuda_rope(cuda, a, inv_freq);
 }
 
@@ -334,7 +344,7 @@ void *cuda_bring(struct cuda *cuda, const void *host, size_t bytes)
     assert(cuda->meta_used + bytes <= cuda->meta_bytes || device_failed(cuda->device));
     if (device_failed(cuda->device))
         return nullptr;
-    device_copy_in(cuda->device, to, host, bytes);
+    device_copy_ahead(cuda->device, to, host, bytes); /* nothing before it knows of this place */
     cuda->meta_used += (bytes + 15) / 16 * 16;
     return to;
 }

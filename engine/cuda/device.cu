@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "engine/cuda/device_state.h"
+#include "engine/cuda/launch_list.h"
 
 /* What the host writes goes through page-locked memory, so that a copy is the device's work: a ring
  * of segments, filled one behind the other. A segment is written again when the stream has passed
@@ -27,6 +28,9 @@ struct device {
     bool lost;
     const char *last; /* what was launched last, for messages */
     std::unordered_map<const void *, size_t> shared_limit;
+    bool holding;
+    struct launch_list held;
+    struct launch_cache<cudaGraphExec_t> graphs;
 };
 
 /* ------------------------------------------------------------------ failures */
@@ -92,7 +96,7 @@ bool device_failed(const struct device *device)
 
 int device_check(struct device *device, struct err *err)
 {
-    device_use(device);
+    device_flush(device);
     if (!device->lost)
         failed(device, cudaStreamSynchronize(device->stream), "waiting for the device");
     if (!device_failed(device))
@@ -122,7 +126,7 @@ void *device_alloc(struct device *device, size_t bytes, struct err *err)
     void *memory = nullptr;
     cudaError_t error;
 
-    device_use(device);
+    device_flush(device);
     if (device->lost) {
         err_set(err, device->failure.kind, "%s", device->failure.message);
         return nullptr;
@@ -146,7 +150,7 @@ void device_free(struct device *device, void *memory)
 {
     if (!memory)
         return;
-    device_use(device);
+    device_flush(device);
     failed(device, cudaFree(memory), "freeing memory");
 }
 
@@ -178,6 +182,12 @@ static bool next_segment(struct device *device)
 }
 
 void device_copy_in(struct device *device, void *to, const void *host, size_t bytes)
+{
+    device_flush(device);
+    device_copy_ahead(device, to, host, bytes);
+}
+
+void device_copy_ahead(struct device *device, void *to, const void *host, size_t bytes)
 {
     const char *from = static_cast<const char *>(host);
     char *target = static_cast<char *>(to);
@@ -213,7 +223,7 @@ void device_copy_out(struct device *device, void *host, const void *from, size_t
     char *to = static_cast<char *>(host);
     size_t parts = (bytes + OUT_BYTES - 1) / OUT_BYTES;
 
-    device_use(device);
+    device_flush(device);
     if (device_failed(device))
         return;
     for (size_t i = 0; i < parts + 1; i++) {
@@ -244,7 +254,7 @@ void device_copy_out(struct device *device, void *host, const void *from, size_t
 
 void device_copy(struct device *device, void *to, const void *from, size_t bytes)
 {
-    device_use(device);
+    device_flush(device);
     if (device_failed(device) || bytes == 0)
         return;
     failed(device, cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, device->stream),
@@ -253,7 +263,7 @@ void device_copy(struct device *device, void *to, const void *from, size_t bytes
 
 void device_fill(struct device *device, void *to, int byte, size_t bytes)
 {
-    device_use(device);
+    device_flush(device);
     if (device_failed(device) || bytes == 0)
         return;
     failed(device, cudaMemsetAsync(to, byte, bytes, device->stream), "filling memory");
@@ -287,13 +297,36 @@ static bool raise_limit(struct device *device, const void *kernel, size_t shared
     return true;
 }
 
-bool device_launch_begin(struct device *device, const void *kernel, size_t shared)
+static void launch(struct device *device, const struct device_call *call, dim3 grid, dim3 block,
+                   size_t shared)
 {
-    device_use(device);
-    return !device_failed(device) && (shared == 0 || raise_limit(device, kernel, shared));
+    void *place[DEVICE_MAX_PARAMETERS];
+
+    call->places(call->parameters, place);
+    device->last = call->name;
+    failed(device, cudaLaunchKernel(call->kernel, grid, block, place, shared, device->stream),
+           call->name);
 }
 
-void device_launch_end(struct device *device, const char *name)
+void device_launch_call(struct device *device, const struct device_call *call, dim3 grid,
+                        dim3 block, size_t shared)
+{
+    device_use(device);
+    if (device_failed(device) || (shared > 0 && !raise_limit(device, call->kernel, shared)))
+        return;
+    if (device->holding)
+        device->held.add(*call, grid, block, shared);
+    else
+        launch(device, call, grid, block, shared);
+}
+
+bool device_library_begin(struct device *device)
+{
+    device_flush(device);
+    return !device_failed(device);
+}
+
+void device_library_end(struct device *device, const char *name)
 {
     device->last = name;
     failed(device, cudaGetLastError(), name);
@@ -301,7 +334,85 @@ void device_launch_end(struct device *device, const char *name)
 
 cudaStream_t device_stream(struct device *device)
 {
+    device_flush(device);
     return device->stream;
+}
+
+/* ------------------------------------------------------------------ launches held back */
+
+void device_hold(struct device *device)
+{
+    device_flush(device);
+    device->holding = true;
+}
+
+/* The launches one behind the other, as one executable graph; an error is given, not noted. */
+static cudaError_t make_graph(struct launch_list *list, cudaGraphExec_t *out)
+{
+    void *place[DEVICE_MAX_PARAMETERS];
+    cudaGraphNode_t node = nullptr, before = nullptr;
+    cudaGraph_t graph = nullptr;
+    cudaError_t error = cudaGraphCreate(&graph, 0);
+
+    for (size_t i = 0; i < list->launch.size() && error == cudaSuccess; i++) {
+        const struct held_launch &l = list->launch[i];
+        struct device_call call = list->call_of(i);
+        struct cudaKernelNodeParams params = {};
+
+        call.places(call.parameters, place);
+        params.func = const_cast<void *>(call.kernel);
+        params.gridDim = l.grid;
+        params.blockDim = l.block;
+        params.sharedMemBytes = (unsigned)l.shared;
+        params.kernelParams = place;
+        error = cudaGraphAddKernelNode(&node, graph, before ? &before : nullptr, before ? 1 : 0,
+                                       &params);
+        before = node;
+    }
+    if (error == cudaSuccess)
+        error = cudaGraphInstantiate(out, graph, 0);
+    if (graph)
+        cudaGraphDestroy(graph);
+    return error;
+}
+
+static void drop_graph(cudaGraphExec_t graph)
+{
+    if (graph)
+        cudaGraphExecDestroy(graph);
+}
+
+/* A driver that will not have a graph of this still has its launches. */
+static bool launch_graph(struct device *device)
+{
+    bool again;
+    auto *entry = device->graphs.find(device->held, &again, drop_graph);
+
+    if (again && !entry->graph && make_graph(&device->held, &entry->graph) != cudaSuccess) {
+        cudaGetLastError();
+        entry->graph = nullptr;
+    }
+    if (!entry->graph)
+        return false;
+    device->last = "a graph of a step";
+    failed(device, cudaGraphLaunch(entry->graph, device->stream), device->last);
+    return true;
+}
+
+void device_flush(struct device *device)
+{
+    device_use(device);
+    if (!device->holding)
+        return;
+    device->holding = false;
+    if (!device_failed(device) && !device->held.launch.empty() && !launch_graph(device))
+        for (size_t i = 0; i < device->held.launch.size() && !device_failed(device); i++) {
+            const struct held_launch &l = device->held.launch[i];
+            const struct device_call call = device->held.call_of(i);
+
+            launch(device, &call, l.grid, l.block, l.shared);
+        }
+    device->held.clear();
 }
 
 /* ------------------------------------------------------------------ open and close */
@@ -359,6 +470,8 @@ void device_close(struct device *device)
     device_use(device);
     if (device->stream)
         cudaStreamSynchronize(device->stream);
+    for (auto &entry : device->graphs.entry)
+        drop_graph(entry.graph);
     for (cudaEvent_t event : device->left)
         if (event)
             cudaEventDestroy(event);

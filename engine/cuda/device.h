@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <tuple>
 
 #include "engine/cuda/device.cuh"
@@ -29,6 +30,15 @@ void device_free(struct device *device, void *memory); /* NULL is fine */
 /* All there is on it and what is free now, others' use counted; zeros where nobody can tell. */
 void device_memory(struct device *device, int64_t *bytes, int64_t *bytes_free);
 
+/* From here on launches are held back, and go to the device together when anything but a launch or
+ * device_copy_ahead is asked for. A pass that launches just what one before it did becomes one
+ * launch of a CUDA graph (launch_list.h). */
+void device_hold(struct device *device);
+void device_flush(struct device *device); /* now */
+/* device_copy_in that does not wait for the launches held back: none of them may read or write
+ * there. */
+void device_copy_ahead(struct device *device, void *to, const void *host, size_t bytes);
+
 /* The host's memory is free again when it returns. */
 void device_copy_in(struct device *device, void *to, const void *host, size_t bytes);
 void device_copy_out(struct device *device, void *host, const void *from, size_t bytes);
@@ -48,34 +58,54 @@ int device_check(struct device *device, struct err *err);
 #define CUDA_LAUNCH(device, kernel, grid, block, shared, ...) \
     device_launch(device, #kernel, kernel, grid, block, shared, __VA_ARGS__)
 
+/* A kernel with its parameters: a std::tuple of them, `bytes` long. */
+struct device_call {
+    const char *name;
+    const void *kernel;
+    void *parameters;
+    size_t bytes;
+#ifdef __CUDACC__
+    void (*places)(void *parameters, void **place); /* the address of each */
+#else
+    void (*thread)(const void *kernel, const void *parameters); /* what one thread does */
+#endif
+};
+#define DEVICE_MAX_PARAMETERS 32
+
+void device_launch_call(struct device *device, const struct device_call *call, dim3 grid,
+                        dim3 block, size_t shared);
+
 #ifdef __CUDACC__
 
-/* May it be launched? Raises the kernel's limit of dynamic shared memory where that is needed. */
-bool device_launch_begin(struct device *device, const void *kernel, size_t shared);
-void device_launch_end(struct device *device, const char *name);
+/* For a library that launches by itself: what was held back has gone before. false: nothing may be
+ * launched. */
+bool device_library_begin(struct device *device);
+void device_library_end(struct device *device, const char *name);
 cudaStream_t device_stream(struct device *device);
+
+template <typename... P> static void device_places(void *parameters, void **place)
+{
+    static_assert(sizeof...(P) <= DEVICE_MAX_PARAMETERS, "raise DEVICE_MAX_PARAMETERS");
+    int i = 0;
+
+    std::apply([place, &i](P &...p) { ((place[i++] = &p), ...); },
+               *static_cast<std::tuple<P...> *>(parameters));
+}
 
 template <typename... P, typename... A>
 void device_launch(struct device *device, const char *name, void (*kernel)(P...), dim3 grid,
                    dim3 block, size_t shared, A... arguments)
 {
-    if (grid.x == 0 || grid.y == 0 || grid.z == 0 ||
-        !device_launch_begin(device, (const void *)kernel, shared))
-        return;
-    kernel<<<grid, block, shared, device_stream(device)>>>(arguments...);
-    device_launch_end(device, name);
+    std::tuple<P...> parameters(arguments...);
+    const struct device_call call = {name, (const void *)kernel, &parameters, sizeof parameters,
+                                     device_places<P...>};
+
+    if (grid.x != 0 && grid.y != 0 && grid.z != 0)
+        device_launch_call(device, &call, grid, block, shared);
 }
 
 #else
 
-struct shim_launch_args {
-    const char *name;
-    dim3 grid, block;
-    size_t shared;
-    void (*thread)(const void *context);
-    const void *context;
-};
-void shim_launch_kernel(struct device *device, const struct shim_launch_args *args);
 void shim_check_pointer(const char *kernel, const void *pointer);
 /* For a library's part that the host plays: counts as a launch (and may fail like one), checks that
  * the spans are device memory, and puts them in reach until shim_host_end. */
@@ -95,29 +125,26 @@ template <typename T> static inline void shim_check_parameter(const char *kernel
     shim_check_pointer(kernel, p);
 }
 
-template <typename... P> struct shim_call {
-    void (*kernel)(P...);
-    std::tuple<P...> parameters;
+template <typename... P> static void shim_thread(const void *kernel, const void *parameters)
+{
+    void (*f)(P...);
 
-    static void thread(const void *context)
-    {
-        const shim_call *call = static_cast<const shim_call *>(context);
-
-        std::apply(call->kernel, call->parameters);
-    }
-};
+    memcpy(&f, &kernel, sizeof f);
+    std::apply(f, *static_cast<const std::tuple<P...> *>(parameters));
+}
 
 template <typename... P, typename... A>
 void device_launch(struct device *device, const char *name, void (*kernel)(P...), dim3 grid,
                    dim3 block, size_t shared, A... arguments)
 {
-    shim_call<P...> call = {kernel, std::tuple<P...>(arguments...)};
-    shim_launch_args args = {name, grid, block, shared, shim_call<P...>::thread, &call};
+    std::tuple<P...> parameters(arguments...);
+    const struct device_call call = {name, reinterpret_cast<const void *>(kernel), &parameters,
+                                     sizeof parameters, shim_thread<P...>};
 
     if (grid.x == 0 || grid.y == 0 || grid.z == 0)
         return;
-    std::apply([name](const P &...p) { (shim_check_parameter(name, p), ...); }, call.parameters);
-    shim_launch_kernel(device, &args);
+    std::apply([name](const P &...p) { (shim_check_parameter(name, p), ...); }, parameters);
+    device_launch_call(device, &call, grid, block, shared);
 }
 
 #endif

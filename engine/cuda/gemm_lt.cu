@@ -148,7 +148,7 @@ static bool refused(struct gemm_context *x, cublasStatus_t status, const struct 
     if (status == CUBLAS_STATUS_SUCCESS)
         return false;
     /* What the device itself did comes out of the runtime, which knows whether it is lost. */
-    device_launch_end(x->device, "gemm");
+    device_library_end(x->device, "gemm");
     if (device_failed(x->device))
         return true;
     device_fail(x->device,
@@ -279,7 +279,7 @@ void gemm_run(struct gemm_context *x, const struct gemm *g)
     struct gemm_shape s = {};
     const struct gemm_plan *plan;
 
-    if (g->m == 0 || g->n == 0 || g->k == 0 || !device_launch_begin(x->device, nullptr, 0))
+    if (g->m == 0 || g->n == 0 || g->k == 0 || !device_library_begin(x->device))
         return;
     s.transpose_a = g->transpose_a;
     s.transpose_b = g->transpose_b;

@@ -4,11 +4,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <new>
 #include <string>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "engine/cuda/cuda_backend.h"
+#include "engine/cuda/launch_list.h"
 #include "engine/cuda/shim/fault.h"
 #include "engine/cuda/shim/machine.h"
 
@@ -19,12 +21,15 @@ struct device {
     struct err failure;
     bool lost;     /* as after a fault: for good */
     bool poisoned; /* lost, and the host does not know yet */
+    bool holding;
+    struct launch_list held;
+    struct launch_cache<bool> graphs; /* is there one? */
 };
 
 /* What a process has of all its devices: host memory stands for theirs. */
 static struct {
     std::map<const char *, size_t> allocation;
-    int64_t used[DEVICES];
+    int64_t used[DEVICES], graphs;
     bool protect;
 } shim;
 
@@ -89,6 +94,7 @@ void *device_alloc(struct device *device, size_t bytes, struct err *err)
     int64_t *used = &shim.used[device->ordinal];
     char *memory;
 
+    device_flush(device);
     if (broken(device) && device->lost) {
         err_set(err, device->failure.kind, "%s", device->failure.message);
         return nullptr;
@@ -132,6 +138,7 @@ void device_free(struct device *device, void *memory)
 
     if (!memory)
         return;
+    device_flush(device);
     if (found == shim.allocation.end()) {
         fprintf(stderr, "shim: %p is freed and is no device memory\n", memory);
         abort();
@@ -165,6 +172,12 @@ void shim_check_pointer(const char *kernel, const void *pointer)
 
 void device_copy_in(struct device *device, void *to, const void *host, size_t bytes)
 {
+    device_flush(device);
+    device_copy_ahead(device, to, host, bytes);
+}
+
+void device_copy_ahead(struct device *device, void *to, const void *host, size_t bytes)
+{
     if (idle(device) || bytes == 0)
         return;
     check_span("copy in", to, bytes);
@@ -175,6 +188,7 @@ void device_copy_in(struct device *device, void *to, const void *host, size_t by
 
 void device_copy_out(struct device *device, void *host, const void *from, size_t bytes)
 {
+    device_flush(device);
     if (broken(device) || bytes == 0)
         return;
     check_span("copy out", from, bytes);
@@ -185,6 +199,7 @@ void device_copy_out(struct device *device, void *host, const void *from, size_t
 
 void device_copy(struct device *device, void *to, const void *from, size_t bytes)
 {
+    device_flush(device);
     if (idle(device) || bytes == 0)
         return;
     check_span("copy to", to, bytes);
@@ -196,6 +211,7 @@ void device_copy(struct device *device, void *to, const void *from, size_t bytes
 
 void device_fill(struct device *device, void *to, int byte, size_t bytes)
 {
+    device_flush(device);
     if (idle(device) || bytes == 0)
         return;
     check_span("fill", to, bytes);
@@ -237,6 +253,7 @@ static bool may_launch(struct device *device, const char *name)
 bool shim_host_begin(struct device *device, const char *name, const struct shim_span *spans,
                      int count)
 {
+    device_flush(device);
     if (!may_launch(device, name))
         return false;
     for (int i = 0; i < count; i++)
@@ -250,17 +267,68 @@ void shim_host_end(void)
     reach(false);
 }
 
-void shim_launch_kernel(struct device *device, const struct shim_launch_args *args)
+struct shim_context {
+    const struct device_call *call;
+};
+
+static void run_thread(const void *context)
 {
-    std::string name = kernel_name(args->name);
-    struct shim_launch launch = {name.c_str(), args->grid,   args->block,
-                                 args->shared, args->thread, args->context};
+    const struct device_call *call = static_cast<const struct shim_context *>(context)->call;
+
+    call->thread(call->kernel, call->parameters);
+}
+
+static void launch(struct device *device, const struct device_call *call, dim3 grid, dim3 block,
+                   size_t shared)
+{
+    std::string name = kernel_name(call->name);
+    struct shim_context context = {call};
+    struct shim_launch launch = {name.c_str(), grid, block, shared, run_thread, &context};
 
     if (!may_launch(device, name.c_str()))
         return;
     reach(true);
     shim_run(&launch);
     reach(false);
+}
+
+void device_launch_call(struct device *device, const struct device_call *call, dim3 grid,
+                        dim3 block, size_t shared)
+{
+    if (device->holding)
+        device->held.add(*call, grid, block, shared);
+    else
+        launch(device, call, grid, block, shared);
+}
+
+void device_hold(struct device *device)
+{
+    device_flush(device);
+    device->holding = true;
+}
+
+/* A graph is the list that the cache has kept: were it not what the pass asked for, results would
+ * show it. */
+void device_flush(struct device *device)
+{
+    struct launch_list *list = &device->held;
+    bool again = false;
+
+    if (!device->holding)
+        return;
+    device->holding = false;
+    if (!list->launch.empty()) {
+        auto *entry = device->graphs.find(device->held, &again, [](bool) {});
+
+        list = &entry->list;
+        shim.graphs += again;
+    }
+    for (size_t i = 0; i < list->launch.size(); i++) {
+        const struct device_call call = list->call_of(i);
+
+        launch(device, &call, list->launch[i].grid, list->launch[i].block, list->launch[i].shared);
+    }
+    device->held.clear();
 }
 
 void device_fail(struct device *device, enum err_kind kind, const char *format, ...)
@@ -281,6 +349,7 @@ bool device_failed(const struct device *device)
 
 int device_check(struct device *device, struct err *err)
 {
+    device_flush(device);
     if (!broken(device))
         return 0;
     err_set(err, device->failure.kind, "%s", device->failure.message);
@@ -296,7 +365,7 @@ int device_open(struct device **out, int ordinal, struct err *err)
         return err_set(err, ERR_UNAVAILABLE, "shim:%d: there are %d devices", ordinal, DEVICES);
     if (shim_is_lost(ordinal))
         return err_set(err, ERR_DEVICE, "shim:%d was lost to this process", ordinal);
-    *out = (struct device *)calloc(1, sizeof **out);
+    *out = new (std::nothrow) struct device();
     if (!*out)
         return err_set(err, ERR_NO_MEMORY, "no memory for a device");
     (*out)->ordinal = ordinal;
@@ -305,7 +374,7 @@ int device_open(struct device **out, int ordinal, struct err *err)
 
 void device_close(struct device *device)
 {
-    free(device);
+    delete device;
 }
 
 int cuda_device_list(struct cuda_device *out, int max, int *count, struct err *err)
@@ -330,6 +399,11 @@ int64_t shim_memory_used(void)
     for (int64_t used : shim.used)
         sum += used;
     return sum;
+}
+
+int64_t shim_graphs(void)
+{
+    return shim.graphs;
 }
 
 void shim_protect(bool on)

@@ -19,6 +19,9 @@ SHIM_EXPORT void shim_seed(uint64_t seed);
 /* How often a kernel (the name of its function) was launched since the library was loaded. */
 SHIM_EXPORT int64_t shim_launches(const char *kernel);
 
+/* How many passes were launched as a graph, being just what one before them was. */
+SHIM_EXPORT int64_t shim_graphs(void);
+
 /* Barriers (__syncthreads, __syncwarp) that some kernel has reached so far, in no special order.
  * shim_barrier_skip leaves out barrier `index`, and no other; -1: none. Gives its place,
  * "file:line", for the message. */
