@@ -1,0 +1,540 @@
+#include "engine/codec/factor.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/codec/linalg.h"
+#include "engine/codec/planes.h"
+#include "engine/tensor.h"
+
+struct factor {
+    int32_t rows, cols, rank;
+    double *delta;      /* [rows, cols] */
+    double *h;          /* [cols, cols] damped; NULL: the identity */
+    double *lg, *lh;    /* their Cholesky factors; NULL: the identity */
+    double *u, *s, *vt; /* of lgᵀ · delta · lh */
+    double *energy;     /* [rank] */
+};
+
+static double *new_doubles(int64_t count)
+{
+    return malloc((size_t)(count > 0 ? count : 1) * sizeof(double));
+}
+
+/* ------------------------------------------------------------------ open */
+
+/* A damped copy. */
+static double *damped(const float *a, int32_t n)
+{
+    double *copy = new_doubles((int64_t)n * n), mean = 0;
+
+    if (!copy)
+        return NULL;
+    for (int64_t i = 0; i < n; i++)
+        mean += (double)a[i * n + i] / n;
+    for (int64_t i = 0; i < (int64_t)n * n; i++)
+        copy[i] = (double)a[i];
+    for (int64_t i = 0; i < n; i++)
+        copy[i * n + i] += FACTOR_DAMPING * (mean > 0 ? mean : 1);
+    return copy;
+}
+
+static int open_metric(struct factor *f, const struct factor_statistics *s, struct err *err)
+{
+    size_t bytes = (size_t)f->cols * (size_t)f->cols * sizeof(double);
+
+    if (s && s->h) {
+        f->h = damped(s->h, f->cols);
+        f->lh = new_doubles((int64_t)f->cols * f->cols);
+        if (!f->h || !f->lh)
+            return err_set(err, ERR_NO_MEMORY, "no memory for the statistics of a matrix");
+        memcpy(f->lh, f->h, bytes);
+        if (linalg_cholesky(f->lh, f->cols, err))
+            return err_prefix(err, "inputs");
+    }
+    if (s && s->g) {
+        f->lg = damped(s->g, f->rows);
+        if (!f->lg)
+            return err_set(err, ERR_NO_MEMORY, "no memory for the statistics of a matrix");
+        if (linalg_cholesky(f->lg, f->rows, err))
+            return err_prefix(err, "gradients");
+    }
+    return 0;
+}
+
+/* lgᵀ · x · lh to `out`; `scratch` of the same size. */
+static void in_metric(const struct factor *f, const double *x, double *scratch, double *out)
+{
+    size_t bytes = (size_t)f->rows * (size_t)f->cols * sizeof(double);
+
+    if (f->lg)
+        linalg_product(true, false, f->rows, f->cols, f->rows, f->lg, x, scratch);
+    else
+        memcpy(scratch, x, bytes);
+    if (f->lh)
+        linalg_product(false, false, f->rows, f->cols, f->cols, scratch, f->lh, out);
+    else
+        memcpy(out, scratch, bytes);
+}
+
+static int decompose(struct factor *f, struct err *err)
+{
+    int64_t size = (int64_t)f->rows * f->cols;
+    double *scratch = new_doubles(size), *inside = new_doubles(size);
+    int rc = -1;
+
+    f->u = new_doubles((int64_t)f->rows * f->rank);
+    f->vt = new_doubles((int64_t)f->rank * f->cols);
+    f->s = new_doubles(f->rank);
+    f->energy = new_doubles(f->rank);
+    if (!scratch || !inside || !f->u || !f->vt || !f->s || !f->energy) {
+        err_set(err, ERR_NO_MEMORY, "no memory to decompose a matrix of %d by %d", f->rows,
+                f->cols);
+        goto out;
+    }
+    in_metric(f, f->delta, scratch, inside);
+    if (linalg_svd(inside, f->rows, f->cols, f->u, f->s, f->vt, err))
+        goto out;
+    for (int32_t v = 0; v < f->rank; v++)
+        f->energy[v] = f->s[v] * f->s[v];
+    rc = 0;
+out:
+    free(inside);
+    free(scratch);
+    return rc;
+}
+
+int factor_open(struct factor **out, const float *delta, int32_t rows, int32_t cols,
+                const struct factor_statistics *statistics, struct err *err)
+{
+    struct factor *f = calloc(1, sizeof *f);
+
+    *out = NULL;
+    if (!f)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a matrix");
+    f->rows = rows;
+    f->cols = cols;
+    f->rank = rows < cols ? rows : cols;
+    f->delta = new_doubles((int64_t)rows * cols);
+    if (!f->delta) {
+        err_set(err, ERR_NO_MEMORY, "no memory for a matrix of %d by %d", rows, cols);
+        goto fail;
+    }
+    for (int64_t i = 0; i < (int64_t)rows * cols; i++) {
+        if (!isfinite(delta[i])) {
+            err_set(
+                err, ERR_INVALID,
+                "a weight has changed by %g: the training has diverged, lower the learning rate",
+                (double)delta[i]);
+            goto fail;
+        }
+        f->delta[i] = (double)delta[i];
+    }
+    if (open_metric(f, statistics, err) || decompose(f, err))
+        goto fail;
+    *out = f;
+    return 0;
+fail:
+    factor_free(f);
+    return -1;
+}
+
+void factor_free(struct factor *f)
+{
+    if (!f)
+        return;
+    free(f->energy);
+    free(f->vt);
+    free(f->s);
+    free(f->u);
+    free(f->lg);
+    free(f->lh);
+    free(f->h);
+    free(f->delta);
+    free(f);
+}
+
+int32_t factor_rank(const struct factor *factor)
+{
+    return factor->rank;
+}
+
+const double *factor_energy(const struct factor *factor)
+{
+    return factor->energy;
+}
+
+/* ------------------------------------------------------------------ bits */
+
+/* What a vector of this width adds to its matrix's bytes. */
+static double vector_bytes(const struct factor_matrix *m, int width)
+{
+    return width ? (double)(planes_bytes(m->rows, m->cols, 1, width) -
+                            planes_bytes(m->rows, m->cols, 0, 0))
+                 : 0;
+}
+
+static double kept(double energy, int width)
+{
+    double share = 1 - planes_loss(width); /* both sides lose it */
+
+    return energy * share * share;
+}
+
+/* Widths of one matrix at a price for each byte. */
+static void choose(const struct factor_matrix *m, double price)
+{
+    double bytes[PLANES_MAX_WIDTH + 1];
+
+    for (int w = 0; w <= PLANES_MAX_WIDTH; w++)
+        bytes[w] = vector_bytes(m, w);
+    for (int32_t v = 0; v < m->rank; v++) {
+        int best = 0;
+
+        for (int w = 1; w <= PLANES_MAX_WIDTH; w++)
+            if (kept(m->energy[v], w) - price * bytes[w] >
+                kept(m->energy[v], best) - price * bytes[best])
+                best = w;
+        m->width[v] = (uint8_t)best;
+    }
+}
+
+static int64_t bytes_of(const struct factor_matrix *m)
+{
+    int32_t rank = 0, planes = 0;
+
+    for (int32_t v = 0; v < m->rank; v++) {
+        rank += m->width[v] > 0;
+        planes += m->width[v];
+    }
+    return (int64_t)planes_bytes(m->rows, m->cols, rank, planes);
+}
+
+static int64_t bytes_at(const struct factor_matrix *matrix, int32_t count, double price)
+{
+    int64_t bytes = 0;
+
+    for (int32_t i = 0; i < count; i++) {
+        choose(&matrix[i], price);
+        bytes += bytes_of(&matrix[i]);
+    }
+    return bytes;
+}
+
+bool factor_allot(const struct factor_matrix *matrix, int32_t count, int64_t bytes, double *cost)
+{
+    double low = 1e-30, high = 1e30; /* energy for a byte: at `high` nothing is bought */
+    bool fits = bytes_at(matrix, count, high) <= bytes;
+
+    for (int i = 0; fits && i < 200; i++) {
+        double middle = sqrt(low * high);
+
+        if (bytes_at(matrix, count, middle) > bytes)
+            low = middle;
+        else
+            high = middle;
+    }
+    bytes_at(matrix, count, high);
+    *cost = 0;
+    for (int32_t i = 0; i < count; i++)
+        for (int32_t v = 0; v < matrix[i].rank; v++)
+            *cost += (matrix[i].energy[v] - kept(matrix[i].energy[v], matrix[i].width[v])) / 2;
+    return fits;
+}
+
+int64_t factor_bytes(const struct factor *f, const uint8_t *width)
+{
+    const struct factor_matrix m = {f->rows, f->cols, f->rank, f->energy,
+                                    (uint8_t *)(uintptr_t)width};
+
+    return bytes_of(&m);
+}
+
+/* ------------------------------------------------------------------ rounding */
+
+/* What is made of a factor: both sides of its `rank` vectors that have a width. */
+struct rounding {
+    const struct factor *f;
+    int32_t rank;
+    uint8_t *width;       /* [rank] */
+    double *right, *left; /* [rank, cols], [rank, rows]: what is rounded, then what came of it */
+    double *inner;        /* [rank, rank]: right · H · rightᵀ */
+    double *right_h;      /* [rank, cols]: right · H */
+    uint8_t *right_signs, *left_signs; /* [rank, cols], [rank, rows] */
+    float *right_scale, *left_scale;   /* [rank] */
+    float *row, *col;                  /* [rows], [cols] */
+};
+
+static int open_rounding(struct rounding *r, const struct factor *f, const uint8_t *width,
+                         struct err *err)
+{
+    int64_t rows = f->rows, cols = f->cols;
+
+    *r = (struct rounding){.f = f};
+    for (int32_t v = 0; v < f->rank; v++)
+        r->rank += width[v] > 0;
+    r->width = malloc((size_t)r->rank + 1);
+    r->right = new_doubles(r->rank * cols);
+    r->left = new_doubles(r->rank * rows);
+    r->inner = new_doubles((int64_t)r->rank * r->rank);
+    r->right_h = new_doubles(r->rank * cols);
+    r->right_signs = malloc((size_t)(r->rank * cols) + 1);
+    r->left_signs = malloc((size_t)(r->rank * rows) + 1);
+    r->right_scale = malloc((size_t)r->rank * sizeof(float) + 1);
+    r->left_scale = malloc((size_t)r->rank * sizeof(float) + 1);
+    r->row = malloc((size_t)rows * sizeof(float));
+    r->col = malloc((size_t)cols * sizeof(float));
+    if (!r->width || !r->right || !r->left || !r->inner || !r->right_h || !r->right_signs ||
+        !r->left_signs || !r->right_scale || !r->left_scale || !r->row || !r->col)
+        return err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", r->rank);
+    return 0;
+}
+
+static void close_rounding(struct rounding *r)
+{
+    free(r->width);
+    free(r->right);
+    free(r->left);
+    free(r->inner);
+    free(r->right_h);
+    free(r->right_signs);
+    free(r->left_signs);
+    free(r->right_scale);
+    free(r->left_scale);
+    free(r->row);
+    free(r->col);
+}
+
+/* Scales of vectors and of elements with x[v, i]² ≈ (vector_v · element_i)², as they can be stored.
+ * Elements' are at most 1. */
+static void find_scales(const double *x, int32_t rank, int32_t count, float *vector, float *element)
+{
+    float top = 0;
+
+    for (int32_t i = 0; i < count; i++)
+        element[i] = 1;
+    for (int turn = 0; turn < 5; turn++) {
+        for (int64_t v = 0; v < rank; v++) {
+            double sum = 0;
+
+            for (int64_t i = 0; i < count; i++) {
+                double value = x[v * count + i] / (double)element[i];
+
+                sum += value * value;
+            }
+            vector[v] = f16_to_f32(f32_to_f16((float)sqrt(sum / count)));
+        }
+        if (turn == 4)
+            return;
+        for (int64_t i = 0; i < count; i++) {
+            double sum = 1e-60;
+
+            for (int64_t v = 0; v < rank; v++) {
+                double value = vector[v] > 0 ? x[v * count + i] / (double)vector[v] : 0;
+
+                sum += value * value;
+            }
+            element[i] = (float)sqrt(sum / (rank > 0 ? rank : 1));
+        }
+        for (int32_t i = 0; i < count; i++)
+            top = fmaxf(i ? top : 0, element[i]);
+        for (int32_t i = 0; i < count; i++)
+            element[i] /= top;
+        planes_scales(element, count, &top);
+    }
+}
+
+/* Nearest value that can be stored; its signs. A scale of 0 stores 0 whatever the signs. */
+static double store(double x, float scale, int width, uint8_t *signs)
+{
+    float value = 0;
+
+    *signs = (uint8_t)planes_nearest(width, scale > 0 ? (float)(x / (double)scale) : 0, &value);
+    return (double)value * (double)scale;
+}
+
+/* The vectors that have a width, as the metric's singular vectors give them. */
+static void first_right(struct rounding *r, const uint8_t *width, double *turned)
+{
+    const struct factor *f = r->f;
+    int64_t cols = f->cols, at = 0;
+
+    for (int64_t v = 0; v < f->rank; v++) {
+        if (!width[v])
+            continue;
+        r->width[at] = width[v];
+        for (int64_t c = 0; c < cols; c++)
+            turned[c * r->rank + at] = sqrt(f->s[v]) * f->vt[v * cols + c];
+        at++;
+    }
+    if (f->lh)
+        linalg_solve_lower(f->lh, f->cols, true, turned, r->rank);
+    for (int64_t v = 0; v < r->rank; v++)
+        for (int64_t c = 0; c < cols; c++)
+            r->right[v * cols + c] = turned[c * r->rank + v];
+}
+
+/* Column by column; what a column loses is made good by those behind it. */
+static void round_right(struct rounding *r, const double *feedback)
+{
+    int64_t cols = r->f->cols;
+
+    find_scales(r->right, r->rank, r->f->cols, r->right_scale, r->col);
+    for (int64_t v = 0; v < r->rank; v++) {
+        double *x = r->right + v * cols;
+
+        for (int64_t c = 0; c < cols; c++) {
+            double was = x[c], wrong;
+
+            x[c] = store(was, r->right_scale[v] * r->col[c], r->width[v],
+                         &r->right_signs[v * cols + c]);
+            if (!feedback)
+                continue;
+            wrong = (was - x[c]) / feedback[c * cols + c];
+            for (int64_t i = c + 1; i < cols; i++)
+                x[i] -= wrong * feedback[c * cols + i];
+        }
+    }
+}
+
+/* left = delta · H · rightᵀ · inner⁻¹: the best there is to this right side. */
+static int fit_left(struct rounding *r, struct err *err)
+{
+    const struct factor *f = r->f;
+    int32_t rank = r->rank;
+    double mean = 0, *root;
+
+    if (f->h)
+        linalg_product(false, false, rank, f->cols, f->cols, r->right, f->h, r->right_h);
+    else
+        memcpy(r->right_h, r->right, (size_t)rank * (size_t)f->cols * sizeof(double));
+    linalg_product(false, true, rank, rank, f->cols, r->right_h, r->right, r->inner);
+    for (int64_t v = 0; v < rank; v++)
+        mean += r->inner[v * rank + v] / rank;
+    for (int64_t v = 0; v < rank; v++)
+        r->inner[v * rank + v] += 1e-5 * (mean > 0 ? mean : 1);
+    linalg_product(false, true, rank, f->rows, f->cols, r->right_h, f->delta, r->left);
+    root = new_doubles((int64_t)rank * rank);
+    if (!root)
+        return err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", rank);
+    memcpy(root, r->inner, (size_t)rank * (size_t)rank * sizeof *root);
+    if (linalg_cholesky(root, rank, err)) {
+        free(root);
+        return -1;
+    }
+    linalg_solve_lower(root, rank, false, r->left, f->rows);
+    linalg_solve_lower(root, rank, true, r->left, f->rows);
+    free(root);
+    return 0;
+}
+
+/* Vector by vector, likewise in the metric of `inner`, which becomes its feedback. */
+static int round_left(struct rounding *r, struct err *err)
+{
+    int64_t rows = r->f->rows, rank = r->rank;
+
+    if (linalg_feedback(r->inner, r->rank, err))
+        return -1;
+    find_scales(r->left, r->rank, r->f->rows, r->left_scale, r->row);
+    for (int64_t v = 0; v < rank; v++) {
+        const double *feedback = r->inner + v * rank;
+        double *x = r->left + v * rows;
+
+        for (int64_t i = 0; i < rows; i++) {
+            double was = x[i], wrong;
+
+            x[i] =
+                store(was, r->left_scale[v] * r->row[i], r->width[v], &r->left_signs[v * rows + i]);
+            wrong = (was - x[i]) / feedback[v];
+            for (int64_t k = v + 1; k < rank; k++)
+                r->left[k * rows + i] -= wrong * feedback[k];
+        }
+    }
+    return 0;
+}
+
+static int measure(const struct rounding *r, double *cost, struct err *err)
+{
+    const struct factor *f = r->f;
+    int64_t size = (int64_t)f->rows * f->cols;
+    double *wrong = new_doubles(size), *scratch = new_doubles(size), *inside = new_doubles(size);
+    int rc = -1;
+
+    *cost = 0;
+    if (wrong && scratch && inside) {
+        linalg_product(true, false, f->rows, f->cols, r->rank, r->left, r->right, wrong);
+        for (int64_t i = 0; i < size; i++)
+            wrong[i] = f->delta[i] - (r->rank > 0 ? wrong[i] : 0);
+        in_metric(f, wrong, scratch, inside);
+        for (int64_t i = 0; i < size; i++)
+            *cost += inside[i] * inside[i] / 2;
+        rc = 0;
+    } else {
+        err_set(err, ERR_NO_MEMORY, "no memory to measure a matrix of %d by %d", f->rows, f->cols);
+    }
+    free(inside);
+    free(scratch);
+    free(wrong);
+    return rc;
+}
+
+static int round_both(struct rounding *r, const uint8_t *width, struct err *err)
+{
+    const struct factor *f = r->f;
+    double *turned = new_doubles((int64_t)f->cols * r->rank), *feedback = NULL;
+    int rc = -1;
+
+    if (f->h)
+        feedback = new_doubles((int64_t)f->cols * f->cols);
+    if (!turned || (f->h && !feedback)) {
+        err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", r->rank);
+        goto out;
+    }
+    first_right(r, width, turned);
+    if (f->h) {
+        memcpy(feedback, f->h, (size_t)f->cols * (size_t)f->cols * sizeof *feedback);
+        if (linalg_feedback(feedback, f->cols, err))
+            goto out;
+    }
+    round_right(r, feedback);
+    if (fit_left(r, err) || round_left(r, err))
+        goto out;
+    rc = 0;
+out:
+    free(feedback);
+    free(turned);
+    return rc;
+}
+
+int factor_compress(const struct factor *f, const uint8_t *width, void *out, double *cost,
+                    struct err *err)
+{
+    struct rounding r;
+    int rc = -1;
+
+    if (open_rounding(&r, f, width, err))
+        goto out;
+    for (int32_t i = 0; i < f->rows; i++)
+        r.row[i] = 1;
+    for (int32_t i = 0; i < f->cols; i++)
+        r.col[i] = 1;
+    if ((r.rank > 0 && round_both(&r, width, err)) || measure(&r, cost, err))
+        goto out;
+    planes_write(&(struct planes){.rows = f->rows,
+                                  .cols = f->cols,
+                                  .rank = r.rank,
+                                  .width = r.width,
+                                  .left = r.left_scale,
+                                  .right = r.right_scale,
+                                  .row = r.row,
+                                  .col = r.col,
+                                  .left_signs = r.left_signs,
+                                  .right_signs = r.right_signs},
+                 out);
+    rc = 0;
+out:
+    close_rounding(&r);
+    return rc;
+}

@@ -1,0 +1,398 @@
+/* Linear algebra of the codecs, planes of signs, and a matrix's way through them: decomposed in a
+ * metric, given bits, rounded, and back. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/base/rng.h"
+#include "engine/codec/factor.h"
+#include "engine/codec/linalg.h"
+#include "engine/codec/planes.h"
+
+#define ROWS 40
+#define COLS 72
+#define RANK ROWS
+
+static double uniform(uint64_t stream, int64_t i)
+{
+    return 2 * rng_unit_at(77, stream, (uint64_t)i) - 1;
+}
+
+static void must(int rc, const struct err *err)
+{
+    if (rc)
+        fail_msg("%s", err->message);
+}
+
+/* x·xᵀ of random vectors whose sizes differ by far, [n, n]. */
+static float *second_moment(int32_t n, uint64_t stream)
+{
+    float *a = calloc((size_t)n * (size_t)n, sizeof *a);
+
+    assert_non_null(a);
+    for (int64_t k = 0; k < 3 * n; k++) {
+        double x[COLS], common = uniform(stream, 100000 + k);
+
+        for (int64_t i = 0; i < n; i++)
+            x[i] = (uniform(stream, k * n + i) + common) * (i % 7 == 0 ? 6 : 0.3);
+        for (int64_t i = 0; i < n; i++)
+            for (int64_t j = 0; j < n; j++)
+                a[i * n + j] += (float)(x[i] * x[j] / (3 * n));
+    }
+    return a;
+}
+
+/* A difference whose singular values fall. */
+static float *difference(uint64_t stream)
+{
+    float *d = calloc(ROWS * COLS, sizeof *d);
+
+    assert_non_null(d);
+    for (int64_t v = 0; v < RANK; v++)
+        for (int64_t i = 0; i < ROWS; i++)
+            for (int64_t j = 0; j < COLS; j++)
+                d[i * COLS + j] +=
+                    (float)(0.02 * pow(0.8, (double)v) * uniform(stream, v * 1000 + i) *
+                            uniform(stream + 1, v * 1000 + j));
+    return d;
+}
+
+/* ------------------------------------------------------------------ linear algebra */
+
+static void svd_of(int32_t m, int32_t n)
+{
+    int32_t r = m < n ? m : n;
+    double *a = malloc((size_t)(m * n) * sizeof *a), *u = malloc((size_t)(m * r) * sizeof *u);
+    double *vt = malloc((size_t)(r * n) * sizeof *vt), *s = malloc((size_t)r * sizeof *s);
+    struct err err = {0};
+
+    assert_true(a && u && vt && s);
+    for (int64_t i = 0; i < m * n; i++)
+        a[i] = uniform(1, i);
+    must(linalg_svd(a, m, n, u, s, vt, &err), &err);
+    for (int32_t v = 1; v < r; v++)
+        assert_true(s[v] >= 0 && s[v] <= s[v - 1]);
+    for (int64_t i = 0; i < m; i++)
+        for (int64_t j = 0; j < n; j++) {
+            double sum = 0;
+
+            for (int64_t v = 0; v < r; v++)
+                sum += u[i * r + v] * s[v] * vt[v * n + j];
+            assert_true(fabs(sum - a[i * n + j]) < 1e-10);
+        }
+    for (int64_t v = 0; v < r; v++)
+        for (int64_t w = 0; w < r; w++) {
+            double left = 0, right = 0;
+
+            for (int64_t i = 0; i < m; i++)
+                left += u[i * r + v] * u[i * r + w];
+            for (int64_t j = 0; j < n; j++)
+                right += vt[v * n + j] * vt[w * n + j];
+            assert_true(fabs(left - (v == w)) < 1e-8 && fabs(right - (v == w)) < 1e-8);
+        }
+    free(s);
+    free(vt);
+    free(u);
+    free(a);
+}
+
+static void test_svd(void **state)
+{
+    svd_of(7, 19);
+    svd_of(23, 9);
+    svd_of(1, 5);
+    svd_of(5, 1);
+}
+
+static void test_feedback(void **state)
+{
+    enum { N = 24 };
+    float *a = second_moment(N, 3);
+    double u[N * N], l[N * N], bad[4] = {1, 2, 2, 1};
+    struct err err = {0};
+
+    for (int i = 0; i < N * N; i++)
+        l[i] = u[i] = (double)a[i] + (i % (N + 1) == 0);
+    must(linalg_feedback(u, N, &err), &err);
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < N; j++) { /* uᵀ·u·a = 1 */
+            double sum = 0;
+
+            for (int p = 0; p < N; p++)
+                for (int q = 0; q < N; q++)
+                    sum += u[p * N + i] * u[p * N + q] * ((double)a[q * N + j] + (q == j));
+            assert_true(fabs(sum - (i == j)) < 1e-8);
+            assert_true(j >= i || u[i * N + j] == 0);
+        }
+    must(linalg_cholesky(l, N, &err), &err);
+    assert_int_equal(linalg_cholesky(bad, 2, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    free(a);
+}
+
+/* ------------------------------------------------------------------ planes */
+
+/* The nearest sum of signs, and what a Gaussian loses by it. */
+static void test_levels(void **state)
+{
+    for (int width = 1; width <= PLANES_MAX_WIDTH; width++) {
+        const float *c = planes_coefficients(width);
+        double lost = 0, weight = 0;
+
+        for (int i = -500; i <= 500; i++) {
+            float x = (float)i / 100, value, best = INFINITY;
+            double density = exp(-(double)x * (double)x / 2);
+            unsigned signs = planes_nearest(width, x, &value);
+            float sum = 0;
+
+            for (unsigned all = 0; all < 1u << width; all++) {
+                float level = 0;
+
+                for (int k = 0; k < width; k++)
+                    level += all >> k & 1 ? c[k] : -c[k];
+                best = fminf(best, fabsf(x - level));
+            }
+            for (int k = 0; k < width; k++)
+                sum += signs >> k & 1 ? c[k] : -c[k];
+            assert_true(fabsf(sum - value) < 1e-5f);
+            /* Width 8's two largest overlap: the search may miss by a little. */
+            assert_true(fabsf(x - value) <= best + (width == 8 ? 0.02f : 1e-5f));
+            lost += density * (double)((x - value) * (x - value));
+            weight += density;
+        }
+        assert_true(fabs(lost / weight / planes_loss(width) - 1) < 0.1);
+    }
+}
+
+/* ------------------------------------------------------------------ the whole way */
+
+struct made {
+    struct factor *factor;
+    uint8_t width[RANK];
+    char *bytes;
+    int64_t size;
+    double allotted, cost;
+};
+
+static void make(struct made *m, const float *delta, const struct factor_statistics *s,
+                 int64_t budget)
+{
+    struct err err = {0};
+
+    must(factor_open(&m->factor, delta, ROWS, COLS, s, &err), &err);
+    assert_int_equal(factor_rank(m->factor), RANK);
+    assert_true(
+        factor_allot(&(struct factor_matrix){ROWS, COLS, RANK, factor_energy(m->factor), m->width},
+                     1, budget, &m->allotted));
+    m->size = factor_bytes(m->factor, m->width);
+    assert_true(m->size <= budget);
+    m->bytes = malloc((size_t)m->size);
+    assert_non_null(m->bytes);
+    must(factor_compress(m->factor, m->width, m->bytes, &m->cost, &err), &err);
+    must(planes_accept(m->bytes, (size_t)m->size, ROWS, COLS, &err), &err);
+}
+
+static void unmake(struct made *m)
+{
+    factor_free(m->factor);
+    free(m->bytes);
+}
+
+/* ½·tr(G·E·H·Eᵀ) of the difference and what the bytes expand to, with the damping. */
+static double cost_of(const float *delta, const struct factor_statistics *s, const char *bytes)
+{
+    static float expanded[ROWS * COLS];
+    static double ge[ROWS * COLS];
+    double cost = 0, mean_h = 0, mean_g = 0;
+    struct err err = {0};
+
+    must(planes_expand(bytes, ROWS, COLS, expanded, &err), &err);
+    for (int i = 0; i < COLS; i++)
+        mean_h += (double)s->h[i * COLS + i] / COLS;
+    for (int i = 0; i < ROWS; i++)
+        mean_g += (double)s->g[i * ROWS + i] / ROWS;
+    for (int i = 0; i < ROWS * COLS; i++)
+        expanded[i] = delta[i] - expanded[i];
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLS; j++) {
+            ge[i * COLS + j] = FACTOR_DAMPING * mean_g * (double)expanded[i * COLS + j];
+            for (int k = 0; k < ROWS; k++)
+                ge[i * COLS + j] += (double)s->g[i * ROWS + k] * (double)expanded[k * COLS + j];
+        }
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLS; j++) {
+            double eh = FACTOR_DAMPING * mean_h * (double)expanded[i * COLS + j];
+
+            for (int k = 0; k < COLS; k++)
+                eh += (double)expanded[i * COLS + k] * (double)s->h[k * COLS + j];
+            cost += ge[i * COLS + j] * eh / 2;
+        }
+    return cost;
+}
+
+/* In the metric less is lost than without it, at the same bytes; the more bytes, the less; and the
+ * cost is that of what a reader gets. */
+static void test_the_metric_pays(void **state)
+{
+    float *delta = difference(5), *h = second_moment(COLS, 8), *g = second_moment(ROWS, 9);
+    const struct factor_statistics s = {h, g};
+    double before = INFINITY;
+
+    for (int64_t budget = 600; budget <= 2400; budget *= 2) {
+        struct made with = {0}, without = {0};
+        double plain;
+
+        make(&with, delta, &s, budget);
+        make(&without, delta, NULL, budget);
+        plain = cost_of(delta, &s, without.bytes);
+        assert_true(fabs(cost_of(delta, &s, with.bytes) / with.cost - 1) < 1e-3);
+        assert_true(with.cost < 0.7 * plain && with.cost < before);
+        assert_true(with.cost < 2 * with.allotted && with.cost > 0.1 * with.allotted);
+        before = with.cost;
+        unmake(&with);
+        unmake(&without);
+    }
+    free(g);
+    free(h);
+    free(delta);
+}
+
+/* A budget over several matrices is used up, and goes to those that matter. */
+static void test_a_budget_is_met(void **state)
+{
+    double strong[200], weak[200], cost, nothing;
+    uint8_t strong_width[200], weak_width[200];
+    const struct factor_matrix matrix[] = {{512, 200, 200, strong, strong_width},
+                                           {512, 200, 200, weak, weak_width}};
+    int64_t bytes = 0, sum[2] = {0};
+
+    for (int v = 0; v < 200; v++) {
+        strong[v] = pow(0.98, v);
+        weak[v] = 0.01 * pow(0.98, v);
+    }
+    assert_true(factor_allot(matrix, 2, 20000, &cost));
+    for (int m = 0; m < 2; m++) {
+        int32_t rank = 0, planes = 0;
+
+        for (int v = 0; v < 200; v++) {
+            rank += matrix[m].width[v] > 0;
+            planes += matrix[m].width[v];
+            assert_true(v == 0 || matrix[m].width[v] <= matrix[m].width[v - 1]);
+        }
+        sum[m] = planes;
+        bytes += (int64_t)planes_bytes(512, 200, rank, planes);
+    }
+    assert_true(bytes <= 20000 && bytes > 19800);
+    assert_true(sum[0] > 3 * sum[1] && cost > 0);
+    assert_false(factor_allot(matrix, 2, 100, &nothing)); /* not even the scales of rows fit */
+    assert_int_equal(strong_width[0], 0);
+    assert_true(nothing > cost);
+}
+
+static void test_a_view_is_what_is_expanded(void **state)
+{
+    float *delta = difference(6), expanded[ROWS * COLS];
+    struct delta_tensor view;
+    struct made m = {0};
+    struct err err = {0};
+    void *memory;
+    double error = 0, size = 0;
+
+    make(&m, delta, NULL, 3000);
+    must(planes_view(m.bytes, ROWS, COLS, &view, &memory, &err), &err);
+    must(planes_expand(m.bytes, ROWS, COLS, expanded, &err), &err);
+    for (int i = 0; i < ROWS; i++)
+        for (int j = 0; j < COLS; j++) {
+            const struct delta_planes *p = &view.planes;
+            double sum = 0;
+
+            for (int32_t first = 0; first < p->planes;) {
+                double left = 0, right = 0;
+                int32_t k = first;
+
+                for (; k < p->planes && p->vector[k] == p->vector[first]; k++) {
+                    bool l = p->left_bits[i * ((p->planes + 31) / 32) + k / 32] >> (k % 32) & 1;
+                    bool r = p->right_bits[k * ((COLS + 31) / 32) + j / 32] >> (j % 32) & 1;
+
+                    left += (double)(l ? p->left_scale[k] : -p->left_scale[k]);
+                    right += (double)(r ? p->right_scale[k] : -p->right_scale[k]);
+                }
+                sum += left * right;
+                first = k;
+            }
+            sum *= (double)p->row_scale[i] * (double)p->col_scale[j];
+            assert_true(fabs(sum - (double)expanded[i * COLS + j]) < 1e-6);
+            error += pow((double)delta[i * COLS + j] - sum, 2);
+            size += pow((double)delta[i * COLS + j], 2);
+        }
+    assert_true(sqrt(error / size) < 0.2);
+    free(memory);
+    unmake(&m);
+    free(delta);
+}
+
+/* Zeros have nothing to store; what is no number is refused. */
+static void test_edges(void **state)
+{
+    float delta[ROWS * COLS] = {0}, expanded[ROWS * COLS];
+    struct made m = {0};
+    struct err err = {0};
+
+    make(&m, delta, NULL, 4000);
+    must(planes_expand(m.bytes, ROWS, COLS, expanded, &err), &err);
+    assert_memory_equal(expanded, delta, sizeof delta);
+    assert_true(m.cost == 0);
+    unmake(&m);
+    delta[7] = NAN;
+    assert_int_equal(factor_open(&m.factor, delta, ROWS, COLS, NULL, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+}
+
+/* Whatever a byte is changed to, the bytes are refused or can be read. */
+static void test_hostile_bytes(void **state)
+{
+    float *delta = difference(6), expanded[ROWS * COLS];
+    struct made m = {0};
+    struct err err = {0};
+    int refused = 0;
+
+    make(&m, delta, NULL, 900);
+    for (int64_t i = 0; i < m.size && i < 400; i++)
+        for (int flip = 1; flip < 256; flip *= 2) {
+            m.bytes[i] ^= (char)flip;
+            err_clear(&err);
+            if (planes_accept(m.bytes, (size_t)m.size, ROWS, COLS, &err))
+                refused++;
+            else
+                must(planes_expand(m.bytes, ROWS, COLS, expanded, &err), &err);
+            m.bytes[i] ^= (char)flip;
+        }
+    assert_true(refused > 64);
+    for (int64_t size = 0; size < m.size; size++)
+        assert_int_equal(planes_accept(m.bytes, (size_t)size, ROWS, COLS, &err), -1);
+    assert_int_equal(planes_accept(m.bytes, (size_t)m.size, ROWS + 64, COLS, &err), -1);
+    unmake(&m);
+    free(delta);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_svd),
+        cmocka_unit_test(test_feedback),
+        cmocka_unit_test(test_levels),
+        cmocka_unit_test(test_the_metric_pays),
+        cmocka_unit_test(test_a_budget_is_met),
+        cmocka_unit_test(test_a_view_is_what_is_expanded),
+        cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_hostile_bytes),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
