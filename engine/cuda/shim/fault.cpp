@@ -1,8 +1,10 @@
 #include "engine/cuda/shim/fault.h"
 
+#include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <map>
 #include <string>
 #include <unistd.h>
@@ -152,6 +154,8 @@ __attribute__((destructor)) static void write_counts(void)
         fprintf(stderr, "shim: GRAFT_SHIM_COUNTS: %s can not be written\n", path);
         return;
     }
+    fprintf(file, "program %s\nseconds %.2f\n", program_invocation_name,
+            (double)clock() / CLOCKS_PER_SEC);
     for (int i = 0; i < SHIM_FAULT_COUNT; i++)
         fprintf(file, "%s %lld\n", fault_name[i], (long long)state.counted[i]);
     for (const auto &kernel : state.launches)

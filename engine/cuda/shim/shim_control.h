@@ -49,8 +49,9 @@ SHIM_EXPORT int64_t shim_counted(enum shim_fault fault);
  *   GRAFT_SHIM_FAULT=alloc:17:/path/token   strikes only where this file can be removed then: so
  *                                           once, whatever number of processes is started again
  *   GRAFT_SHIM_MEMORY=67108864              bytes that a device has (1 GiB)
- *   GRAFT_SHIM_COUNTS=/folder               a process that ends writes /folder/PID: lines "alloc
- * N", "launch N", … and "kernel NAME N" for each launched
+ *   GRAFT_SHIM_COUNTS=/folder               a process that ends writes /folder/PID: lines "program
+ * PATH", "seconds S" (of its processor), "alloc N", "launch N", …, "kernel NAME N" for each
+ * launched, "barrier FILE:LINE" for each reached
  *
  * A value that is not understood ends the process with a message. */
 
