@@ -221,8 +221,11 @@ static void test_counts_are_written(void **state)
     assert_int_equal(pclose(pipe), 0);
     line = strstr(out, "kernel mma_kernel 1\n");
     assert_non_null(line);
-    assert_memory_equal(out, "alloc ", 6);
-    assert_true(atoi(out + 6) >= 6);
+    line = strstr(out, "\nalloc ");
+    assert_non_null(line);
+    assert_true(atoi(line + strlen("\nalloc ")) >= 6);
+    assert_memory_equal(out, "program ", 8);
+    assert_non_null(strstr(out, "test_cuda_shim\nseconds "));
 }
 
 int main(int argc, char **argv)
