@@ -1,6 +1,6 @@
 /* backend.h: what a device must be able to do: the fused stages of a Llama-family layer, forward
- * and backward, the optimizer's update, and memory. One table of functions, filled by engine/cpu/
- * and engine/cuda/; only backend.c knows who they are.
+ * and backward, the optimizer's update, statistics for compression, and memory. One table of
+ * functions, filled by engine/cpu/ and engine/cuda/; only backend.c knows who they are.
  *
  * The contract, stated once:
  * - Forward operations and operations on activations write (`=`); gradients of parameters are
@@ -312,6 +312,17 @@ struct embed_backward_args {
     struct tensor d_embed; /* [V, D] += */
 };
 
+/* ------------------------------------------------------------------ statistics */
+
+/* Second moments of rows: out += Σ_r weight_r · x_r·x_rᵀ, over a linear layer's inputs or the
+ * gradients at its outputs: what a change of its weights costs (engine/codec/factor.h). */
+struct gram_args {
+    struct tensor x;      /* [T, n] */
+    struct tensor weight; /* F32 [T]; absent: 1 */
+    struct tensor scaled; /* [T, n] scratch, where there is a weight */
+    struct tensor out;    /* F32 [n, n] += */
+};
+
 /* ------------------------------------------------------------------ optimizer */
 
 /* What stages read is `w`, or `copy` where there is one. */
@@ -386,6 +397,8 @@ struct backend_ops {
     void (*attention_backward)(struct backend *, const struct attention_backward_args *);
     void (*attn_in_backward)(struct backend *, const struct attn_in_backward_args *);
     void (*embed_backward)(struct backend *, const struct embed_backward_args *);
+
+    void (*gram)(struct backend *, const struct gram_args *);
 
     void (*gradient_norm)(struct backend *, const struct gradient_norm_args *);
     void (*adamw)(struct backend *, const struct adamw_args *);

@@ -12,6 +12,7 @@
  *   cpu_backward.c    their gradients
  *   cpu_loss.c        head and cross-entropy in chunks
  *   cpu_optimizer.c   gradient norm and AdamW
+ *   cpu_statistics.c  second moments, for compression
  *   cpu_bf16.c        precision BF16: the table around these stages
  *
  * Work is cut into tasks by shape alone, never by the number of threads. */
@@ -186,6 +187,7 @@ void cpu_mlp_backward(struct backend *, const struct mlp_backward_args *);
 void cpu_attn_out_backward(struct backend *, const struct attn_out_backward_args *);
 void cpu_attention_backward(struct backend *, const struct attention_backward_args *);
 void cpu_attn_in_backward(struct backend *, const struct attn_in_backward_args *);
+void cpu_gram(struct backend *, const struct gram_args *);
 void cpu_gradient_norm(struct backend *, const struct gradient_norm_args *);
 void cpu_adamw(struct backend *, const struct adamw_args *);
 

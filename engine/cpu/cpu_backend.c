@@ -268,6 +268,7 @@ static const struct backend_ops cpu_table = {
     .attention_backward = cpu_attention_backward,
     .attn_in_backward = cpu_attn_in_backward,
     .embed_backward = cpu_embed_backward,
+    .gram = cpu_gram,
     .gradient_norm = cpu_gradient_norm,
     .adamw = cpu_adamw,
 };

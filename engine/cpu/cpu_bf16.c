@@ -422,8 +422,24 @@ static void embed_backward(struct backend *backend, const struct embed_backward_
         cpu_embed_backward(backend, &w);
 }
 
+/* ------------------------------------------------------------------ statistics */
+
+static void gram(struct backend *backend, const struct gram_args *a)
+{
+    struct cpu *cpu = cpu_of(backend);
+    struct gram_args w = *a;
+
+    if (!enter(cpu))
+        return;
+    w.x = widen(cpu, &a->x);
+    w.scaled = make(cpu, &a->scaled);
+    if (!err_is_set(&cpu->failure))
+        cpu_gram(backend, &w);
+}
+
 void cpu_bf16_table(struct backend_ops *ops)
 {
+    ops->gram = gram;
     ops->begin = begin;
     ops->embed = embed;
     ops->attn_in = attn_in;

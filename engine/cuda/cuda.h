@@ -15,6 +15,7 @@
  *   cuda_sample.cu        from logits to tokens
  *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
  *   cuda_optimizer.cu     norm of the gradients, AdamW
+ *   cuda_statistics.cu    second moments, for compression
  *   cuda_delta.cu, .cuh   packed deltas
  *   cuda_bench.cu         what the device can do at best
  *   cuda_attention*.cu    attention, forward and backward; _mma: on tensor cores
@@ -159,6 +160,7 @@ void cuda_head_loss(struct backend *, const struct head_loss_args *);
 void cuda_mlp_backward(struct backend *, const struct mlp_backward_args *);
 void cuda_attn_out_backward(struct backend *, const struct attn_out_backward_args *);
 void cuda_attn_in_backward(struct backend *, const struct attn_in_backward_args *);
+void cuda_gram(struct backend *, const struct gram_args *);
 void cuda_gradient_norm(struct backend *, const struct gradient_norm_args *);
 void cuda_adamw(struct backend *, const struct adamw_args *);
 

@@ -399,6 +399,7 @@ static struct backend_ops make_table()
     ops.mlp_backward = cuda_mlp_backward;
     ops.attn_out_backward = cuda_attn_out_backward;
     ops.attn_in_backward = cuda_attn_in_backward;
+    ops.gram = cuda_gram;
     ops.gradient_norm = cuda_gradient_norm;
     ops.adamw = cuda_adamw;
     ops.attention = cuda_attention;
