@@ -74,13 +74,125 @@ static int place_dense(struct device *device, struct packed_delta *packed,
     return 0;
 }
 
+/* ------------------------------------------------------------------ factors */
+
+static bool sign_at(const uint32_t *bits, int64_t words, int64_t row, int64_t bit)
+{
+    return bits[row * words + bit / 32] >> bit % 32 & 1;
+}
+
+static void add_outer(const float *left, const float *right, int32_t rows, int32_t cols, float *to)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++)
+            to[r * cols + c] += left[r] * right[c];
+}
+
+static void expand_planes(const struct delta_tensor *delta, float *left, float *right, float *to)
+{
+    const struct delta_planes *p = &delta->planes;
+
+    for (int32_t first = 0, next; first < p->planes; first = next) {
+        for (next = first; next < p->planes && p->vector[next] == p->vector[first];)
+            next++;
+        memset(left, 0, (size_t)delta->rows * sizeof *left);
+        memset(right, 0, (size_t)delta->cols * sizeof *right);
+        for (int32_t plane = first; plane < next; plane++) {
+            float ls = p->left_scale[plane], rs = p->right_scale[plane];
+
+            for (int32_t r = 0; r < delta->rows; r++)
+                left[r] += sign_at(p->left_bits, ceil_div(p->planes, 32), r, plane) ? ls : -ls;
+            for (int32_t c = 0; c < delta->cols; c++)
+                right[c] += sign_at(p->right_bits, ceil_div(delta->cols, 32), plane, c) ? rs : -rs;
+        }
+        for (int32_t r = 0; r < delta->rows; r++)
+            left[r] *= p->row_scale[r];
+        for (int32_t c = 0; c < delta->cols; c++)
+            right[c] *= p->col_scale[c];
+        add_outer(left, right, delta->rows, delta->cols, to);
+    }
+}
+
+static void expand_factors(const struct delta_tensor *delta, float *left, float *right, float *to)
+{
+    const struct delta_factors *f = &delta->factors;
+    int64_t rank = f->right.shape[0];
+
+    for (int64_t v = 0; v < rank; v++) {
+        for (int64_t r = 0; r < delta->rows; r++)
+            tensor_to_f32(&f->left, r * rank + v, 1, left + r);
+        tensor_to_f32(&f->right, v * delta->cols, delta->cols, right);
+        add_outer(left, right, delta->rows, delta->cols, to);
+    }
+}
+
+/* Factored differences have no kernel of their own yet: they are expanded once, when they are
+ * packed, to the precision, and served as dense ones are. Right, and sixteen times the memory. */
+static int place_expanded(struct cuda *cuda, struct packed_delta *packed,
+                          const struct delta_tensor *delta, struct err *err)
+{
+    int64_t count = (int64_t)delta->rows * delta->cols;
+    float *value = (float *)calloc((size_t)count, sizeof *value);
+    float *left = (float *)malloc((size_t)delta->rows * sizeof *left);
+    float *right = (float *)malloc((size_t)delta->cols * sizeof *right);
+    struct delta_tensor dense = *delta;
+    int status = -1;
+
+    if (!value || !left || !right) {
+        err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows, delta->cols);
+        goto out;
+    }
+    if (delta->kind == DELTA_PLANES)
+        expand_planes(delta, left, right, value);
+    else
+        expand_factors(delta, left, right, value);
+    if (cuda->activation == DTYPE_BF16) /* in place: a half lies in front of what is still read */
+        for (int64_t i = 0; i < count; i++) {
+            uint16_t half = f32_to_bf16(value[i]);
+
+            memcpy((char *)value + i * 2, &half, sizeof half);
+        }
+    dense.dense = tensor_view(value, cuda->activation, 1, &count);
+    status = place_dense(cuda->device, packed, &dense, err);
+out:
+    free(right);
+    free(left);
+    free(value);
+    return status;
+}
+
+static int check_factors(const struct delta_tensor *delta, struct err *err)
+{
+    const struct tensor *left = &delta->factors.left, *right = &delta->factors.right;
+
+    if (left->rank != 2 || right->rank != 2 || left->shape[0] != delta->rows ||
+        right->shape[1] != delta->cols || left->shape[1] != right->shape[0] ||
+        left->dtype > DTYPE_F16 || right->dtype > DTYPE_F16)
+        return err_set(err, ERR_INVALID, "delta: factors that do not fit a matrix of %d by %d",
+                       delta->rows, delta->cols);
+    return 0;
+}
+
+static int check_planes(const struct delta_tensor *delta, struct err *err)
+{
+    const struct delta_planes *p = &delta->planes;
+
+    for (int32_t i = 0; i < p->planes; i++)
+        if (p->vector[i] < 0 || p->vector[i] >= p->rank ||
+            (i > 0 && p->vector[i] < p->vector[i - 1]))
+            return err_set(err, ERR_INVALID, "delta: plane %d belongs to vector %d of %d", i,
+                           p->vector[i], p->rank);
+    return 0;
+}
+
 static int check(const struct delta_tensor *delta, struct err *err)
 {
     if (delta->rows < 1 || delta->cols < 1)
         return err_set(err, ERR_INVALID, "delta: a matrix of %d by %d", delta->rows, delta->cols);
-    if (delta->kind != DELTA_SIGN && delta->kind != DELTA_DENSE)
-        return err_set(err, ERR_UNAVAILABLE,
-                       "delta: the CUDA backend has no product for factored differences");
+    if (delta->kind == DELTA_FACTORS)
+        return check_factors(delta, err);
+    if (delta->kind == DELTA_PLANES)
+        return check_planes(delta, err);
     if (delta->kind == DELTA_SIGN && delta->scale_count != 1 && delta->scale_count != delta->rows)
         return err_set(err, ERR_INVALID, "delta: %d scales for %d rows", delta->scale_count,
                        delta->rows);
@@ -93,8 +205,9 @@ static int check(const struct delta_tensor *delta, struct err *err)
 int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
                     struct packed_delta **out, struct err *err)
 {
-    struct device *device = cuda_of(backend)->device;
+    struct cuda *cuda = cuda_of(backend);
     struct packed_delta *packed;
+    int status;
 
     *out = nullptr;
     if (check(delta, err))
@@ -104,8 +217,13 @@ int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
         return err_set(err, ERR_NO_MEMORY, "no memory for a delta");
     packed->view.rows = delta->rows;
     packed->view.cols = delta->cols;
-    if (delta->kind == DELTA_SIGN ? place_signs(device, packed, delta, err)
-                                  : place_dense(device, packed, delta, err)) {
+    if (delta->kind == DELTA_SIGN)
+        status = place_signs(cuda->device, packed, delta, err);
+    else if (delta->kind == DELTA_DENSE)
+        status = place_dense(cuda->device, packed, delta, err);
+    else
+        status = place_expanded(cuda, packed, delta, err);
+    if (status) {
         cuda_delta_free(backend, packed);
         return -1;
     }

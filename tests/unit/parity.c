@@ -222,32 +222,85 @@ struct parity_adapters {
     int32_t deltas;
 };
 
-/* One delta on both sides: signs with one scale or many, or dense, by turns. */
+#define DELTA_RANK 5
+#define DELTA_PLANES_OF 9 /* planes of those vectors: 3, 1, 2, 1, 2 */
+
+/* Random memory that a delta of any kind may point into. */
+struct delta_source {
+    uint32_t *bits, *more_bits;
+    float *scale, *value, *row, *col;
+    int32_t vector[DELTA_PLANES_OF];
+};
+
+static void fill(struct parity *p, uint64_t stream, struct delta_source *s, int32_t rows,
+                 int32_t cols)
+{
+    const int32_t vector[DELTA_PLANES_OF] = {0, 0, 0, 1, 2, 2, 3, 4, 4};
+    int32_t most = (rows > cols ? rows : cols) + DELTA_PLANES_OF;
+    int32_t words = most * ((most + 31) / 32);
+
+    memcpy(s->vector, vector, sizeof vector);
+    s->bits = malloc((size_t)words * sizeof *s->bits);
+    s->more_bits = malloc((size_t)words * sizeof *s->more_bits);
+    s->scale = malloc((size_t)most * sizeof *s->scale);
+    s->row = malloc((size_t)most * sizeof *s->row);
+    s->col = malloc((size_t)most * sizeof *s->col);
+    s->value = malloc((size_t)rows * (size_t)cols * sizeof *s->value + (size_t)most * 80);
+    assert_true(s->bits && s->more_bits && s->scale && s->row && s->col && s->value);
+    for (int32_t i = 0; i < words; i++) {
+        s->bits[i] = (uint32_t)rng_at(SEED, stream, (uint64_t)i);
+        s->more_bits[i] = (uint32_t)rng_at(SEED, stream, (uint64_t)(words + i));
+    }
+    for (int32_t i = 0; i < most; i++) {
+        s->scale[i] = 0.03f * (1.5f + uniform(p->shape.seed, stream, i));
+        s->row[i] = 1.5f + uniform(p->shape.seed, stream, 1000 + i);
+        s->col[i] = 1.5f + uniform(p->shape.seed, stream, 2000 + i);
+    }
+    for (int32_t i = 0; i < rows * cols + 20 * most; i++)
+        s->value[i] = 0.05f * uniform(p->shape.seed, stream, i);
+}
+
+/* Signs with one scale or many, dense, planes, factors: by turns. */
+static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t turn, int32_t rows,
+                                         int32_t cols)
+{
+    struct delta_tensor d = {.kind = DELTA_SIGN,
+                             .rows = rows,
+                             .cols = cols,
+                             .bits = s->bits,
+                             .scale = s->scale,
+                             .scale_count = turn == 1 ? rows : 1};
+
+    if (turn == 3) {
+        d.kind = DELTA_DENSE;
+        d.dense = tensor_view(s->value, DTYPE_F32, 2, (int64_t[]){rows, cols});
+    } else if (turn == 4) {
+        d.kind = DELTA_PLANES;
+        d.planes =
+            (struct delta_planes){DELTA_PLANES_OF, DELTA_RANK, s->vector, s->bits, s->more_bits,
+                                  s->scale,        s->scale,   s->row,    s->col};
+    } else if (turn == 5) {
+        d.kind = DELTA_FACTORS;
+        d.factors.left = tensor_view(s->value, DTYPE_F32, 2, (int64_t[]){rows, DELTA_RANK});
+        d.factors.right =
+            tensor_view(s->value + rows * DELTA_RANK, DTYPE_F32, 2, (int64_t[]){DELTA_RANK, cols});
+    }
+    return d;
+}
+
+/* One delta on both sides. */
 static void make_delta(struct parity *p, const struct packed_delta **out0,
                        const struct packed_delta **out1, int32_t rows, int32_t cols)
 {
     struct parity_adapters *a = p->adapters;
     uint64_t stream = ++p->streams;
-    int32_t words = (cols + 31) / 32, kind = (int32_t)(stream % 4);
-    struct delta_tensor d = {.kind = kind == 3 ? DELTA_DENSE : DELTA_SIGN,
-                             .rows = rows,
-                             .cols = cols,
-                             .scale_count = kind == 1 ? rows : 1};
-    uint32_t *bits = malloc((size_t)rows * (size_t)words * sizeof *bits);
-    float *scale = malloc((size_t)rows * sizeof *scale);
-    float *dense = malloc((size_t)rows * (size_t)cols * sizeof *dense);
+    struct delta_source source;
+    struct delta_tensor d;
     struct err err = {0};
 
-    assert_true(bits && scale && dense && a->deltas < MAX_DELTAS);
-    for (int32_t i = 0; i < rows * words; i++)
-        bits[i] = (uint32_t)rng_at(SEED, stream, (uint64_t)i);
-    for (int32_t i = 0; i < rows; i++)
-        scale[i] = 0.03f * (1.5f + uniform(p->shape.seed, stream, i));
-    for (int32_t i = 0; i < rows * cols; i++)
-        dense[i] = 0.05f * uniform(p->shape.seed, stream, i);
-    d.bits = bits;
-    d.scale = scale;
-    d.dense = tensor_view(dense, DTYPE_F32, 2, (int64_t[]){rows, cols});
+    assert_true(a->deltas < MAX_DELTAS);
+    fill(p, stream, &source, rows, cols);
+    d = delta_of_kind(&source, (int32_t)(stream % 6), rows, cols);
     for (int side = 0; side < 2; side++)
         if (p->backend[side]->ops->delta_pack(p->backend[side], &d, &a->delta[side][a->deltas],
                                               &err))
@@ -255,9 +308,12 @@ static void make_delta(struct parity *p, const struct packed_delta **out0,
     *out0 = a->delta[0][a->deltas];
     *out1 = a->delta[1][a->deltas];
     a->deltas++;
-    free(dense);
-    free(scale);
-    free(bits);
+    free(source.bits);
+    free(source.more_bits);
+    free(source.scale);
+    free(source.row);
+    free(source.col);
+    free(source.value);
 }
 
 /* Part of adapter tenant's layer: a delta for most matrices, a bias for some. */
