@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "server/api_compression.h"
+
 static json_t *text_or_null(const char *text)
 {
     return text && text[0] ? json_string(text) : json_null();
@@ -97,12 +99,13 @@ static json_t *delta_json(const struct job_delta *d)
 
 static json_t *graft_json(const struct job *job)
 {
-    return json_pack("{s:s, s:b, s:s, s:i, s:i, s:I, s:o, s:o, s:o}", "state",
+    return json_pack("{s:s, s:b, s:s, s:o, s:i, s:i, s:I, s:o, s:o, s:o, s:o}", "state",
                      job_state_text(job->state), "train_embeddings", (int)job->train_embeddings,
-                     "schedule", job->schedule, "step", (int)job->step, "total_steps",
+                     "schedule", job->schedule, "compression",
+                     api_compression_json(&job->compression), "step", (int)job->step, "total_steps",
                      (int)job->total_steps, "attempt", (json_int_t)job->attempt, "dataset",
                      dataset_json(&job->dataset), "recall", recall_json(&job->recall), "delta",
-                     delta_json(&job->delta));
+                     delta_json(&job->delta), "report", parsed_or_null(job->delta_report));
 }
 
 json_t *api_job_json(const struct job *job)

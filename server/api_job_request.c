@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "server/api_check.h"
+#include "server/api_compression.h"
 #include "server/field_table.h"
 
 #define MULTIPLIER_MAX 1000.0
@@ -91,9 +92,14 @@ static int read_extension(struct api_job_request *request, const json_t *graft, 
     const struct api_member embeddings = {graft, "train_embeddings", "graft.train_embeddings",
                                           false};
     const struct api_member schedule_member = {graft, "schedule", "graft.schedule", false};
+    const struct api_member compression_member = {graft, "compression", "graft.compression", false};
+    const json_t *compression = NULL;
     int schedule = 0;
     if (api_check_bool(&embeddings, &request->job.train_embeddings, err) < 0 ||
-        api_check_choice(&schedule_member, schedules, &schedule, err) < 0)
+        api_check_choice(&schedule_member, schedules, &schedule, err) < 0 ||
+        api_check_object(&compression_member, &compression, err) < 0 ||
+        api_compression_read(compression, compression_member.path, &request->job.compression, err) <
+            0)
         return -1;
     request->job.schedule = schedules[schedule];
     return keep_text(request, 1, graft, &request->job.extension, err);
@@ -131,6 +137,7 @@ int api_job_request_parse(struct api_job_request *request, const json_t *body, s
 {
     memset(request, 0, sizeof(*request));
     request->job.seed = -1;
+    request->job.compression.distill_steps = -1;
     const json_t *hyperparameters = NULL, *method = NULL, *metadata = NULL, *graft = NULL;
     const struct api_member objects[] = {
         {body, "hyperparameters", "hyperparameters", false},

@@ -56,6 +56,11 @@ static const struct field job_fields[] = {
     OURS("graft", "Graft's own settings"),
     OURS("graft.train_embeddings", "train embeddings and output head too (default false)"),
     OURS("graft.schedule", "learning rate after warm-up: \"linear\" (default) or \"cosine\""),
+    OURS("graft.compression", "how the difference to the base is compressed"),
+    OURS("graft.compression.codec", "default: the server's own; a name that it does not know is refused with the list"),
+    OURS("graft.compression.ratio", "16-bit bytes of the whole base over bytes of the file, 1 to 1024; default: the codec's own"),
+    OURS("graft.compression.max_kl", "instead of ratio: the smallest file whose measured KL, in nats per token, is not above it"),
+    OURS("graft.compression.distill_steps", "steps of distillation against the tuned model, 0 to 10000; default: the codec's own"),
 };
 
 static const struct field chat_fields[] = {

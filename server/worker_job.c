@@ -11,6 +11,7 @@
 #include "server/clock.h"
 #include "server/devices.h"
 #include "server/worker.h"
+#include "server/worker_report.h"
 #include "server/worker_run.h"
 #include "server/worker_watch.h"
 #include "storage/checkpoints.h"
@@ -215,9 +216,25 @@ static int measure_recall_if_it_fits(struct worker_run *r, struct err *err)
                                err);
 }
 
+/* Once: a resumed attempt compresses again, to the same bytes. */
+static int tell_report(struct worker_run *r, struct err *err)
+{
+    char *message = NULL;
+    int rc;
+
+    if (worker_report_format(&r->delta, &message, &r->delta_report, err) != 0)
+        return -1;
+    rc = worker_metrics_tell(
+        r->metrics,
+        &(struct event_new){.message = message, .data = r->delta_report, .key = "compressed"}, err);
+    free(message);
+    return rc;
+}
+
 static int commit(struct worker_run *r, struct err *err)
 {
     struct job_success success = {.artifact_sha256 = r->artifact_sha256,
+                                  .delta_report = r->delta_report,
                                   .recall = r->recall,
                                   .trained_tokens = r->plan.trained_tokens,
                                   .result_file = {.filename = "step_metrics.csv",
@@ -242,7 +259,7 @@ static int finish(struct worker_run *r, struct err *err)
     WORKER_RUN_PATIENTLY(rc, r, err, jobs_progress(r->cx->db, &r->lease, r->step, 0, err));
     if (rc == 0)
         WORKER_RUN_PATIENTLY(rc, r, err, jobs_mark_compressing(r->cx->db, &r->lease, err));
-    if (rc != 0 || worker_space_artifact(r, err) != 0)
+    if (rc != 0 || worker_space_artifact(r, err) != 0 || tell_report(r, err) != 0)
         return -1;
     /* Asking may take as long as training did: what is behind us must not be lost to it. */
     if (r->last_known && clock_now() >= r->saved_at + r->cx->settings->recovery / 2 &&
@@ -389,6 +406,7 @@ static void release(struct worker_run *r)
     if (r->staging != NULL)
         file_remove_tree(r->staging, NULL);
     free(r->staging);
+    free(r->delta_report);
     free(r->base_path);
     free(r->training_path);
     free(r->validation_path);

@@ -41,6 +41,7 @@ struct worker_run {
 
     char artifact_sha256[SHA256_HEX];
     struct engine_delta_report delta;
+    char *delta_report; /* `delta` as JSON text, once told; NULL */
     struct job_recall recall;
     char result_sha256[SHA256_HEX];
     int64_t result_bytes;

@@ -126,6 +126,10 @@ static void read_what_it_is(struct cursor *c, struct job *j)
     j->chosen.n_epochs = (int32_t)next_int(c);
     j->chosen.batch_size = (int32_t)next_int(c);
     j->chosen.learning_rate_multiplier = next_real_or_zero(c);
+    next_into(c, j->compression.codec, sizeof j->compression.codec);
+    j->compression.ratio = next_real_or_zero(c);
+    j->compression.max_kl = next_real_or_zero(c);
+    j->compression.distill_steps = (int32_t)next_int(c);
 }
 
 static void read_what_became(struct cursor *c, struct job *j)
@@ -152,6 +156,7 @@ static void read_what_became(struct cursor *c, struct job *j)
     j->delta.bytes = next_int(c);
     j->delta.ratio = next_real_or_zero(c);
     j->delta.relative_error = next_real(c);
+    j->delta_report = next_copy(c);
     next_into(c, j->recovery.name, sizeof j->recovery.name);
     j->recovery.step = next_int(c);
     j->recovery.bytes = next_int(c);
@@ -195,6 +200,7 @@ void job_release(struct job *job)
     free(job->metadata);
     free(job->integrations);
     free(job->extension);
+    free(job->delta_report);
     free(job->error_message);
     *job = (struct job){0};
 }

@@ -17,12 +17,15 @@
     "j.base_name, j.base_digest, j.base_sha256, j.start_sha256, j.seed, j.method_type, "     \
     "j.method::text, j.metadata::text, j.integrations::text, j.extension::text, "            \
     "j.train_embeddings, j.schedule, j.chosen_n_epochs, j.chosen_batch_size, "               \
-    "j.chosen_learning_rate_multiplier, j.resolved_n_epochs, j.resolved_batch_size, "        \
+    "j.chosen_learning_rate_multiplier, j.compression_codec, j.compression_ratio, "          \
+    "j.compression_max_kl, coalesce(j.compression_distill_steps, -1), "                      \
+    "j.resolved_n_epochs, j.resolved_batch_size, "                                           \
     "j.resolved_learning_rate_multiplier, l.step, j.total_steps, j.trained_tokens, "         \
     "j.result_file, j.error_code, j.error_message, j.error_param, j.dataset_examples, "      \
     "j.dataset_tokens, j.dataset_trained, j.dataset_truncated, j.dataset_untrained, "        \
     "j.recall_base, j.recall_tuned, j.recall_served, j.delta_codec, j.delta_bytes, "         \
-    "j.delta_ratio, j.delta_relative_error, l.recovery_name, l.recovery_step, "              \
+    "j.delta_ratio, j.delta_relative_error, j.delta_report::text, l.recovery_name, "         \
+    "l.recovery_step, "                                                                      \
     "l.recovery_bytes, l.attempt, l.crashes"                                                 \
     " FROM job j"                                                                            \
     " JOIN project p ON p.tenant = j.tenant"                                                 \

@@ -199,13 +199,14 @@ static int set_outcome(struct db *db, const struct lease *lease, const struct jo
                    "       recall_base = $5::double precision, recall_tuned = $6::double precision,"
                    "       recall_served = $7::double precision, delta_codec = $8,"
                    "       delta_bytes = $9, delta_ratio = $10::double precision,"
-                   "       delta_relative_error = $11::double precision"
+                   "       delta_relative_error = $11::double precision,"
+                   "       delta_report = $12::json"
                    " WHERE tenant = $1::uuid AND id = $2",
                    DB_ARGS(DB_TEXT(lease->project), DB_TEXT(lease->job), DB_INT(s->trained_tokens),
                            DB_TEXT(result_file), DB_REAL(s->recall.base), DB_REAL(s->recall.tuned),
                            DB_REAL(s->recall.served), DB_TEXT(s->delta.codec),
                            DB_INT(s->delta.bytes), DB_REAL(s->delta.ratio),
-                           DB_REAL(s->delta.relative_error)),
+                           DB_REAL(s->delta.relative_error), DB_TEXT(s->delta_report)),
                    NULL, err);
 }
 

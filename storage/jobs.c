@@ -144,12 +144,15 @@ static struct db_value int_or_null(int64_t value)
     return value > 0 ? DB_INT(value) : DB_NULL;
 }
 
+static struct db_value real_or_null(double value)
+{
+    return value > 0 ? DB_REAL(value) : DB_NULL;
+}
+
 static int insert_job(struct db *db, const char *project, const char *id, const char *model_name,
                       int64_t seed, const struct job_new *n, const struct found *f, struct err *err)
 {
-    const struct db_value rate = n->chosen.learning_rate_multiplier > 0
-                                     ? DB_REAL(n->chosen.learning_rate_multiplier)
-                                     : DB_NULL;
+    const struct job_compression *c = &n->compression;
 
     return db_exec(
         db,
@@ -158,11 +161,13 @@ static int insert_job(struct db *db, const char *project, const char *id, const 
         "    training_sha256, validation_sha256, base_name, base_digest, base_sha256,"
         "    start_sha256, seed, method_type, method, metadata, integrations, extension,"
         "    train_embeddings, schedule, chosen_n_epochs, chosen_batch_size,"
-        "    chosen_learning_rate_multiplier)"
+        "    chosen_learning_rate_multiplier, compression_codec, compression_ratio,"
+        "    compression_max_kl, compression_distill_steps)"
         "  VALUES ($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, ''), $14,"
         "    $15, $16::json, $17::jsonb, $18::json, $19::json, $20, $21, $22::integer, "
         "$23::integer,"
-        "    $24::double precision)"
+        "    $24::double precision, nullif($25, ''), $26::double precision,"
+        "    $27::double precision, $28::integer)"
         "  RETURNING tenant, id, ordinal)"
         "INSERT INTO job_lease (tenant, job, ordinal) SELECT tenant, id, ordinal FROM new",
         DB_ARGS(DB_TEXT(project), DB_TEXT(id), DB_TEXT(n->model), DB_TEXT(model_name),
@@ -174,7 +179,10 @@ static int insert_job(struct db *db, const char *project, const char *id, const 
                 DB_TEXT(n->method_type != NULL ? n->method_type : "supervised"), DB_TEXT(n->method),
                 DB_TEXT(n->metadata), DB_TEXT(n->integrations), DB_TEXT(n->extension),
                 DB_BOOL(n->train_embeddings), DB_TEXT(n->schedule != NULL ? n->schedule : "linear"),
-                int_or_null(n->chosen.n_epochs), int_or_null(n->chosen.batch_size), rate),
+                int_or_null(n->chosen.n_epochs), int_or_null(n->chosen.batch_size),
+                real_or_null(n->chosen.learning_rate_multiplier), DB_TEXT(c->codec),
+                real_or_null(c->ratio), real_or_null(c->max_kl),
+                c->distill_steps >= 0 ? DB_INT(c->distill_steps) : DB_NULL),
         NULL, err);
 }
 

@@ -49,6 +49,15 @@ struct job_recall { /* shares 0..1 of the training questions answered right; NAN
     double served;  /* from the delta that is served */
 };
 
+/* How the difference is to be compressed: the smallest file of a size (ratio) or of a cost
+ * (max_kl), not both. */
+struct job_compression {
+    char codec[32]; /* "": the engine's default */
+    double ratio;   /* 16-bit bytes of the whole base / bytes of the file; 0: the codec's own */
+    double max_kl;  /* nats per token; 0: none */
+    int32_t distill_steps; /* -1: the codec's default */
+};
+
 struct job_delta { /* bytes 0: none yet */
     char codec[32];
     int64_t bytes;
@@ -94,6 +103,7 @@ struct job {
     bool train_embeddings;
     char schedule[16]; /* "linear", "cosine" */
     struct job_hyperparameters chosen, resolved;
+    struct job_compression compression;
     int32_t step, total_steps; /* 0: not started */
     int64_t trained_tokens;    /* 0: not finished */
     char result_file[ID_SIZE]; /* "": none */
@@ -103,6 +113,7 @@ struct job {
     struct job_dataset dataset;
     struct job_recall recall;
     struct job_delta delta;
+    char *delta_report; /* JSON text of an object: all that compression measured; NULL: none yet */
     struct job_recovery recovery;
     int64_t attempt; /* 0: never claimed */
     int32_t crashes; /* in a row, without progress */
@@ -129,6 +140,7 @@ struct job_new {
     bool train_embeddings;
     const char *schedule; /* NULL: linear */
     struct job_hyperparameters chosen;
+    struct job_compression compression;
     int max_unfinished; /* of the project; more is ERR_RATE. 0: no limit */
 };
 
@@ -182,6 +194,7 @@ int jobs_set_recovery(struct db *db, const struct lease *lease, const struct job
 struct job_success {
     const char *artifact_sha256; /* a committed blob of the project */
     struct job_delta delta;      /* bytes: of the artifact */
+    const char *delta_report;    /* JSON text of an object, or NULL */
     struct job_recall recall;
     int64_t trained_tokens;
     struct file_new result_file; /* a committed blob; filename NULL: none. Purpose is set here */

@@ -65,6 +65,17 @@ class Success(unittest.TestCase):
         self.assertIsNone(job["error"])
         self.assertEqual(len(job["result_files"]), 1)
 
+    def test_the_job_says_what_compression_took_and_cost(self):
+        report, delta = self.job["graft"]["report"], self.job["graft"]["delta"]
+        for key in ("codec", "bytes"):
+            self.assertEqual(report[key], delta[key])
+        self.assertAlmostEqual(report["ratio"], delta["ratio"], places=5)
+        self.assertGreater(report["relative_error"], 0)
+        self.assertGreaterEqual(report["seconds"], 0)
+        (event,) = [event for event in self.events if event["message"].startswith("Compressed by ")]
+        self.assertRegex(event["message"], rf"^Compressed by {report['codec']}: [0-9.]+ [kM]B, 1/[0-9.]+ of the 16-bit model")
+        self.assertEqual(event["data"], report)
+
     def test_the_story_is_told_in_order(self):
         job = self.job
         expected = [f"Created fine-tuning job: {job['id']}", f"Validating training file: {job['training_file']}",

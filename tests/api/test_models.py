@@ -74,7 +74,36 @@ class Requests(unittest.TestCase):
         self.refused(400, "integer_above_max_value", "method.supervised.hyperparameters.n_epochs",
                      method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 51}}})
         self.refused(400, "unknown_parameter", "graft.x", graft={"x": 1})
+        self.refused_compressions()
         self.assertEqual(server.get("/v1/fine_tuning/jobs?limit=1000").json["data"], before)
+
+    def refused_compressions(self):
+        def refused(code, field, **compression):
+            return self.refused(400, code, f"graft.compression.{field}", graft={"compression": compression})
+        self.assertIn("'bitdelta'", refused("invalid_value", "codec", codec="zip"), "the refusal names what there is")
+        refused("invalid_type", "codec", codec=1)
+        refused("decimal_below_min_value", "ratio", ratio=0.5)
+        refused("decimal_above_max_value", "ratio", ratio=1025)
+        refused("invalid_type", "ratio", ratio="32")
+        self.assertIn("> 0", refused("decimal_below_min_value", "max_kl", max_kl=0))
+        refused("decimal_below_min_value", "max_kl", max_kl=-1)
+        self.assertIn("graft.compression.ratio", refused("invalid_value", "max_kl", max_kl=0.1, ratio=16))
+        refused("integer_below_min_value", "distill_steps", distill_steps=-1)
+        refused("invalid_type", "distill_steps", distill_steps=1.5)
+        self.assertEqual(refused("unknown_parameter", "level", level=9), "Unknown parameter: 'graft.compression.level'.")
+        self.refused(400, "invalid_type", "graft.compression", graft={"compression": "bitdelta"})
+
+    def test_how_a_job_is_compressed_is_kept_as_it_was_asked(self):
+        nothing = {"codec": None, "ratio": None, "max_kl": None, "distill_steps": None}
+        asked = [({}, {}), ({"compression": None}, {}), ({"compression": {}}, {}), ({"compression": nothing}, {})]
+        asked += [({"compression": c}, c) for c in (
+            {"codec": "bitdelta"}, {"ratio": 32.5}, {"max_kl": 0.02}, {"distill_steps": 0},
+            {"codec": "bitdelta", "ratio": 1024, "distill_steps": 60})]
+        for graft, want in asked:
+            job = server.create_job(file, graft=graft).json
+            self.assertEqual(job["graft"]["compression"], {**nothing, **want}, graft)
+            self.assertEqual(server.get(f"/v1/fine_tuning/jobs/{job['id']}").json, job)
+            self.assertIsNone(job["graft"]["report"])
 
     def test_a_new_job(self):
         method = {"type": "supervised", "dpo": {"hyperparameters": {"beta": "auto"}},

@@ -87,7 +87,8 @@ static void a_job_keeps_what_it_was_asked(void **state)
                                       .extension = "{\"train_embeddings\":true}",
                                       .train_embeddings = true,
                                       .schedule = "cosine",
-                                      .chosen = {.n_epochs = 5, .learning_rate_multiplier = 0.1}},
+                                      .chosen = {.n_epochs = 5, .learning_rate_multiplier = 0.1},
+                                      .compression = {.codec = "graft", .ratio = 32.5}},
                     &made, err));
     assert_ok(jobs_get(f->app, f->a.project, made.id, &job, err));
     job_release(&made);
@@ -109,6 +110,10 @@ static void a_job_keeps_what_it_was_asked(void **state)
     assert_int_equal(job.chosen.n_epochs, 5);
     assert_int_equal(job.chosen.batch_size, 0);
     assert_true(job.chosen.learning_rate_multiplier == 0.1);
+    assert_string_equal(job.compression.codec, "graft");
+    assert_true(job.compression.ratio == 32.5 && job.compression.max_kl == 0);
+    assert_int_equal(job.compression.distill_steps, 0);
+    assert_null(job.delta_report);
     assert_int_equal(job.resolved.n_epochs, 0);
     assert_int_equal(strlen(job.training_sha256), 64);
     assert_int_equal(strlen(job.base_sha256), 64);
@@ -127,6 +132,33 @@ static void a_job_keeps_what_it_was_asked(void **state)
     assert_string_equal(events.items[0].type, "message");
     event_list_release(&events);
     job_release(&job);
+}
+
+static void what_was_not_asked_of_compression_is_the_engines_choice(void **state)
+{
+    struct fixture *f = fixture();
+    char training[ID_SIZE];
+    struct job job;
+
+    fixture_base(f);
+    fixture_settle(f);
+    fixture_file(f, f->a.project, "x\n", training);
+    assert_ok(jobs_create(f->app, f->a.project,
+                          &(struct job_new){.model = "tiny",
+                                            .training_file = training,
+                                            .compression = {.max_kl = 0.02, .distill_steps = -1}},
+                          &job, err));
+    assert_string_equal(job.compression.codec, "");
+    assert_true(job.compression.ratio == 0 && job.compression.max_kl == 0.02);
+    assert_int_equal(job.compression.distill_steps, -1);
+    job_release(&job);
+    /* The database would not take both, whoever asked. */
+    assert_err(jobs_create(f->app, f->a.project,
+                           &(struct job_new){.model = "tiny",
+                                             .training_file = training,
+                                             .compression = {.ratio = 2, .max_kl = 0.02}},
+                           &job, err),
+               ERR_INTERNAL);
 }
 
 static void a_job_is_refused_in_words(void **state)
@@ -344,6 +376,7 @@ static void a_job_succeeds_once_with_all_that_belongs_to_it(void **state)
     assert_string_equal(old, "r1");
     assert_ok(jobs_mark_compressing(f->worker, &lease, err));
     fixture_success(f, &lease, "the delta\n", sha256, &success);
+    success.delta_report = "{\"codec\":\"bitdelta\",\"measured_kl\":null}";
     assert_ok(jobs_commit_success(f->worker, &lease, &success, err));
     /* Its answer was lost, the worker asks again: still one success. */
     assert_ok(jobs_commit_success(f->worker, &lease, &success, err));
@@ -356,6 +389,7 @@ static void a_job_succeeds_once_with_all_that_belongs_to_it(void **state)
     assert_int_equal(job.trained_tokens, 300);
     assert_int_equal(job.delta.bytes, 77);
     assert_string_equal(job.delta.codec, "bitdelta");
+    assert_string_equal(job.delta_report, success.delta_report);
     assert_true(job.recall.tuned == 1 && job.recall.base == 0 && isnan(job.recall.served));
     assert_string_equal(job.recovery.name, "");
     assert_ok(files_get(f->app, lease.project, job.result_file, &result, err));
@@ -535,6 +569,7 @@ int main(void)
         cmocka_unit_test(the_state_table_is_the_same_in_c_and_in_sql),
         cmocka_unit_test(the_database_refuses_a_move_that_is_not_in_the_table),
         cmocka_unit_test(a_job_keeps_what_it_was_asked),
+        cmocka_unit_test(what_was_not_asked_of_compression_is_the_engines_choice),
         cmocka_unit_test(a_job_is_refused_in_words),
         cmocka_unit_test(lists_go_page_by_page),
         cmocka_unit_test(lists_filter_by_metadata),

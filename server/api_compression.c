@@ -1,0 +1,75 @@
+#include "server/api_compression.h"
+
+#include <stdio.h>
+
+#include "server/api_check.h"
+
+#define RATIO_MAX 1024.0
+#define KL_MAX 100.0 /* nats per token: far more than a model that knows nothing has */
+#define DISTILL_MAX 10000
+
+static int read_codec(const struct api_member *member, struct job_compression *out, struct err *err)
+{
+    static const char *const codecs[] = {"bitdelta", NULL};
+    int choice = -1;
+    if (api_check_choice(member, codecs, &choice, err) < 0)
+        return -1;
+    snprintf(out->codec, sizeof(out->codec), "%s", choice < 0 ? "" : codecs[choice]);
+    return 0;
+}
+
+static int read_budget(const struct api_member *ratio, const struct api_member *max_kl,
+                       struct job_compression *out, struct err *err)
+{
+    double kl = -1;
+    if (api_check_number(ratio, 1, RATIO_MAX, &out->ratio, err) < 0 ||
+        api_check_number(max_kl, 0, KL_MAX, &kl, err) < 0)
+        return -1;
+    if (kl == 0)
+        return err_set_code(err, ERR_INVALID, "decimal_below_min_value", max_kl->path,
+                            "Invalid '%s': decimal below minimum value. Expected a value > 0, "
+                            "but got 0 instead.",
+                            max_kl->path);
+    if (kl > 0 && out->ratio > 0)
+        return err_set_code(err, ERR_INVALID, "invalid_value", max_kl->path,
+                            "Invalid '%s': it can not be given together with '%s'. Give the size "
+                            "of the file or its cost, not both.",
+                            max_kl->path, ratio->path);
+    out->max_kl = kl > 0 ? kl : 0;
+    return 0;
+}
+
+int api_compression_read(const json_t *object, const char *path, struct job_compression *out,
+                         struct err *err)
+{
+    char paths[4][64];
+    const char *const keys[] = {"codec", "ratio", "max_kl", "distill_steps"};
+    struct api_member members[4];
+    int64_t steps = -1;
+    *out = (struct job_compression){.distill_steps = -1};
+    if (!object)
+        return 0;
+    for (int i = 0; i < 4; i++) {
+        snprintf(paths[i], sizeof(paths[i]), "%s.%s", path, keys[i]);
+        members[i] = (struct api_member){object, keys[i], paths[i], false};
+    }
+    if (read_codec(&members[0], out, err) < 0 ||
+        read_budget(&members[1], &members[2], out, err) < 0 ||
+        api_check_integer(&members[3], 0, DISTILL_MAX, &steps, err) < 0)
+        return -1;
+    out->distill_steps = (int32_t)steps;
+    return 0;
+}
+
+static json_t *real_or_null(double n)
+{
+    return n > 0 ? json_real(n) : json_null();
+}
+
+json_t *api_compression_json(const struct job_compression *c)
+{
+    return json_pack("{s:o, s:o, s:o, s:o}", "codec",
+                     c->codec[0] ? json_string(c->codec) : json_null(), "ratio",
+                     real_or_null(c->ratio), "max_kl", real_or_null(c->max_kl), "distill_steps",
+                     c->distill_steps >= 0 ? json_integer(c->distill_steps) : json_null());
+}
