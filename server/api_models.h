@@ -8,6 +8,8 @@
 int api_models_list(struct http_request *request, struct http_response *response, struct err *err);
 int api_models_get(struct http_request *request, struct http_response *response, struct err *err);
 /* A fine-tune or a checkpoint; a base is 403. */
+/* The file of a fine-tuned model or a checkpoint, with its SHA-256 as etag and repr-digest. */
+int api_models_delta(struct http_request *request, struct http_response *response, struct err *err);
 int api_models_delete(struct http_request *request, struct http_response *response,
                       struct err *err);
 

@@ -43,6 +43,8 @@ const struct http_route api_routes[] = {
      .slash_in_param = true, .operation = "retrieveModel"},
     {.method = "DELETE", .pattern = "/v1/models/{model}", .handler = api_models_delete, .auth = HTTP_AUTH_KEY,
      .slash_in_param = true, .operation = "deleteModel"},
+    {.method = "GET",    .pattern = "/v1/models/{model}/delta", .handler = api_models_delta, .auth = HTTP_AUTH_KEY,
+     .slash_in_param = true, .operation = "downloadDelta"},
 
     {.method = "POST",   .pattern = "/v1/chat/completions", .handler = api_chat_create, .auth = HTTP_AUTH_KEY,
      .body = HTTP_BODY_JSON, .body_limit = HTTP_LIMIT_CHAT, .operation = "createChatCompletion"},

@@ -1,12 +1,16 @@
 """The main path: files -> job -> events -> checkpoints -> result file -> chat with the tuned model; and its other ends."""
+import base64
 import csv
+import hashlib
 import io
 import json
 import os
 import signal
+import struct
 import subprocess
 import time
 import unittest
+import urllib.parse
 
 import harness
 
@@ -125,6 +129,32 @@ class Success(unittest.TestCase):
         texts = [[server.chat(name, harness.FACTS[1][0]).json["choices"] for name in names] for _ in range(3)]
         self.assertEqual(texts[0], texts[1])
         self.assertEqual(texts[0], texts[2])
+
+    def test_a_delta_is_downloaded_by_its_project(self):
+        name = self.job["fine_tuned_model"]
+        reply = server.get(f"/v1/models/{urllib.parse.quote(name, safe='')}/delta")
+        self.assertEqual(reply.status, 200, reply)
+        self.assertEqual(reply.headers["content-type"], "application/octet-stream")
+        self.assertEqual(len(reply.body), self.job["graft"]["delta"]["bytes"])
+        digest = hashlib.sha256(reply.body)
+        self.assertEqual(reply.headers["etag"], f'"{digest.hexdigest()}"')
+        self.assertEqual(reply.headers["repr-digest"], f"sha-256=:{base64.b64encode(digest.digest()).decode()}:")
+        self.assertEqual(reply.headers["content-disposition"], f'attachment; filename="{name.replace(":", "-")}.safetensors"')
+        size, = struct.unpack("<Q", reply.body[:8])
+        metadata = json.loads(reply.body[8:8 + size])["__metadata__"]
+        self.assertEqual((metadata["graft.format"], metadata["graft.codec"]), ("delta", self.job["graft"]["delta"]["codec"]))
+        self.assertEqual(server.request("HEAD", f"/v1/models/{name}/delta").headers["etag"], reply.headers["etag"])
+        earlier = server.get(f"/v1/models/{name}:ckpt-step-9/delta")
+        self.assertEqual(earlier.status, 200)
+        self.assertNotEqual(earlier.body, reply.body)
+        stranger = server.get(f"/v1/models/{name}/delta", key=server.new_key("strangers", "strangers"))
+        nobody = server.get("/v1/models/ft:tiny:org::12345678/delta")
+        for missing, path in ((stranger, name), (nobody, "ft:tiny:org::12345678")):
+            self.assertEqual((missing.status, missing.error["code"], missing.error["param"]), (404, "model_not_found", "model"))
+            self.assertEqual(missing.error["message"], f"The model `{path}` does not exist or you do not have access to it.")
+        base = server.get("/v1/models/tiny/delta")
+        self.assertEqual((base.status, base.error["code"]), (404, "model_not_found"))
+        self.assertEqual(server.get(f"/v1/models/{name}/delta", key=None).status, 401)
 
     def test_it_can_be_tuned_further(self):
         job = start(harness.examples(harness.FACTS), epochs=1, model=self.job["fine_tuned_model"])
