@@ -266,14 +266,18 @@ struct head_loss_args {
     struct tensor logits;               /* [C, V] scratch */
 };
 
+/* Backward leaves the inputs of the linear layers and the gradients at their outputs, both as they
+ * are stored: statistics (gram) read them. Of down and o the latter is what dx and dy are before
+ * the stage. */
 struct mlp_backward_args {
     const struct model_config *config;
     const struct layer_weights *weights;
     struct layer_weights *grads; /* mlp_norm, gate, up, down += */
     struct tensor x, rstd;       /* as in forward */
-    struct tensor gate, up;      /* [T, F] as in forward; overwritten by their gradients */
-    struct tensor n, dn;         /* [T, D] scratch */
-    struct tensor act, d_act;    /* [T, F] scratch */
+    struct tensor gate, up;      /* [T, F] as in forward; out: the gradients there */
+    struct tensor n;             /* [T, D] out: as in forward, what gate and up took */
+    struct tensor act;           /* [T, F] out: as in forward, what down took */
+    struct tensor dn, d_act;     /* [T, D], [T, F] scratch */
     struct tensor dx;            /* [T, D] in: gradient at y; out: gradient at x */
 };
 
@@ -301,8 +305,9 @@ struct attn_in_backward_args {
     const struct batch *batch;
     struct tensor rope;
     struct tensor x, rstd, q_raw, k_raw; /* as in forward */
-    struct tensor dq, dk, dv;            /* in; overwritten */
-    struct tensor n, dn;                 /* [T, D] scratch */
+    struct tensor dq, dk, dv;            /* in; out: the gradients at the products' outputs */
+    struct tensor n;                     /* [T, D] out: as in forward, what q, k and v took */
+    struct tensor dn;                    /* [T, D] scratch */
     struct tensor dx;                    /* [T, D] in: gradient at the residual; out: at x */
 };
 
@@ -314,13 +319,14 @@ struct embed_backward_args {
 
 /* ------------------------------------------------------------------ statistics */
 
-/* Second moments of rows: out += Σ_r weight_r · x_r·x_rᵀ, over a linear layer's inputs or the
- * gradients at its outputs: what a change of its weights costs (engine/codec/factor.h). */
+/* Second moments of rows, a symmetric matrix: out += Σ_r weight_r · x_r·x_rᵀ, over a linear layer's
+ * inputs or the gradients at its outputs: what a change of its weights costs
+ * (engine/codec/factor.h). */
 struct gram_args {
     struct tensor x;      /* [T, n] */
     struct tensor weight; /* F32 [T]; absent: 1 */
     struct tensor scaled; /* [T, n] scratch, where there is a weight */
-    struct tensor out;    /* F32 [n, n] += */
+    struct tensor out;    /* F32 [n, n] +=, where column >= row; below lies scratch */
 };
 
 /* ------------------------------------------------------------------ optimizer */

@@ -3,6 +3,7 @@
 #ifndef GRAFT_MODEL_PASS_H
 #define GRAFT_MODEL_PASS_H
 
+#include "engine/base_layout.h"
 #include "engine/model.h"
 
 struct model {
@@ -26,6 +27,29 @@ struct tensor model_arena_carve(struct model_arena *arena, enum dtype dtype, int
 struct tensor model_first_rows(struct tensor t, int64_t rows);
 /* The backend's `begin` for this model; `rope` gets the angles of the batch's positions. */
 void model_begin_batch(const struct model *model, const struct batch *batch, struct tensor rope);
+
+/* A training pass between its forward part and its loss. */
+struct model_head_pass {
+    struct tensor rope;         /* what model_begin_batch wants */
+    struct tensor x;            /* [T, D] behind the last layer */
+    struct tensor n, logits;    /* [C, D], [C, V] scratch */
+    struct tensor nll, correct; /* [T] scratch */
+};
+
+/* What model_moments.c sees of a pass of model_loss. Every tensor is valid during the call. */
+struct model_watch {
+    void *context;
+    /* May still write what args.target and args.weight point to. */
+    int (*head)(void *context, const struct model_head_pass *head, struct err *err);
+    /* In backward, for each matrix of a block: the gradient at its output, [T, out], then what its
+     * input was, [T, in]. */
+    void (*gradient)(void *context, int32_t layer, enum base_layout_part part,
+                     const struct tensor *g);
+    void (*input)(void *context, const struct tensor *x);
+};
+/* model_loss, watched. args->grads must be there, its tensors may be absent. */
+int model_loss_watched(struct model_training *training, const struct model_loss_args *args,
+                       const struct model_watch *watch, struct model_loss *out, struct err *err);
 
 /* The promises of a batch that callers keep: ids in the vocabulary, documents that add up, and with
  * a cache (else NULL) room for them. */

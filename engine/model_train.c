@@ -22,6 +22,7 @@ struct model_training {
     struct tensor head_n, head_dn, logits; /* [rows of a chunk, …] */
     float *host_nll;                       /* [max_rows] */
     int32_t *host_correct;
+    const struct model_watch *watch; /* of the pass that runs, or NULL */
 };
 
 static void place_layer(struct layer_activations *l, struct model_arena *a,
@@ -204,6 +205,26 @@ static void forward_layer(const struct model_training *t, const struct model_los
                    });
 }
 
+static void watch_gradient(const struct model_training *t, int32_t layer,
+                           enum base_layout_part part, const struct tensor *g)
+{
+    if (t->watch)
+        t->watch->gradient(t->watch->context, layer, part, g);
+}
+
+static void watch_input(const struct model_training *t, const struct tensor *x)
+{
+    if (t->watch)
+        t->watch->input(t->watch->context, x);
+}
+
+static void watch_matrix(const struct model_training *t, int32_t layer, enum base_layout_part part,
+                         const struct tensor *g, const struct tensor *x)
+{
+    watch_gradient(t, layer, part, g);
+    watch_input(t, x);
+}
+
 static void backward_layer(const struct model_training *t, const struct model_loss_args *args,
                            int32_t layer)
 {
@@ -216,8 +237,9 @@ static void backward_layer(const struct model_training *t, const struct model_lo
     struct tensor dx = model_first_rows(t->dx, rows), d_attn = model_first_rows(t->d_attn, rows);
     struct tensor n = model_first_rows(t->n, rows), dn = model_first_rows(t->dn, rows);
     struct tensor dq = model_first_rows(t->dq, rows), dk = model_first_rows(t->dk, rows);
-    struct tensor dv = model_first_rows(t->dv, rows);
+    struct tensor dv = model_first_rows(t->dv, rows), act = model_first_rows(t->act, rows);
 
+    watch_gradient(t, layer, BASE_LAYOUT_DOWN, &dx);
     b->ops->mlp_backward(b, &(struct mlp_backward_args){
                                 .config = c,
                                 .weights = w,
@@ -228,10 +250,14 @@ static void backward_layer(const struct model_training *t, const struct model_lo
                                 .up = l.up,
                                 .n = n,
                                 .dn = dn,
-                                .act = model_first_rows(t->act, rows),
+                                .act = act,
                                 .d_act = model_first_rows(t->d_act, rows),
                                 .dx = dx,
                             });
+    watch_input(t, &act);
+    watch_matrix(t, layer, BASE_LAYOUT_GATE, &l.gate, &n);
+    watch_matrix(t, layer, BASE_LAYOUT_UP, &l.up, &n);
+    watch_matrix(t, layer, BASE_LAYOUT_O, &dx, &l.attn);
     b->ops->attn_out_backward(b, &(struct attn_out_backward_args){
                                      .weights = w,
                                      .grads = grads,
@@ -270,6 +296,9 @@ static void backward_layer(const struct model_training *t, const struct model_lo
                                     .dn = dn,
                                     .dx = dx,
                                 });
+    watch_matrix(t, layer, BASE_LAYOUT_Q, &dq, &n);
+    watch_matrix(t, layer, BASE_LAYOUT_K, &dk, &n);
+    watch_matrix(t, layer, BASE_LAYOUT_V, &dv, &n);
 }
 
 static void forward(const struct model_training *t, const struct model_loss_args *args)
@@ -324,6 +353,22 @@ static void loss_and_gradient(const struct model_training *t, const struct model
                               });
 }
 
+static int watch_head(const struct model_training *t, int32_t rows, struct err *err)
+{
+    if (!t->watch)
+        return 0;
+    return t->watch->head(t->watch->context,
+                          &(struct model_head_pass){
+                              .rope = model_first_rows(t->rope, rows),
+                              .x = model_first_rows(t->x_out, rows),
+                              .n = t->head_n,
+                              .logits = t->logits,
+                              .nll = model_first_rows(t->nll, rows),
+                              .correct = model_first_rows(t->correct, rows),
+                          },
+                          err);
+}
+
 int model_loss(struct model_training *t, const struct model_loss_args *args, struct model_loss *out,
                struct err *err)
 {
@@ -337,6 +382,8 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
     assert(!batch.slot && batch.segments.count == 0);
     model_assert_batch(t->model, &batch, NULL);
     forward(t, &a);
+    if (watch_head(t, batch.rows, err))
+        return -1;
     loss_and_gradient(t, &a);
     b->ops->download(b, t->host_nll, t->nll.data, (size_t)batch.rows * sizeof *t->host_nll);
     b->ops->download(b, t->host_correct, t->correct.data,
@@ -353,4 +400,16 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
         out->rows++;
     }
     return 0;
+}
+
+int model_loss_watched(struct model_training *t, const struct model_loss_args *args,
+                       const struct model_watch *watch, struct model_loss *out, struct err *err)
+{
+    int rc;
+
+    assert(args->grads);
+    t->watch = watch;
+    rc = model_loss(t, args, out, err);
+    t->watch = NULL;
+    return rc;
 }

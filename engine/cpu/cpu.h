@@ -118,7 +118,8 @@ struct gemm {
     int64_t ldb;
     float *c;
     int64_t ldc;
-    bool add; /* C += */
+    bool add;       /* C += */
+    bool symmetric; /* C need only be right where column >= row */
 };
 
 #define GEMM_MAX 4 /* products that run as one set of tasks */

@@ -343,6 +343,8 @@ static void mlp_backward(struct backend *backend, const struct mlp_backward_args
     cpu_mlp_backward(backend, &w);
     store(&w.gate, &a->gate);
     store(&w.up, &a->up);
+    store(&w.n, &a->n);
+    store(&w.act, &a->act);
     store(&w.dx, &a->dx);
 }
 
@@ -407,6 +409,7 @@ static void attn_in_backward(struct backend *backend, const struct attn_in_backw
     store(&w.dq, &a->dq);
     store(&w.dk, &a->dk);
     store(&w.dv, &a->dv);
+    store(&w.n, &a->n);
     store(&w.dx, &a->dx);
 }
 

@@ -38,6 +38,7 @@ void cpu_gram(struct backend *backend, const struct gram_args *a)
         .c = f32(&a->out),
         .ldc = n,
         .add = true,
+        .symmetric = true,
     };
 
     if (a->weight.data)

@@ -6,6 +6,8 @@
 
 #include "engine/cpu/cpu.h"
 
+#define SYMMETRIC_BLOCK 96 /* rows and columns of a task of a symmetric product */
+
 /* A task is a block of C: fixed by the shapes, so that every element is summed in one order
  * whatever the number of threads. */
 struct grid {
@@ -23,6 +25,8 @@ struct gemm_run {
 
 static struct grid grid_of(const struct cpu *cpu, const struct gemm *g)
 {
+    if (g->symmetric) /* so small that about half of them lie below the diagonal */
+        return (struct grid){ceil_div(g->m, SYMMETRIC_BLOCK), ceil_div(g->n, SYMMETRIC_BLOCK), 48};
     if (cpu->blas && g->b_dtype == DTYPE_F32)
         return (struct grid){ceil_div(g->m, 256), ceil_div(g->n, 384), 16};
     if (g->kind == GEMM_NT)
@@ -117,7 +121,7 @@ static void gemm_task(void *context, int64_t task, int worker)
     struct span c = span_part(g->n, grid->unit, grid->cols, task / grid->rows);
     struct span r = span_part(g->m, 8, grid->rows, task % grid->rows);
 
-    if (r.from >= r.to || c.from >= c.to)
+    if (r.from >= r.to || c.from >= c.to || (g->symmetric && c.to <= r.from))
         return;
     if (cpu->blas && g->b_dtype == DTYPE_F32)
         block_blas(g, r, c);

@@ -186,6 +186,8 @@ static void mlp_of_shape(struct backend *shim, const struct parity_shape *shape)
     parity_equal(&c.p, "dx", c.dx, parity_tolerance(&c.p));
     parity_equal(&c.p, "d gate", c.gate, parity_tolerance(&c.p));
     parity_equal(&c.p, "d up", c.up, parity_tolerance(&c.p));
+    parity_equal(&c.p, "n", c.n, parity_tolerance(&c.p));
+    parity_equal(&c.p, "act", c.act, parity_tolerance(&c.p));
     check_gradients(&c);
     parity_close(&c.p);
 }
@@ -292,6 +294,8 @@ static void attn_in_of_shape(struct backend *shim, const struct parity_shape *sh
     parity_equal(&c.p, "dx", c.dx, parity_tolerance(&c.p));
     parity_equal(&c.p, "dq", c.dq, parity_tolerance(&c.p));
     parity_equal(&c.p, "dk", c.dk, parity_tolerance(&c.p));
+    parity_equal(&c.p, "dv", c.dv, parity_tolerance(&c.p));
+    parity_equal(&c.p, "n", c.n, parity_tolerance(&c.p));
     check_gradients(&c);
     parity_close(&c.p);
 }

@@ -1,0 +1,300 @@
+#include "engine/model_moments.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/model_pass.h"
+
+struct model_moments_pass {
+    struct model *model;
+    struct model_training *training;
+    struct model_weights grads; /* shapes without data: no gradient of a weight is wanted */
+    int32_t max_rows;
+    bool shared; /* the backend's memory is the host's: sums are added where they lie */
+    void *memory;
+    struct tensor row_weight; /* F32 [max_rows] */
+    struct tensor scaled;     /* [max_rows, widest] */
+    struct tensor sum;        /* F32 [widest, widest], on a device */
+    struct tensor token;      /* I32 [rows of a chunk]: what was drawn */
+    void *host_rows;          /* [max_rows, widest] in the backend's precision */
+    float *host_row;          /* [widest] */
+    float *host_weight;       /* [max_rows] */
+    float *ones;              /* [max_rows] */
+    int32_t *target, *row;    /* [max_rows] */
+    struct sample_row *sample;
+
+    /* of the micro-batch that runs */
+    const struct model_moments_args *args;
+    struct model_moments *moments;
+    struct model_moments *current; /* whose input comes next; NULL: not wanted */
+};
+
+/* ------------------------------------------------------------------ open, free */
+
+static int64_t widest_of(const struct model_config *c)
+{
+    int64_t widest = 0, shape[TENSOR_MAX_RANK];
+
+    for (int part = 0; part < BASE_LAYOUT_BLOCK; part++) {
+        if (!base_layout_has(c, part) || !base_layout_is_linear(part))
+            continue;
+        base_layout_shape(c, part, shape);
+        for (int i = 0; i < 2; i++)
+            widest = shape[i] > widest ? shape[i] : widest;
+    }
+    return widest;
+}
+
+static int64_t place(struct model_moments_pass *p, char *memory)
+{
+    int64_t widest = widest_of(&p->model->config);
+    struct model_arena a = {.memory = memory};
+
+    p->row_weight = model_arena_carve(&a, DTYPE_F32, p->max_rows, 0);
+    p->scaled = model_arena_carve(&a, p->model->backend->activation, p->max_rows, widest);
+    p->token = model_arena_carve(&a, DTYPE_I32, p->max_rows, 0);
+    if (!p->shared)
+        p->sum = model_arena_carve(&a, DTYPE_F32, widest, widest);
+    return a.used;
+}
+
+static int open_memory(struct model_moments_pass *p, struct err *err)
+{
+    struct backend *b = p->model->backend;
+    size_t rows = (size_t)p->max_rows, widest = (size_t)widest_of(&p->model->config);
+
+    p->host_rows = malloc(rows * widest * (size_t)dtype_size(b->activation));
+    p->host_row = malloc(widest * sizeof *p->host_row);
+    p->host_weight = malloc(rows * sizeof *p->host_weight);
+    p->ones = malloc(rows * sizeof *p->ones);
+    p->target = malloc(rows * sizeof *p->target);
+    p->row = malloc(rows * sizeof *p->row);
+    p->sample = malloc(rows * sizeof *p->sample);
+    if (!p->host_rows || !p->host_row || !p->host_weight || !p->ones || !p->target || !p->row ||
+        !p->sample)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the moments of %d tokens", p->max_rows);
+    for (size_t r = 0; r < rows; r++)
+        p->ones[r] = 1;
+    p->memory = b->ops->alloc(b, (size_t)place(p, NULL), err);
+    if (!p->memory)
+        return -1;
+    place(p, p->memory);
+    return 0;
+}
+
+int model_moments_open(struct model_moments_pass **out, struct model *model, int32_t max_rows,
+                       struct err *err)
+{
+    struct model_moments_pass *p = calloc(1, sizeof *p);
+
+    *out = NULL;
+    if (!p)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a pass over moments");
+    p->model = model;
+    p->max_rows = max_rows;
+    p->shared = !model->backend->ops->memory;
+    if (open_memory(p, err) || model_weights_alloc(&p->grads, model, err) ||
+        model_training_open(&p->training, model, max_rows, err)) {
+        model_moments_free(p);
+        return -1;
+    }
+    *out = p;
+    return 0;
+}
+
+void model_moments_free(struct model_moments_pass *pass)
+{
+    if (!pass)
+        return;
+    model_training_free(pass->training);
+    model_weights_release(&pass->grads);
+    if (pass->memory)
+        pass->model->backend->ops->free(pass->model->backend, pass->memory);
+    free(pass->sample);
+    free(pass->row);
+    free(pass->target);
+    free(pass->ones);
+    free(pass->host_weight);
+    free(pass->host_row);
+    free(pass->host_rows);
+    free(pass);
+}
+
+/* ------------------------------------------------------------------ sums */
+
+/* to += Σ x·xᵀ, with the rows' weights where `weighted`. */
+static void add_gram(struct model_moments_pass *p, const struct tensor *x, bool weighted, float *to)
+{
+    struct backend *b = p->model->backend;
+    const int64_t n = x->shape[1], square[2] = {n, n}, rows[2] = {x->shape[0], n};
+    size_t bytes = (size_t)(n * n) * sizeof *to;
+    struct gram_args a = {.x = *x,
+                          .out = tensor_view(p->shared ? to : p->sum.data, DTYPE_F32, 2, square)};
+
+    if (weighted) {
+        a.weight = model_first_rows(p->row_weight, x->shape[0]);
+        a.scaled = tensor_view(p->scaled.data, p->scaled.dtype, 2, rows);
+    }
+    if (!p->shared)
+        b->ops->upload(b, a.out.data, to, bytes);
+    b->ops->gram(b, &a);
+    if (!p->shared)
+        b->ops->download(b, to, a.out.data, bytes);
+}
+
+/* The rows' squared gradients, to the backend; their sum. */
+static double weigh_rows(struct model_moments_pass *p, const struct tensor *g)
+{
+    struct backend *b = p->model->backend;
+    int64_t rows = g->shape[0], n = g->shape[1];
+    struct tensor host = tensor_view(p->host_rows, g->dtype, 2, g->shape);
+    double all = 0;
+
+    b->ops->download(b, host.data, g->data, (size_t)(rows * n) * (size_t)dtype_size(g->dtype));
+    for (int64_t r = 0; r < rows; r++) {
+        double sum = 0;
+
+        tensor_to_f32(&host, r * n, n, p->host_row);
+        for (int64_t i = 0; i < n; i++)
+            sum += (double)p->host_row[i] * (double)p->host_row[i];
+        p->host_weight[r] = (float)sum;
+        all += sum;
+    }
+    b->ops->upload(b, p->row_weight.data, p->host_weight, (size_t)rows * sizeof *p->host_weight);
+    return all;
+}
+
+static int32_t index_of(const struct model_config *c, int32_t layer, enum base_layout_part part)
+{
+    int32_t block = 0, before = 0;
+
+    for (int i = 0; i < BASE_LAYOUT_BLOCK; i++) {
+        block += base_layout_has(c, i);
+        before += i < (int)part && base_layout_has(c, i);
+    }
+    return 1 + layer * block + before; /* behind the embedding */
+}
+
+static void take_gradient(void *context, int32_t layer, enum base_layout_part part,
+                          const struct tensor *g)
+{
+    struct model_moments_pass *p = context;
+    struct model_moments *m = &p->moments[index_of(&p->model->config, layer, part)];
+
+    p->current = m->h ? m : NULL;
+    if (m->g)
+        add_gram(p, g, false, m->g);
+    if (m->h)
+        m->weight += weigh_rows(p, g);
+    if (m->g || m->h)
+        m->rows += g->shape[0];
+}
+
+static void take_input(void *context, const struct tensor *x)
+{
+    struct model_moments_pass *p = context;
+
+    if (p->current)
+        add_gram(p, x, true, p->current->h);
+}
+
+/* ------------------------------------------------------------------ draws */
+
+/* Rows [from, from + count) get what the model would have said. */
+static int draw_chunk(struct model_moments_pass *p, const struct model_head_pass *head,
+                      int32_t from, int32_t count, struct err *err)
+{
+    struct backend *b = p->model->backend;
+    struct tensor logits = model_first_rows(head->logits, count);
+
+    for (int32_t i = 0; i < count; i++) {
+        p->row[i] = from + i;
+        p->sample[i] = (struct sample_row){
+            .temperature = 1,
+            .top_p = 1,
+            .seed = p->args->seed,
+            .index = p->args->first + (uint64_t)(from + i),
+        };
+    }
+    model_begin_batch(p->model, p->args->batch, head->rope);
+    b->ops->head(b, &(struct head_args){
+                        .config = &p->model->config,
+                        .final_norm = p->args->weights->final_norm,
+                        .head = p->args->weights->head,
+                        .batch = p->args->batch,
+                        .x = head->x,
+                        .row = p->row,
+                        .count = count,
+                        .n = model_first_rows(head->n, count),
+                        .logits = logits,
+                    });
+    b->ops->sample(b, &(struct sample_args){
+                          .logits = logits,
+                          .row = p->sample,
+                          .token = model_first_rows(p->token, count),
+                      });
+    b->ops->download(b, p->target + from, p->token.data, (size_t)count * sizeof *p->target);
+    if (backend_check(b, err))
+        return -1;
+    for (int32_t i = 0; i < count; i++)
+        if (p->target[from + i] < 0)
+            return err_set(err, ERR_INVALID, "what the model gives is not finite");
+    return 0;
+}
+
+static int choose_targets(void *context, const struct model_head_pass *head, struct err *err)
+{
+    struct model_moments_pass *p = context;
+    int32_t rows = p->args->batch->rows, chunk = (int32_t)head->logits.shape[0];
+
+    if (p->args->target)
+        return 0;
+    for (int32_t from = 0; from < rows; from += chunk)
+        if (draw_chunk(p, head, from, rows - from < chunk ? rows - from : chunk, err))
+            return -1;
+    model_begin_batch(p->model, p->args->batch, head->rope); /* of the loss and backward */
+    return 0;
+}
+
+/* ------------------------------------------------------------------ a micro-batch */
+
+int model_moments_add(struct model_moments_pass *pass, const struct model_moments_args *args,
+                      struct model_moments *moments, struct model_loss *loss, struct err *err)
+{
+    struct batch batch = *args->batch;
+    struct model_moments_args a = *args;
+    struct model_loss unused;
+    struct model_watch watch = {
+        .context = pass,
+        .head = choose_targets,
+        .gradient = take_gradient,
+        .input = take_input,
+    };
+
+    assert(batch.rows <= pass->max_rows);
+    batch.serving = false;
+    a.batch = &batch;
+    pass->args = &a;
+    pass->moments = moments;
+    return model_loss_watched(pass->training,
+                              &(struct model_loss_args){
+                                  .weights = args->weights,
+                                  .grads = &pass->grads,
+                                  .batch = &batch,
+                                  .target = args->target ? args->target : pass->target,
+                                  .weight = args->weight ? args->weight : pass->ones,
+                              },
+                              &watch, loss ? loss : &unused, err);
+}
+
+#define TILE 64 /* of a mirrored matrix: rows that stay in the cache */
+
+void model_moments_mirror(float *m, int64_t n)
+{
+    for (int64_t i0 = 0; i0 < n; i0 += TILE)
+        for (int64_t j0 = 0; j0 <= i0; j0 += TILE)
+            for (int64_t i = i0; i < n && i < i0 + TILE; i++)
+                for (int64_t j = j0; j < i && j < j0 + TILE; j++)
+                    m[i * n + j] = m[j * n + i];
+}
