@@ -249,18 +249,28 @@ struct sample_args {
     struct tensor token;
 };
 
-/* Cross-entropy over the rows whose weight is not 0, never more than C of them at a time: logits,
- * softmax, and with dx the gradient, chunk by chunk. nll = -log p(target). */
+/* The loss of the rows whose weight is not 0, never more than C of them at a time: logits, softmax,
+ * and with dx the gradient, chunk by chunk. Cross-entropy, nll = -log p(target), or with
+ * - other: nll = logit(other) - logit(target), the margin of an answer; its gradient at the logits
+ *   is weight · (onehot(other) - onehot(target));
+ * - teacher_x: nll = KL(teacher || model) over the vocabulary, the gradient weight · (p -
+ *   p_teacher). It is a sum of terms that are not negative, so that near models keep their digits;
+ *   of the same bits it is 0.
+ * At most one of the two. */
 struct head_loss_args {
     const struct model_config *config;
     struct tensor final_norm, head;
     const struct batch *batch;
-    const int32_t *target;              /* [T] host: the token that should follow row i */
-    const float *weight;                /* [T] host: d(total loss)/d(nll of row i) */
-    struct tensor x;                    /* [T, D] */
-    struct tensor nll;                  /* [T] F32 out, 0 where weight is 0 */
-    struct tensor correct;              /* [T] I32 out: 1 where the best logit is the target */
-    struct tensor dx;                   /* [T, D] out: gradient at x; absent: loss only */
+    const int32_t *target;   /* [T] host: what should follow row i; not read with a teacher */
+    const int32_t *other;    /* [T] host: the token it should beat; or NULL */
+    const float *weight;     /* [T] host: d(total loss)/d(nll of row i) */
+    struct tensor x;         /* [T, D] */
+    struct tensor teacher_x; /* [T, D]; absent: no teacher, nor the next three */
+    struct tensor teacher_norm, teacher_head; /* [D], [V, D]: what it is read with */
+    struct tensor teacher_logits;             /* [C, V] scratch */
+    struct tensor nll;                        /* [T] F32 out, 0 where weight is 0 */
+    struct tensor correct; /* [T] I32 out: 1 where the best logit is the target, or the teacher's */
+    struct tensor dx;      /* [T, D] out: gradient at x; absent: loss only */
     struct tensor d_final_norm, d_head; /* +=, or absent */
     struct tensor n, dn;                /* [C, D] scratch */
     struct tensor logits;               /* [C, V] scratch */

@@ -10,7 +10,7 @@
  *   cpu_attention.c   attention, both regimes, and its backward
  *   cpu_forward.c     the stages of a layer, the head's logits
  *   cpu_backward.c    their gradients
- *   cpu_loss.c        head and cross-entropy in chunks
+ *   cpu_loss.c        head and losses in chunks
  *   cpu_optimizer.c   gradient norm and AdamW
  *   cpu_statistics.c  second moments, for compression
  *   cpu_bf16.c        precision BF16: the table around these stages

@@ -41,6 +41,8 @@ static int64_t room_of(const struct begin_args *a)
     int64_t all = 4 * (padded(rows * c->hidden) + padded(rows * c->intermediate) +
                        padded(rows * query) + padded(rows * key));
 
+    all += padded(rows * c->hidden); /* head_loss: x, dx, n, dn, and a teacher's x */
+
     if (a->batch->slot)
         all += 2 * padded(a->batch->docs * longest(a->batch) * key);
     return all;
@@ -312,6 +314,7 @@ static void head_loss(struct backend *backend, const struct head_loss_args *a)
     if (!enter(cpu))
         return;
     w.x = widen(cpu, &a->x);
+    w.teacher_x = widen(cpu, &a->teacher_x);
     w.dx = make(cpu, &a->dx);
     w.n = make(cpu, &a->n);
     w.dn = make(cpu, &a->dn);

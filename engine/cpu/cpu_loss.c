@@ -6,11 +6,19 @@
 
 #define MAX_CHUNK 1024 /* rows of the caller's scratch that are used at most */
 #define COLUMNS 64
+#define SOFTMAX_BLOCK 256 /* exponentials that are summed in float, before double */
+
+struct reader { /* who turns the last rows into logits: the model or its teacher */
+    struct tensor x, norm, head, logits;
+};
 
 struct loss_run {
     struct cpu *cpu;
     const struct head_loss_args *a;
-    int32_t row[MAX_CHUNK]; /* the chunk's rows in the batch */
+    struct reader model, teacher;
+    const struct reader *reader; /* of norm_task */
+    thread_pool_fn *loss;        /* logits of one row become the gradient at them; loss and hit */
+    int32_t row[MAX_CHUNK];      /* the chunk's rows in the batch */
     float rstd[MAX_CHUNK];
     int32_t count;
 };
@@ -19,14 +27,26 @@ static void norm_task(void *context, int64_t i, int worker)
 {
     struct loss_run *run = context;
     const struct head_loss_args *a = run->a;
+    const struct reader *from = run->reader;
     int64_t d = a->x.shape[1];
 
-    run->rstd[i] = run->cpu->k->rms_norm(f32(&a->x) + run->row[i] * d, f32(&a->final_norm),
+    run->rstd[i] = run->cpu->k->rms_norm(f32(&from->x) + run->row[i] * d, f32(&from->norm),
                                          f32(&a->n) + i * d, (int32_t)d, a->config->rms_norm_eps);
     cpu_round(run->cpu, f32(&a->n) + i * d, d);
 }
 
-/* Logits of one row become the gradient at the logits; loss and hit are noted. */
+/* The place of the largest logit, the first of equal ones; n where none is a number. */
+static int32_t place_of(const float *logit, int32_t n, float max)
+{
+    int32_t best = 0;
+
+    while (best < n && logit[best] != max)
+        best++;
+    return best;
+}
+
+/* ------------------------------------------------------------------ cross-entropy */
+
 static void softmax_task(void *context, int64_t i, int worker)
 {
     struct loss_run *run = context;
@@ -48,6 +68,130 @@ static void softmax_task(void *context, int64_t i, int worker)
     logit[a->target[row]] -= a->weight[row];
     cpu_round(run->cpu, logit, vocabulary);
 }
+
+/* ------------------------------------------------------------------ the margin of an answer */
+
+static void margin_task(void *context, int64_t i, int worker)
+{
+    struct loss_run *run = context;
+    const struct head_loss_args *a = run->a;
+    int32_t vocabulary = (int32_t)a->head.shape[0], row = run->row[i];
+    int32_t target = a->target[row], other = a->other[row];
+    float *logit = f32(&a->logits) + i * vocabulary;
+    float max = run->cpu->k->scale_max(logit, vocabulary, 1.0f);
+
+    ((int32_t *)a->correct.data)[row] = place_of(logit, vocabulary, max) == target;
+    f32(&a->nll)[row] = logit[other] - logit[target];
+    if (!a->dx.data)
+        return;
+    memset(logit, 0, (size_t)vocabulary * sizeof *logit);
+    logit[other] += a->weight[row];
+    logit[target] -= a->weight[row];
+    cpu_round(run->cpu, logit, vocabulary);
+}
+
+/* ------------------------------------------------------------------ the distance to a teacher */
+
+struct softmax {
+    int32_t best;
+    float max;
+    double sum, lse; /* of exp(logit - max); log Σ exp(logit) */
+};
+
+static struct softmax softmax_of(const struct cpu_kernels *k, float *logit, int32_t n)
+{
+    struct softmax s = {.max = k->scale_max(logit, n, 1.0f)};
+    float block[SOFTMAX_BLOCK];
+
+    s.best = place_of(logit, n, s.max);
+    for (int32_t from = 0; from < n; from += SOFTMAX_BLOCK) {
+        int32_t count = n - from < SOFTMAX_BLOCK ? n - from : SOFTMAX_BLOCK;
+
+        memcpy(block, logit + from, (size_t)count * sizeof *block);
+        s.sum += (double)k->exp_sum(block, count, s.max);
+    }
+    s.lse = log(s.sum) + (double)s.max;
+    return s;
+}
+
+/* exp(-d) - 1 + d without its cancellation: |d| ≤ 1/2, to 5e-8 of it. */
+static double exp_excess(double d)
+{
+    double e = -1.0 / 5040 + d * (1.0 / 40320);
+
+    e = 1.0 / 720 + d * e;
+    e = -1.0 / 120 + d * e;
+    e = 1.0 / 24 + d * e;
+    e = -1.0 / 6 + d * e;
+    return d * d * (0.5 + d * e);
+}
+
+struct divergence {               /* of a block of one row: d = log p_teacher - log p */
+    const float *teacher, *model; /* [count] logits */
+    const float *p_teacher;       /* [count] exp(logit - max) */
+    float *p;                     /* [count] the same; out: the gradient of KL at the logits */
+    const struct softmax *of_teacher, *of_model;
+};
+
+/* Σ p_teacher·d, as Σ p_teacher·(exp(-d) - 1 + d): the same, as the p of both add up to 1, but no
+ * term is negative, so that none cancels, and an error of the sums comes in squared. The gradient
+ * is p - p_teacher. */
+static double divergence_of(const struct divergence *v, int32_t count)
+{
+    double shift = v->of_teacher->lse - v->of_model->lse, kl = 0;
+    double share_teacher = 1 / v->of_teacher->sum, share = 1 / v->of_model->sum;
+
+    for (int32_t i = 0; i < count; i++) {
+        double d = (double)v->teacher[i] - (double)v->model[i] - shift;
+        double pt = (double)v->p_teacher[i] * share_teacher, p = (double)v->p[i] * share;
+        bool near = fabs(d) <= 0.5;
+        double excess = exp_excess(near ? d : 0);
+
+        kl += near ? pt * excess : pt * (d - 1) + p;
+        v->p[i] = (float)(near ? pt * (excess - d) : p - pt);
+    }
+    return kl;
+}
+
+static void teacher_task(void *context, int64_t i, int worker)
+{
+    struct loss_run *run = context;
+    const struct head_loss_args *a = run->a;
+    const struct cpu_kernels *k = run->cpu->k;
+    int32_t vocabulary = (int32_t)a->head.shape[0], row = run->row[i];
+    float *logit = f32(&a->logits) + i * vocabulary, p[SOFTMAX_BLOCK];
+    float *teacher = f32(&a->teacher_logits) + i * vocabulary, p_teacher[SOFTMAX_BLOCK];
+    struct softmax model = softmax_of(k, logit, vocabulary);
+    struct softmax of_teacher = softmax_of(k, teacher, vocabulary);
+    double kl = 0;
+
+    for (int32_t from = 0; from < vocabulary; from += SOFTMAX_BLOCK) {
+        int32_t count = vocabulary - from < SOFTMAX_BLOCK ? vocabulary - from : SOFTMAX_BLOCK;
+        size_t bytes = (size_t)count * sizeof *logit;
+
+        memcpy(p, logit + from, bytes);
+        memcpy(p_teacher, teacher + from, bytes);
+        k->exp_sum(p, count, model.max);
+        k->exp_sum(p_teacher, count, of_teacher.max);
+        kl += divergence_of(&(struct divergence){.teacher = teacher + from,
+                                                 .model = logit + from,
+                                                 .p_teacher = p_teacher,
+                                                 .p = p,
+                                                 .of_teacher = &of_teacher,
+                                                 .of_model = &model},
+                            count);
+        if (a->dx.data)
+            memcpy(logit + from, p, bytes);
+    }
+    f32(&a->nll)[row] = (float)kl;
+    ((int32_t *)a->correct.data)[row] = model.best == of_teacher.best && model.best < vocabulary;
+    if (!a->dx.data)
+        return;
+    k->scale(logit, vocabulary, a->weight[row]);
+    cpu_round(run->cpu, logit, vocabulary);
+}
+
+/* ------------------------------------------------------------------ a chunk */
 
 static void norm_backward_task(void *context, int64_t i, int worker)
 {
@@ -115,10 +259,11 @@ static void chunk_backward(struct loss_run *run)
     thread_pool_run(cpu->pool, run->count, norm_backward_task, run);
 }
 
-static void run_chunk(struct loss_run *run)
+/* The logits of the chunk's rows; n and rstd are left as this reader has them. */
+static void read_chunk(struct loss_run *run, const struct reader *reader)
 {
     const struct head_loss_args *a = run->a;
-    int32_t vocabulary = (int32_t)a->head.shape[0], d = (int32_t)a->head.shape[1];
+    int32_t vocabulary = (int32_t)reader->head.shape[0], d = (int32_t)reader->head.shape[1];
     struct gemm logits = {
         .kind = GEMM_NT,
         .m = run->count,
@@ -126,27 +271,44 @@ static void run_chunk(struct loss_run *run)
         .k = d,
         .a = f32(&a->n),
         .lda = d,
-        .b = a->head.data,
-        .b_dtype = a->head.dtype,
+        .b = reader->head.data,
+        .b_dtype = reader->head.dtype,
         .ldb = d,
-        .c = f32(&a->logits),
+        .c = f32(&reader->logits),
         .ldc = vocabulary,
     };
 
+    run->reader = reader;
     thread_pool_run(run->cpu->pool, run->count, norm_task, run);
     cpu_gemm(run->cpu, &logits, 1);
-    thread_pool_run(run->cpu->pool, run->count, softmax_task, run);
-    if (a->dx.data)
+}
+
+static void run_chunk(struct loss_run *run)
+{
+    if (run->teacher.x.data)
+        read_chunk(run, &run->teacher);
+    read_chunk(run, &run->model); /* last: backward takes its n and rstd */
+    thread_pool_run(run->cpu->pool, run->count, run->loss, run);
+    if (run->a->dx.data)
         chunk_backward(run);
     run->count = 0;
 }
 
 void cpu_head_loss(struct backend *backend, const struct head_loss_args *a)
 {
-    struct loss_run run = {.cpu = cpu_of(backend), .a = a};
+    struct loss_run run = {
+        .cpu = cpu_of(backend),
+        .a = a,
+        .model = {a->x, a->final_norm, a->head, a->logits},
+        .teacher = {a->teacher_x, a->teacher_norm, a->teacher_head, a->teacher_logits},
+        .loss = a->teacher_x.data ? teacher_task
+                : a->other        ? margin_task
+                                  : softmax_task,
+    };
     int32_t rows = a->batch->rows;
     int32_t chunk = a->n.shape[0] < MAX_CHUNK ? (int32_t)a->n.shape[0] : MAX_CHUNK;
 
+    assert(!a->other || !a->teacher_x.data);
     memset(a->nll.data, 0, (size_t)rows * sizeof(float));
     memset(a->correct.data, 0, (size_t)rows * sizeof(int32_t));
     if (a->dx.data)

@@ -13,7 +13,7 @@
  *   cuda_backward.cu      the stages of a layer backward
  *   cuda_norm_backward.cu norms, rope and biases backward
  *   cuda_sample.cu        from logits to tokens
- *   cuda_loss.cu          cross-entropy, from the last rows to the gradient at them
+ *   cuda_loss.cu          losses, from the last rows to the gradient at them
  *   cuda_optimizer.cu     norm of the gradients, AdamW
  *   cuda_statistics.cu    second moments, for compression
  *   cuda_delta.cu, .cuh   packed deltas

@@ -1,4 +1,4 @@
-/* Final norm, logits, cross-entropy and their gradients, a chunk of trained rows at a time, so that
+/* Final norm, logits, the loss and their gradients, a chunk of trained rows at a time, so that
  * no more than the caller's scratch of logits is ever held. */
 #include "engine/cuda/cuda_norm.cuh"
 
@@ -8,13 +8,14 @@
 struct loss_rows {
     const int32_t *row;
     int32_t count;
-    const int32_t *target;
+    const int32_t *target; /* or NULL: there is a teacher */
+    const int32_t *other;  /* or NULL */
     const float *weight;
     float *nll;
     int32_t *correct;
 };
 
-/* ------------------------------------------------------------------ softmax */
+/* ------------------------------------------------------------------ cross-entropy */
 
 /* W logits from place `at`; -inf behind the end. Rows are aligned for W (see softmax). */
 template <int W>
@@ -117,30 +118,168 @@ static __global__ void loss_softmax_kernel(struct loss_rows rows, float *logits,
     }
 }
 
-/* ------------------------------------------------------------------ a chunk */
+/* ------------------------------------------------------------------ the margin of an answer */
 
-template <typename T>
-static void softmax(struct cuda *cuda, const struct head_loss_args *a, const struct loss_rows &rows)
+/* One block for each row. Where the gradient goes, all logits have been read: block_max waits. */
+template <int W, typename T>
+static __global__ void loss_margin_kernel(struct loss_rows rows, float *logits, int32_t vocabulary,
+                                          bool backward)
 {
-    int32_t vocabulary = (int32_t)a->head.shape[0];
-    float *logits = data_of<float>(a->logits);
+    float *logit = logits + (int64_t)blockIdx.x * vocabulary;
+    T *gradient = reinterpret_cast<T *>(logit);
+    int32_t row = rows.row[blockIdx.x], target = rows.target[row], other = rows.other[row];
+    float of_target = logit[target], of_other = logit[other], weight = rows.weight[row];
+    softmax_part p = read_row<W>(logit, vocabulary, target, of_target);
+    bool beaten = block_max(p.beaten ? 1.0f : 0.0f) > 0;
 
-    if (vocabulary % 4 == 0)
-        CUDA_LAUNCH(cuda->device, (loss_softmax_kernel<4, T>), (unsigned)rows.count,
-                    SOFTMAX_THREADS, 0, rows, logits, vocabulary, a->dx.data != nullptr);
-    else
-        CUDA_LAUNCH(cuda->device, (loss_softmax_kernel<1, T>), (unsigned)rows.count,
-                    SOFTMAX_THREADS, 0, rows, logits, vocabulary, a->dx.data != nullptr);
+    if (threadIdx.x == 0) {
+        rows.nll[row] = of_other - of_target;
+        rows.correct[row] = !beaten;
+    }
+    if (!backward)
+        return;
+    for (int32_t at = threadIdx.x * W; at < vocabulary; at += blockDim.x * W) {
+        float x[W];
+
+        for (int k = 0; k < W; k++)
+            x[k] = (at + k == other ? weight : 0.0f) - (at + k == target ? weight : 0.0f);
+        store_gradient<W>(gradient, at, x);
+    }
 }
 
+/* ------------------------------------------------------------------ the distance to a teacher */
+
+/* Of a row, or of what one thread has seen of it. `best` is the place of the largest logit, the
+ * first of equal ones; a float has room for 16 million. */
+struct row_softmax {
+    float max, sum, best;
+};
+
+template <int W>
+static __device__ __forceinline__ row_softmax softmax_of(const float *logit, int32_t vocabulary)
+{
+    row_softmax p = {-INFINITY, 0, (float)vocabulary}, row;
+
+    for (int32_t at = threadIdx.x * W; at < vocabulary; at += blockDim.x * W) {
+        float x[W], before = p.max;
+
+        load_logits<W>(x, logit, at, vocabulary);
+        for (int k = 0; k < W; k++)
+            if (x[k] > p.max) {
+                p.max = x[k];
+                p.best = (float)(at + k);
+            }
+        if (p.max > before)
+            p.sum *= expf(before - p.max);
+        for (int k = 0; k < W; k++)
+            p.sum += expf(x[k] - p.max);
+    }
+    row.max = block_max(p.max);
+    row.best = -block_max(p.max == row.max ? -p.best : -INFINITY);
+    row.sum = block_sum(p.sum * expf(p.max - row.max));
+    return row;
+}
+
+/* exp(-d) - 1 + d without its cancellation, for |d| at most 1/2. */
+static __device__ __forceinline__ float exp_excess(float d)
+{
+    float e = -1.0f / 5040 + d * (1.0f / 40320);
+
+    e = 1.0f / 720 + d * e;
+    e = -1.0f / 120 + d * e;
+    e = 1.0f / 24 + d * e;
+    e = -1.0f / 6 + d * e;
+    return d * d * (0.5f + d * e);
+}
+
+/* One block for each row, which reads both rows of logits twice: for their softmax, and for
+ * KL = Σ p_teacher · (exp(-d) - 1 + d) with d = log p_teacher - log p, whose terms are not negative
+ * (cpu_loss.c says more). The gradient goes where loss_softmax_kernel puts it, and waits as there.
+ */
+template <int W, typename T>
+static __global__ void loss_teacher_kernel(struct loss_rows rows, float *logits,
+                                           const float *teacher_logits, int32_t vocabulary,
+                                           bool backward)
+{
+    float *logit = logits + (int64_t)blockIdx.x * vocabulary;
+    const float *teacher = teacher_logits + (int64_t)blockIdx.x * vocabulary;
+    T *gradient = reinterpret_cast<T *>(logit);
+    int32_t row = rows.row[blockIdx.x];
+    float weight = rows.weight[row], kl = 0;
+    row_softmax model = softmax_of<W>(logit, vocabulary);
+    row_softmax of_teacher = softmax_of<W>(teacher, vocabulary);
+    float shift = (of_teacher.max - model.max) + logf(of_teacher.sum / model.sum);
+
+    for (int32_t from = 0; from < vocabulary; from += blockDim.x * W) {
+        int32_t at = from + threadIdx.x * W;
+        float x[W], y[W];
+
+        load_logits<W>(x, logit, at, vocabulary);
+        load_logits<W>(y, teacher, at, vocabulary);
+        for (int k = 0; k < W && at < vocabulary; k++) {
+            float d = (y[k] - x[k]) - shift, p = expf(x[k] - model.max) / model.sum;
+            float p_teacher = expf(y[k] - of_teacher.max) / of_teacher.sum;
+            bool near = fabsf(d) <= 0.5f;
+            float excess = exp_excess(near ? d : 0.0f);
+
+            kl += near ? p_teacher * excess : p_teacher * (d - 1) + p;
+            x[k] = weight * (near ? p_teacher * (excess - d) : p - p_teacher);
+        }
+        if (sizeof(T) < sizeof(float))
+            __syncthreads();
+        if (backward && at < vocabulary)
+            store_gradient<W>(gradient, at, x);
+    }
+    kl = block_sum(kl);
+    if (threadIdx.x == 0) {
+        rows.nll[row] = kl;
+        rows.correct[row] = model.best == of_teacher.best && model.best < (float)vocabulary;
+    }
+}
+
+/* ------------------------------------------------------------------ a chunk */
+
+template <int W, typename T>
+static void loss_of_width(struct cuda *cuda, const struct head_loss_args *a,
+                          const struct loss_rows &rows)
+{
+    int32_t vocabulary = (int32_t)a->head.shape[0];
+    unsigned blocks = (unsigned)rows.count;
+    float *logits = data_of<float>(a->logits);
+    bool backward = a->dx.data != nullptr;
+
+    if (a->teacher_x.data)
+        CUDA_LAUNCH(cuda->device, (loss_teacher_kernel<W, T>), blocks, SOFTMAX_THREADS, 0, rows,
+                    logits, data_of<const float>(a->teacher_logits), vocabulary, backward);
+    else if (a->other)
+        CUDA_LAUNCH(cuda->device, (loss_margin_kernel<W, T>), blocks, SOFTMAX_THREADS, 0, rows,
+                    logits, vocabulary, backward);
+    else
+        CUDA_LAUNCH(cuda->device, (loss_softmax_kernel<W, T>), blocks, SOFTMAX_THREADS, 0, rows,
+                    logits, vocabulary, backward);
+}
+
+template <typename T>
+static void loss(struct cuda *cuda, const struct head_loss_args *a, const struct loss_rows &rows)
+{
+    if (a->head.shape[0] % 4 == 0)
+        loss_of_width<4, T>(cuda, a, rows);
+    else
+        loss_of_width<1, T>(cuda, a, rows);
+}
+
+struct reader { /* who turns the last rows into logits: the model or its teacher */
+    struct tensor x, norm, head, logits;
+};
+
 static void norm_forward(struct cuda *cuda, const struct head_loss_args *a,
-                         const struct loss_rows &rows)
+                         const struct reader &reader, const struct loss_rows &rows)
 {
     struct norm_call norm = {};
 
-    norm.x = a->x.data;
+    norm.x = reader.x.data;
     norm.n = a->n.data;
-    norm.weight = data_of<const float>(a->final_norm);
+    norm.weight = data_of<const float>(reader.norm);
     norm.row = rows.row;
     norm.count = rows.count;
     norm.width = (int32_t)a->x.shape[1];
@@ -148,22 +287,30 @@ static void norm_forward(struct cuda *cuda, const struct head_loss_args *a,
     cuda_norm(cuda, &norm);
 }
 
-static void logits_product(struct cuda *cuda, const struct head_loss_args *a, int32_t count)
+static void logits_product(struct cuda *cuda, const struct head_loss_args *a,
+                           const struct reader &reader, int32_t count)
 {
     struct gemm g = {};
 
     g.transpose_b = true;
     g.m = count;
-    g.n = (int32_t)a->head.shape[0];
-    g.k = (int32_t)a->head.shape[1];
+    g.n = (int32_t)reader.head.shape[0];
+    g.k = (int32_t)reader.head.shape[1];
     g.dtype = cuda->activation;
     g.c_dtype = DTYPE_F32;
     g.a = a->n.data;
-    g.b = a->head.data;
-    g.c = a->logits.data;
+    g.b = reader.head.data;
+    g.c = reader.logits.data;
     g.lda = g.ldb = g.k;
     g.ldc = g.n;
     gemm_run(cuda->gemm, &g);
+}
+
+static void read_chunk(struct cuda *cuda, const struct head_loss_args *a,
+                       const struct reader &reader, const struct loss_rows &rows)
+{
+    norm_forward(cuda, a, reader, rows);
+    logits_product(cuda, a, reader, rows.count);
 }
 
 /* dn = dlogits · head and d_head += dlogitsᵀ · n. */
@@ -217,9 +364,11 @@ template <typename T>
 static void run_chunk(struct cuda *cuda, const struct head_loss_args *a,
                       const struct loss_rows &rows)
 {
-    norm_forward(cuda, a, rows);
-    logits_product(cuda, a, rows.count);
-    softmax<T>(cuda, a, rows);
+    if (a->teacher_x.data)
+        read_chunk(cuda, a, {a->teacher_x, a->teacher_norm, a->teacher_head, a->teacher_logits},
+                   rows);
+    read_chunk(cuda, a, {a->x, a->final_norm, a->head, a->logits}, rows); /* last: backward's n */
+    loss<T>(cuda, a, rows);
     if (!a->dx.data)
         return;
     gradient_products(cuda, a, rows.count);
@@ -240,19 +389,36 @@ static int32_t list_rows(struct cuda *cuda, const struct head_loss_args *a, int3
     return count;
 }
 
+/* The arguments that a kernel would take for something else. */
+static bool check_args(struct cuda *cuda, const struct head_loss_args *a)
+{
+    const struct tensor *strange = a->head.dtype != cuda->activation ? &a->head
+                                   : a->teacher_x.data && a->teacher_head.dtype != cuda->activation
+                                       ? &a->teacher_head
+                                       : nullptr;
+
+    if (strange)
+        device_fail(cuda->device, ERR_INTERNAL, "head_loss: a head of dtype %s",
+                    dtype_name(strange->dtype));
+    else if (a->other && a->teacher_x.data)
+        device_fail(cuda->device, ERR_INTERNAL, "head_loss: both another token and a teacher");
+    return !device_failed(cuda->device);
+}
+
+/* NULL stays NULL. */
+template <typename N> static const N *bring(struct cuda *cuda, const N *host, size_t count)
+{
+    return host ? static_cast<const N *>(cuda_bring(cuda, host, count * sizeof *host)) : nullptr;
+}
+
 void cuda_head_loss(struct backend *backend, const struct head_loss_args *a)
 {
     struct cuda *cuda = cuda_of(backend);
     size_t rows = (size_t)a->batch->rows;
     int32_t chunk = (int32_t)a->n.shape[0], count, *list;
 
-    if (device_failed(cuda->device))
+    if (device_failed(cuda->device) || !check_args(cuda, a))
         return;
-    if (a->head.dtype != cuda->activation) {
-        device_fail(cuda->device, ERR_INTERNAL, "head_loss: a head of dtype %s",
-                    dtype_name(a->head.dtype));
-        return;
-    }
     device_fill(cuda->device, a->nll.data, 0, rows * sizeof(float));
     device_fill(cuda->device, a->correct.data, 0, rows * sizeof(int32_t));
     if (a->dx.data)
@@ -261,10 +427,11 @@ void cuda_head_loss(struct backend *backend, const struct head_loss_args *a)
     count = list_rows(cuda, a, &list);
 
     struct loss_rows all = {
-        static_cast<const int32_t *>(cuda_bring(cuda, list, (size_t)count * sizeof *list)),
+        bring(cuda, list, (size_t)count),
         count,
-        static_cast<const int32_t *>(cuda_bring(cuda, a->target, rows * sizeof *a->target)),
-        static_cast<const float *>(cuda_bring(cuda, a->weight, rows * sizeof *a->weight)),
+        bring(cuda, a->teacher_x.data ? nullptr : a->target, rows),
+        bring(cuda, a->other, rows),
+        bring(cuda, a->weight, rows),
         data_of<float>(a->nll),
         data_of<int32_t>(a->correct),
     };
