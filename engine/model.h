@@ -83,26 +83,31 @@ int model_decode(struct model_decoder *decoder, const struct model_decode_args *
 
 struct model_training;
 
-/* Activations and scratch for batches of up to max_rows rows. */
+/* Activations and scratch for batches of up to max_rows rows; `teacher`: there may be one. */
 int model_training_open(struct model_training **out, struct model *model, int32_t max_rows,
-                        struct err *err);
+                        bool teacher, struct err *err);
 void model_training_free(struct model_training *training);
 /* What that takes of the backend's memory. */
 int64_t model_training_bytes(const struct backend *backend, const struct model_config *config,
-                             int32_t max_rows);
+                             int32_t max_rows, bool teacher);
 
+/* The loss of a row is -log p(target), or with `other` or `teacher` what head_loss_args says. */
 struct model_loss_args {
     const struct model_weights *weights;
     struct model_weights *grads; /* +=; NULL: loss only. Tensors without data are frozen. */
     const struct batch *batch;   /* without slots and segments */
-    const int32_t *target;       /* [rows]: the token that should follow row i */
-    const float *weight;         /* [rows]: d(loss)/d(nll of row i), 0: row is not trained */
+    const int32_t *target; /* [rows]: the token that should follow row i; not read with a teacher */
+    const float *weight;   /* [rows]: d(loss)/d(nll of row i), 0: row is not trained */
+    const int32_t *other;  /* [rows]: the token it should beat; or NULL */
+    /* A model of the same shapes in the memory of this backend, which reads the batch first; only
+     * what its last layer gives is kept. NULL, or the training was opened for one. */
+    const struct model_weights *teacher;
 };
 
 struct model_loss {
-    double nll;      /* Σ over rows with weight ≠ 0 of -log p(target), nats */
+    double nll;      /* Σ over rows with weight ≠ 0 of their loss, nats */
     double weighted; /* Σ weight · nll: the loss whose gradient was added */
-    int64_t correct; /* rows with weight ≠ 0 whose best logit is the target */
+    int64_t correct; /* rows with weight ≠ 0 whose best logit is the target, or the teacher's */
     int64_t rows;    /* rows with weight ≠ 0 */
 };
 

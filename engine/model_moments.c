@@ -95,7 +95,7 @@ int model_moments_open(struct model_moments_pass **out, struct model *model, int
     p->max_rows = max_rows;
     p->shared = !model->backend->ops->memory;
     if (open_memory(p, err) || model_weights_alloc(&p->grads, model, err) ||
-        model_training_open(&p->training, model, max_rows, err)) {
+        model_training_open(&p->training, model, max_rows, false, err)) {
         model_moments_free(p);
         return -1;
     }

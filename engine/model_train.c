@@ -16,10 +16,13 @@ struct layer_activations { /* what backward needs of one layer */
 struct model_training {
     struct model *model;
     int32_t max_rows;
+    bool teacher;
     void *memory;
     struct layer_activations *layer; /* [layers] */
     struct tensor rope, x_out, n, dn, dx, act, d_act, dq, dk, dv, d_attn, delta, nll, correct;
     struct tensor head_n, head_dn, logits; /* [rows of a chunk, …] */
+    struct tensor teacher_x;               /* [max_rows, D], with a teacher */
+    struct tensor teacher_logits;          /* [rows of a chunk, V], with a teacher */
     float *host_nll;                       /* [max_rows] */
     int32_t *host_correct;
     const struct model_watch *watch; /* of the pass that runs, or NULL */
@@ -78,19 +81,23 @@ static int64_t place_training(struct model_training *t, const struct backend *b,
     t->head_n = model_arena_carve(&a, precision, chunk, c->hidden);
     t->head_dn = model_arena_carve(&a, precision, chunk, c->hidden);
     t->logits = model_arena_carve(&a, DTYPE_F32, chunk, c->vocabulary);
+    if (t->teacher) {
+        t->teacher_x = model_arena_carve(&a, precision, t->max_rows, c->hidden);
+        t->teacher_logits = model_arena_carve(&a, DTYPE_F32, chunk, c->vocabulary);
+    }
     return a.used;
 }
 
 int64_t model_training_bytes(const struct backend *backend, const struct model_config *config,
-                             int32_t max_rows)
+                             int32_t max_rows, bool teacher)
 {
-    struct model_training t = {.max_rows = max_rows};
+    struct model_training t = {.max_rows = max_rows, .teacher = teacher};
 
     return place_training(&t, backend, config, NULL);
 }
 
 int model_training_open(struct model_training **out, struct model *model, int32_t max_rows,
-                        struct err *err)
+                        bool teacher, struct err *err)
 {
     const struct model_config *c = &model->config;
     struct model_training *t = calloc(1, sizeof *t);
@@ -100,6 +107,7 @@ int model_training_open(struct model_training **out, struct model *model, int32_
         return err_set(err, ERR_NO_MEMORY, "no memory for a training pass");
     t->model = model;
     t->max_rows = max_rows;
+    t->teacher = teacher;
     t->layer = calloc((size_t)c->layers, sizeof *t->layer);
     t->host_nll = calloc((size_t)max_rows, sizeof *t->host_nll);
     t->host_correct = calloc((size_t)max_rows, sizeof *t->host_correct);
@@ -148,20 +156,27 @@ static struct layer_activations activations_of(const struct model_training *t, i
     return l;
 }
 
-static void forward_layer(const struct model_training *t, const struct model_loss_args *args,
+/* Who reads the batch: the model or its teacher. Both leave their activations in the same place. */
+struct forward_run {
+    const struct model_weights *weights;
+    const struct batch *batch;
+    struct tensor x_out; /* [rows, D]: behind the last layer */
+};
+
+static void forward_layer(const struct model_training *t, const struct forward_run *run,
                           int32_t layer, struct tensor y)
 {
     struct backend *b = t->model->backend;
     const struct model_config *c = &t->model->config;
-    const struct layer_weights *w = &args->weights->layer[layer];
-    int32_t rows = args->batch->rows;
+    const struct layer_weights *w = &run->weights->layer[layer];
+    int32_t rows = run->batch->rows;
     struct layer_activations l = activations_of(t, layer, rows);
 
     b->ops->attn_in(b, &(struct attn_in_args){
                            .config = c,
                            .weights = w,
                            .layer = layer,
-                           .batch = args->batch,
+                           .batch = run->batch,
                            .rope = model_first_rows(t->rope, rows),
                            .x = l.x,
                            .n = model_first_rows(t->n, rows),
@@ -175,7 +190,7 @@ static void forward_layer(const struct model_training *t, const struct model_los
     b->ops->attention(b, &(struct attention_args){
                              .config = c,
                              .layer = layer,
-                             .batch = args->batch,
+                             .batch = run->batch,
                              .q = l.q,
                              .k = l.k,
                              .v = l.v,
@@ -185,7 +200,7 @@ static void forward_layer(const struct model_training *t, const struct model_los
     b->ops->attn_out(b, &(struct attn_out_args){
                             .weights = w,
                             .layer = layer,
-                            .batch = args->batch,
+                            .batch = run->batch,
                             .attn = l.attn,
                             .x = l.x,
                             .y = l.x_mid,
@@ -194,7 +209,7 @@ static void forward_layer(const struct model_training *t, const struct model_los
                        .config = c,
                        .weights = w,
                        .layer = layer,
-                       .batch = args->batch,
+                       .batch = run->batch,
                        .x = l.x_mid,
                        .n = model_first_rows(t->n, rows),
                        .gate = l.gate,
@@ -301,20 +316,36 @@ static void backward_layer(const struct model_training *t, const struct model_lo
     watch_matrix(t, layer, BASE_LAYOUT_V, &dv, &n);
 }
 
-static void forward(const struct model_training *t, const struct model_loss_args *args)
+static void forward(const struct model_training *t, const struct forward_run *run)
 {
     struct backend *b = t->model->backend;
-    int32_t rows = args->batch->rows, layers = t->model->config.layers;
+    int32_t rows = run->batch->rows, layers = t->model->config.layers;
 
-    model_begin_batch(t->model, args->batch, model_first_rows(t->rope, rows));
     b->ops->embed(b, &(struct embed_args){
-                         .batch = args->batch,
-                         .embed = args->weights->embed,
-                         .x = model_first_rows(layers > 0 ? t->layer[0].x : t->x_out, rows),
+                         .batch = run->batch,
+                         .embed = run->weights->embed,
+                         .x = layers > 0 ? model_first_rows(t->layer[0].x, rows) : run->x_out,
                      });
     for (int32_t l = 0; l < layers; l++)
-        forward_layer(t, args, l,
-                      model_first_rows(l + 1 < layers ? t->layer[l + 1].x : t->x_out, rows));
+        forward_layer(t, run, l,
+                      l + 1 < layers ? model_first_rows(t->layer[l + 1].x, rows) : run->x_out);
+}
+
+/* The teacher comes first: backward needs the model's own activations. */
+static void forward_both(const struct model_training *t, const struct model_loss_args *args)
+{
+    int32_t rows = args->batch->rows;
+    struct forward_run run = {.batch = args->batch};
+
+    model_begin_batch(t->model, args->batch, model_first_rows(t->rope, rows));
+    if (args->teacher) {
+        run.weights = args->teacher;
+        run.x_out = model_first_rows(t->teacher_x, rows);
+        forward(t, &run);
+    }
+    run.weights = args->weights;
+    run.x_out = model_first_rows(t->x_out, rows);
+    forward(t, &run);
 }
 
 static void loss_and_gradient(const struct model_training *t, const struct model_loss_args *args)
@@ -327,6 +358,7 @@ static void loss_and_gradient(const struct model_training *t, const struct model
         .head = args->weights->head,
         .batch = args->batch,
         .target = args->target,
+        .other = args->other,
         .weight = args->weight,
         .x = model_first_rows(t->x_out, rows),
         .nll = model_first_rows(t->nll, rows),
@@ -336,6 +368,12 @@ static void loss_and_gradient(const struct model_training *t, const struct model
         .logits = t->logits,
     };
 
+    if (args->teacher) {
+        head.teacher_x = model_first_rows(t->teacher_x, rows);
+        head.teacher_norm = args->teacher->final_norm;
+        head.teacher_head = args->teacher->head;
+        head.teacher_logits = t->teacher_logits;
+    }
     if (args->grads) {
         head.dx = model_first_rows(t->dx, rows);
         head.d_final_norm = args->grads->final_norm;
@@ -380,8 +418,9 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
     a.batch = &batch;
     assert(batch.rows > 0 && batch.rows <= t->max_rows);
     assert(!batch.slot && batch.segments.count == 0);
+    assert(!args->teacher || (t->teacher && !args->other));
     model_assert_batch(t->model, &batch, NULL);
-    forward(t, &a);
+    forward_both(t, &a);
     if (watch_head(t, batch.rows, err))
         return -1;
     loss_and_gradient(t, &a);

@@ -142,7 +142,8 @@ static void estimate(struct engine_trainer *t)
     if (b->activation == DTYPE_BF16)
         base += weights * size; /* the copies that stages read */
     t->plan.checkpoint_bytes = trainer_checkpoint_bytes(weights);
-    t->plan.memory_bytes = weights * 16 + model_training_bytes(b, config, t->max_rows) + base;
+    t->plan.memory_bytes =
+        weights * 16 + model_training_bytes(b, config, t->max_rows, false) + base;
 }
 
 static int check_options(const struct engine_train_options *o, struct err *err)
@@ -192,7 +193,7 @@ static int open_state(struct engine_trainer *t, const struct trainer_source *tra
     t->norm = tensor_view(b->ops->alloc(b, sizeof(float), err), DTYPE_F32, 1, &one);
     if (!t->norm.data)
         return -1;
-    return model_training_open(&t->pass, t->engine->model, t->max_rows, err);
+    return model_training_open(&t->pass, t->engine->model, t->max_rows, false, err);
 }
 
 static struct engine_trainer *

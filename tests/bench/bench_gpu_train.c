@@ -29,7 +29,7 @@ static int64_t bytes_of(const struct bench *b, int32_t layers, int32_t rows)
     c.layers = layers;
     return bench_block_weights(&c) * BYTES_PER_WEIGHT +
            2 * bench_head_weights(&c) * (c.tied_embeddings ? 1 : 2) +
-           model_training_bytes(&b->backend, &c, rows) + SPARE;
+           model_training_bytes(&b->backend, &c, rows, false) + SPARE;
 }
 
 static int choose_layers(struct bench *b, int32_t rows)
@@ -221,7 +221,7 @@ int bench_train(struct bench *b)
     int rc = -1;
 
     if (choose_layers(b, t.rows) || bench_open_model(b) || check_table(b) ||
-        model_training_open(&t.pass, b->model, t.rows, &b->err) || open_parameters(&t) ||
+        model_training_open(&t.pass, b->model, t.rows, false, &b->err) || open_parameters(&t) ||
         open_batch(&t))
         goto out;
     for (int32_t i = 0; i < WARM_UP + b->shape->repeats; i++) {

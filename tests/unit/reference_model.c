@@ -379,6 +379,17 @@ void reference_head(const struct reference *r, int32_t rows, const double *x, do
     free(n);
 }
 
+static double log_sum_exp(const double *logit, int32_t n)
+{
+    double sum = 0, max = -INFINITY;
+
+    for (int32_t i = 0; i < n; i++)
+        max = logit[i] > max ? logit[i] : max;
+    for (int32_t i = 0; i < n; i++)
+        sum += exp(logit[i] - max);
+    return log(sum) + max;
+}
+
 double reference_head_loss(const struct reference *r, int32_t rows, const double *x,
                            const int32_t *target, const float *weight)
 {
@@ -387,13 +398,46 @@ double reference_head_loss(const struct reference *r, int32_t rows, const double
 
     reference_head(r, rows, x, logits);
     for (int32_t t = 0; t < rows; t++) {
-        double sum = 0, max = -INFINITY, *l = logits + t * vocabulary;
+        const double *l = logits + t * vocabulary;
 
-        for (int32_t i = 0; i < vocabulary; i++)
-            max = l[i] > max ? l[i] : max;
-        for (int32_t i = 0; i < vocabulary; i++)
-            sum += exp(l[i] - max);
-        loss += (double)weight[t] * (log(sum) + max - l[target[t]]);
+        loss += (double)weight[t] * (log_sum_exp(l, vocabulary) - l[target[t]]);
+    }
+    free(logits);
+    return loss;
+}
+
+double reference_margin(const struct reference *r, int32_t rows, const double *x,
+                        const int32_t *target, const int32_t *other, const float *weight)
+{
+    int32_t vocabulary = r->config.vocabulary;
+    double *logits = must(malloc((size_t)(rows * vocabulary) * sizeof *logits)), loss = 0;
+
+    reference_head(r, rows, x, logits);
+    for (int32_t t = 0; t < rows; t++) {
+        const double *l = logits + t * vocabulary;
+
+        loss += (double)weight[t] * (l[other[t]] - l[target[t]]);
+    }
+    free(logits);
+    return loss;
+}
+
+double reference_divergence(const struct reference *r, int32_t rows, const double *x,
+                            const double *teacher_logits, const float *weight)
+{
+    int32_t vocabulary = r->config.vocabulary;
+    double *logits = must(malloc((size_t)(rows * vocabulary) * sizeof *logits)), loss = 0;
+
+    reference_head(r, rows, x, logits);
+    for (int32_t t = 0; t < rows; t++) {
+        const double *l = logits + t * vocabulary, *teacher = teacher_logits + t * vocabulary;
+        double lse = log_sum_exp(l, vocabulary), lse_teacher = log_sum_exp(teacher, vocabulary);
+
+        for (int32_t i = 0; i < vocabulary; i++) {
+            double log_p = teacher[i] - lse_teacher;
+
+            loss += (double)weight[t] * exp(log_p) * (log_p - (l[i] - lse));
+        }
     }
     free(logits);
     return loss;

@@ -62,6 +62,12 @@ void reference_head(const struct reference *r, int32_t rows, const double *x, do
 /* Σ weight · nll */
 double reference_head_loss(const struct reference *r, int32_t rows, const double *x,
                            const int32_t *target, const float *weight);
+/* Σ weight · (logit(other) - logit(target)) */
+double reference_margin(const struct reference *r, int32_t rows, const double *x,
+                        const int32_t *target, const int32_t *other, const float *weight);
+/* Σ weight · KL(teacher || model); teacher_logits: [rows, V], as reference_head gives them */
+double reference_divergence(const struct reference *r, int32_t rows, const double *x,
+                            const double *teacher_logits, const float *weight);
 /* Hidden states behind the last layer, [rows, D]. */
 void reference_forward(const struct reference *r, const struct batch *batch, double *x);
 double reference_loss(const struct reference *r, const struct batch *batch, const int32_t *target,

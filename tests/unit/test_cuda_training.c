@@ -93,7 +93,7 @@ static void open_student(struct student *s, const struct memory_model *memory, b
         must(cuda_backend_open(&s->backend, &(struct cuda_options){.precision = precision}, &err),
              &err);
     must(model_open_source(&s->model, &s->backend, &source, &err), &err);
-    must(model_training_open(&s->pass, s->model, ROWS, &err), &err);
+    must(model_training_open(&s->pass, s->model, ROWS, false, &err), &err);
     must(model_weights_alloc(&s->weights, s->model, &err), &err);
     must(model_weights_alloc(&s->grads, s->model, &err), &err);
     assert_int_equal(memory->count, model_tensor_count(s->model));

@@ -339,7 +339,7 @@ static void test_micro_batches_add_up(void **state)
         assert_true(e.length <= 512);
         for (int32_t p = 0; p < rows; p++)
             position[p] = p;
-        assert_int_equal(model_training_open(&pass, j.engine->model, rows, &err), 0);
+        assert_int_equal(model_training_open(&pass, j.engine->model, rows, false, &err), 0);
         assert_int_equal(
             model_loss(pass,
                        &(struct model_loss_args){.weights = model_base_weights(j.engine->model),
