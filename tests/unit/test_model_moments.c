@@ -81,7 +81,7 @@ static struct fixture *open_fixture(const struct model_config *config, enum dtyp
                      &(struct backend_options){.threads = threads, .precision = precision}, &err),
         0);
     assert_int_equal(model_open_source(&f->model, &f->backend, &source, &err), 0);
-    assert_int_equal(model_moments_open(&f->pass, f->model, ROWS, false, &err), 0);
+    assert_int_equal(model_moments_open(&f->pass, f->model, ROWS, &err), 0);
     for (int32_t i = 0; i < f->memory->count; i++) {
         const int64_t *shape = f->memory->tensor[i].shape;
 
