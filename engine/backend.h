@@ -242,7 +242,7 @@ struct sample_row {
 };
 
 struct sample_args {
-    struct tensor logits;         /* [count, V] in; overwritten */
+    struct tensor logits;         /* [count, V] in; overwritten, but for greedy rows */
     const struct sample_row *row; /* [count] host; count is at most T */
     /* [count] I32 out: the token; -1 where the logits hold a NaN or no finite value: the model has
      * broken down, nothing may be made of it. */

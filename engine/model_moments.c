@@ -1,10 +1,13 @@
 #include "engine/model_moments.h"
 
 #include <assert.h>
+#include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
+#include "engine/base/rng.h"
 #include "engine/model_pass.h"
+
+#define STREAM_SIGN 3 /* of random numbers: which way a margin goes */
 
 struct model_moments_pass {
     struct model *model;
@@ -20,8 +23,9 @@ struct model_moments_pass {
     void *host_rows;          /* [max_rows, widest] in the backend's precision */
     float *host_row;          /* [widest] */
     float *host_weight;       /* [max_rows] */
-    float *ones;              /* [max_rows] */
-    int32_t *target, *row;    /* [max_rows] */
+    float *loss_weight;       /* [max_rows]: 1 for each, or what a margin makes of it */
+    int32_t *target, *other;  /* [max_rows] what was drawn */
+    int32_t *row, *drawn;     /* [max_rows] rows that are drawn for; [rows of a chunk] */
     struct sample_row *sample;
 
     /* of the micro-batch that runs */
@@ -67,15 +71,15 @@ static int open_memory(struct model_moments_pass *p, struct err *err)
     p->host_rows = malloc(rows * widest * (size_t)dtype_size(b->activation));
     p->host_row = malloc(widest * sizeof *p->host_row);
     p->host_weight = malloc(rows * sizeof *p->host_weight);
-    p->ones = malloc(rows * sizeof *p->ones);
+    p->loss_weight = malloc(rows * sizeof *p->loss_weight);
     p->target = malloc(rows * sizeof *p->target);
+    p->other = malloc(rows * sizeof *p->other);
     p->row = malloc(rows * sizeof *p->row);
+    p->drawn = malloc(rows * sizeof *p->drawn);
     p->sample = malloc(rows * sizeof *p->sample);
-    if (!p->host_rows || !p->host_row || !p->host_weight || !p->ones || !p->target || !p->row ||
-        !p->sample)
+    if (!p->host_rows || !p->host_row || !p->host_weight || !p->loss_weight || !p->target ||
+        !p->other || !p->row || !p->drawn || !p->sample)
         return err_set(err, ERR_NO_MEMORY, "no memory for the moments of %d tokens", p->max_rows);
-    for (size_t r = 0; r < rows; r++)
-        p->ones[r] = 1;
     p->memory = b->ops->alloc(b, (size_t)place(p, NULL), err);
     if (!p->memory)
         return -1;
@@ -112,9 +116,11 @@ void model_moments_free(struct model_moments_pass *pass)
     if (pass->memory)
         pass->model->backend->ops->free(pass->model->backend, pass->memory);
     free(pass->sample);
+    free(pass->drawn);
     free(pass->row);
+    free(pass->other);
     free(pass->target);
-    free(pass->ones);
+    free(pass->loss_weight);
     free(pass->host_weight);
     free(pass->host_row);
     free(pass->host_rows);
@@ -201,22 +207,12 @@ static void take_input(void *context, const struct tensor *x)
 
 /* ------------------------------------------------------------------ draws */
 
-/* Rows [from, from + count) get what the model would have said. */
-static int draw_chunk(struct model_moments_pass *p, const struct model_head_pass *head,
-                      int32_t from, int32_t count, struct err *err)
+/* Logits of p->row[from, from + count). */
+static void logits_of(struct model_moments_pass *p, const struct model_head_pass *head,
+                      int32_t from, int32_t count)
 {
     struct backend *b = p->model->backend;
-    struct tensor logits = model_first_rows(head->logits, count);
 
-    for (int32_t i = 0; i < count; i++) {
-        p->row[i] = from + i;
-        p->sample[i] = (struct sample_row){
-            .temperature = 1,
-            .top_p = 1,
-            .seed = p->args->seed,
-            .index = p->args->first + (uint64_t)(from + i),
-        };
-    }
     model_begin_batch(p->model, p->args->batch, head->rope);
     b->ops->head(b, &(struct head_args){
                         .config = &p->model->config,
@@ -224,36 +220,121 @@ static int draw_chunk(struct model_moments_pass *p, const struct model_head_pass
                         .head = p->args->weights->head,
                         .batch = p->args->batch,
                         .x = head->x,
-                        .row = p->row,
+                        .row = p->row + from,
                         .count = count,
                         .n = model_first_rows(head->n, count),
-                        .logits = logits,
+                        .logits = model_first_rows(head->logits, count),
                     });
+}
+
+/* A token for each of those logits, to its row of `token`; the best one at temperature 0, which
+ * leaves the logits alone. */
+static int choose(struct model_moments_pass *p, const struct model_head_pass *head, int32_t from,
+                  int32_t count, double temperature, int32_t *token, struct err *err)
+{
+    struct backend *b = p->model->backend;
+
+    for (int32_t i = 0; i < count; i++)
+        p->sample[i] = (struct sample_row){
+            .temperature = temperature,
+            .top_p = 1,
+            .seed = p->args->seed,
+            .index = p->args->first + (uint64_t)p->row[from + i],
+        };
+    /* A device has room for the arrays of one pass behind a begin. */
+    model_begin_batch(p->model, p->args->batch, head->rope);
     b->ops->sample(b, &(struct sample_args){
-                          .logits = logits,
+                          .logits = model_first_rows(head->logits, count),
                           .row = p->sample,
                           .token = model_first_rows(p->token, count),
                       });
-    b->ops->download(b, p->target + from, p->token.data, (size_t)count * sizeof *p->target);
+    b->ops->download(b, p->drawn, p->token.data, (size_t)count * sizeof *p->drawn);
     if (backend_check(b, err))
         return -1;
-    for (int32_t i = 0; i < count; i++)
-        if (p->target[from + i] < 0)
+    for (int32_t i = 0; i < count; i++) {
+        if (p->drawn[i] < 0)
             return err_set(err, ERR_INVALID, "what the model gives is not finite");
+        token[p->row[from + i]] = p->drawn[i];
+    }
+    return 0;
+}
+
+/* The best token as the target, another one beside it. */
+static int choose_rivals(struct model_moments_pass *p, const struct model_head_pass *head,
+                         int32_t from, int32_t count, struct err *err)
+{
+    struct backend *b = p->model->backend;
+    const float never = -INFINITY;
+
+    if (choose(p, head, from, count, 0, p->target, err))
+        return -1;
+    for (int32_t i = 0; i < count; i++)
+        b->ops->upload(
+            b, (float *)head->logits.data + i * head->logits.shape[1] + p->target[p->row[from + i]],
+            &never, sizeof never);
+    return choose(p, head, from, count, 1, p->other, err);
+}
+
+/* ±margin / max(1, gap) for each row that has a weight. */
+static int weigh_margins(struct model_moments_pass *p, const struct model_head_pass *head,
+                         struct err *err)
+{
+    struct backend *b = p->model->backend;
+    const struct model_moments_args *a = p->args;
+    float *loss = p->host_weight;
+
+    model_begin_batch(p->model, a->batch, head->rope);
+    b->ops->head_loss(b, &(struct head_loss_args){
+                             .config = &p->model->config,
+                             .final_norm = a->weights->final_norm,
+                             .head = a->weights->head,
+                             .batch = a->batch,
+                             .target = p->target,
+                             .other = p->other,
+                             .weight = p->loss_weight,
+                             .x = head->x,
+                             .nll = head->nll,
+                             .correct = head->correct,
+                             .n = head->n,
+                             .logits = head->logits,
+                         });
+    b->ops->download(b, loss, head->nll.data, (size_t)a->batch->rows * sizeof *loss);
+    if (backend_check(b, err))
+        return -1;
+    for (int32_t r = 0; r < a->batch->rows; r++) {
+        double gap = -(double)loss[r];
+        double sign = rng_at(a->seed, STREAM_SIGN, a->first + (uint64_t)r) & 1 ? 1 : -1;
+
+        if (p->loss_weight[r] != 0)
+            p->loss_weight[r] = (float)(sign * a->margin / (gap > 1 ? gap : 1));
+    }
     return 0;
 }
 
 static int choose_targets(void *context, const struct model_head_pass *head, struct err *err)
 {
     struct model_moments_pass *p = context;
-    int32_t rows = p->args->batch->rows, chunk = (int32_t)head->logits.shape[0];
+    const struct model_moments_args *a = p->args;
+    int32_t chunk = (int32_t)head->logits.shape[0], count = 0;
 
-    if (p->args->target)
+    if (a->target)
         return 0;
-    for (int32_t from = 0; from < rows; from += chunk)
-        if (draw_chunk(p, head, from, rows - from < chunk ? rows - from : chunk, err))
+    for (int32_t r = 0; r < a->batch->rows; r++) {
+        p->target[r] = p->other[r] = 0;
+        if (p->loss_weight[r] != 0)
+            p->row[count++] = r;
+    }
+    for (int32_t from = 0; from < count; from += chunk) {
+        int32_t n = count - from < chunk ? count - from : chunk;
+
+        logits_of(p, head, from, n);
+        if (a->margin > 0 ? choose_rivals(p, head, from, n, err)
+                          : choose(p, head, from, n, 1, p->target, err))
             return -1;
-    model_begin_batch(p->model, p->args->batch, head->rope); /* of the loss and backward */
+    }
+    if (a->margin > 0 && weigh_margins(p, head, err))
+        return -1;
+    model_begin_batch(p->model, a->batch, head->rope); /* of the loss and backward */
     return 0;
 }
 
@@ -273,17 +354,22 @@ int model_moments_add(struct model_moments_pass *pass, const struct model_moment
     };
 
     assert(batch.rows <= pass->max_rows);
+    assert(args->target || !args->other);
+    assert(!args->target || args->margin == 0);
     batch.serving = false;
     a.batch = &batch;
     pass->args = &a;
     pass->moments = moments;
+    for (int32_t r = 0; r < batch.rows; r++)
+        pass->loss_weight[r] = args->weight ? args->weight[r] : 1;
     return model_loss_watched(pass->training,
                               &(struct model_loss_args){
                                   .weights = args->weights,
                                   .grads = &pass->grads,
                                   .batch = &batch,
                                   .target = args->target ? args->target : pass->target,
-                                  .weight = args->weight ? args->weight : pass->ones,
+                                  .other = args->margin > 0 ? pass->other : args->other,
+                                  .weight = pass->loss_weight,
                               },
                               &watch, loss ? loss : &unused, err);
 }

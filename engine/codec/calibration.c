@@ -1,0 +1,298 @@
+#include "engine/codec/calibration.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/base/rng.h"
+#include "engine/model_moments.h"
+
+#define STREAM_EXAMPLES 4 /* of random numbers: which examples */
+#define MARGIN_DRAWS                                                             \
+    (1ull << 40) /* random numbers of the margins lie behind those of the Fisher \
+                  */
+
+struct pick { /* an example, or its beginning */
+    int32_t example;
+    int32_t rows;   /* those that have a next token, one at least */
+    int32_t answer; /* rows up to the last one of an answer */
+};
+
+struct measuring {
+    const struct trainer_source *examples;
+    const struct model_weights *tuned;
+    const struct calibration_options *options;
+    void (*progress)(void *context, double share);
+    void *context;
+    struct pick *pick;
+    int32_t count;           /* of picks */
+    int32_t longest;         /* rows of one */
+    int64_t rows, all, done; /* of the picks; of both passes; so far */
+
+    struct model_moments_pass *pass;
+    struct model_moments *moments; /* by index of a tensor */
+    struct batch batch;
+    int32_t max_rows;
+    int32_t *token, *position, *cu_seqlens;
+    float *weight;
+};
+
+/* ------------------------------------------------------------------ which examples */
+
+static int32_t answer_rows(const struct dataset_example *e, int32_t rows)
+{
+    int32_t answer = 0;
+
+    for (int32_t i = 0; i < rows && i + 1 < e->length; i++)
+        if (e->weight[i + 1] > 0)
+            answer = i + 1;
+    return answer;
+}
+
+static int pick_examples(struct measuring *m, struct err *err)
+{
+    int64_t count = m->examples->count;
+    int64_t left = m->options->max_tokens ? m->options->max_tokens : CALIBRATION_TOKENS;
+    int32_t *order;
+
+    if (count < 1 || count > INT32_MAX)
+        return err_set(err, ERR_INVALID, "%lld examples to calibrate with", (long long)count);
+    order = malloc((size_t)count * sizeof *order);
+    m->pick = malloc((size_t)count * sizeof *m->pick);
+    if (!order || !m->pick) {
+        free(order);
+        return err_set(err, ERR_NO_MEMORY, "no memory for %lld examples", (long long)count);
+    }
+    rng_permutation(order, (int32_t)count, (uint64_t)m->options->seed, STREAM_EXAMPLES);
+    for (int64_t i = 0; i < count && left > 0; i++) {
+        struct dataset_example e = m->examples->example(m->examples->context, order[i]);
+        int32_t rows = e.length > 1 ? e.length - 1 : 1;
+
+        if (e.length < 1)
+            continue;
+        rows = rows < left ? rows : (int32_t)left;
+        m->pick[m->count++] = (struct pick){order[i], rows, answer_rows(&e, rows)};
+        m->longest = rows > m->longest ? rows : m->longest;
+        m->rows += rows;
+        m->all += rows + (m->options->margin > 0 ? m->pick[m->count - 1].answer : 0);
+        left -= rows;
+    }
+    free(order);
+    return m->rows > 0 ? 0 : err_set(err, ERR_INVALID, "the examples to calibrate with are empty");
+}
+
+/* ------------------------------------------------------------------ memory */
+
+static int open_batch(struct measuring *m, const struct backend *b, struct err *err)
+{
+    int32_t usual = b->ops->memory ? CALIBRATION_ROWS_DEVICE : CALIBRATION_ROWS;
+    size_t rows;
+
+    m->max_rows = m->rows < usual ? (int32_t)m->rows : usual;
+    m->max_rows = m->longest > m->max_rows ? m->longest : m->max_rows;
+    rows = (size_t)m->max_rows;
+    m->token = malloc(rows * sizeof *m->token);
+    m->position = malloc(rows * sizeof *m->position);
+    m->cu_seqlens = malloc((rows + 1) * sizeof *m->cu_seqlens);
+    m->weight = malloc(rows * sizeof *m->weight);
+    if (!m->token || !m->position || !m->cu_seqlens || !m->weight)
+        return err_set(err, ERR_NO_MEMORY, "no memory for batches of %d tokens", m->max_rows);
+    m->cu_seqlens[0] = 0;
+    m->batch =
+        (struct batch){.token = m->token, .position = m->position, .cu_seqlens = m->cu_seqlens};
+    return 0;
+}
+
+static float *square(int64_t n, int64_t *bytes)
+{
+    *bytes = n * n * (int64_t)sizeof(float);
+    return calloc((size_t)(n * n), sizeof(float));
+}
+
+/* Zeroed sums in `out`, and views of them in the moments. */
+static int open_sums(struct measuring *m, struct calibration *out, const struct model *model,
+                     struct err *err)
+{
+    struct model_weights shapes;
+    char name[MODEL_NAME_MAX];
+    int rc = -1;
+
+    out->count = model_tensor_count(model);
+    out->h = calloc((size_t)out->count, sizeof *out->h);
+    out->g = calloc((size_t)out->count, sizeof *out->g);
+    m->moments = calloc((size_t)out->count, sizeof *m->moments);
+    if (!out->h || !out->g || !m->moments)
+        return err_set(err, ERR_NO_MEMORY, "no memory for statistics");
+    if (model_weights_alloc(&shapes, model, err))
+        return -1;
+    for (int32_t i = 0; i < out->count; i++) {
+        const struct tensor *t = model_tensor(model, &shapes, i, name);
+        int64_t bytes[2];
+
+        if (!model_tensor_is_linear(model, i))
+            continue;
+        m->moments[i].h = out->h[i] = square(t->shape[1], &bytes[0]);
+        m->moments[i].g = out->g[i] = square(t->shape[0], &bytes[1]);
+        if (!out->h[i] || !out->g[i]) {
+            err_set(err, ERR_NO_MEMORY, "no memory for the statistics of %s: %lld bytes", name,
+                    (long long)(bytes[0] + bytes[1]));
+            goto out;
+        }
+    }
+    rc = 0;
+out:
+    model_weights_release(&shapes);
+    return rc;
+}
+
+void calibration_free(struct calibration *c)
+{
+    for (int32_t i = 0; i < c->count; i++) {
+        if (c->h)
+            free(c->h[i]);
+        if (c->g)
+            free(c->g[i]);
+    }
+    free(c->h);
+    free(c->g);
+    memset(c, 0, sizeof *c);
+}
+
+static void close_measuring(struct measuring *m)
+{
+    model_moments_free(m->pass);
+    free(m->weight);
+    free(m->cu_seqlens);
+    free(m->position);
+    free(m->token);
+    free(m->moments);
+    free(m->pick);
+}
+
+/* ------------------------------------------------------------------ passes */
+
+/* The batch as it is; `first` row of all that this pass has looked at. */
+static int flush(struct measuring *m, bool margin, uint64_t first, struct err *err)
+{
+    struct model_moments_args args = {
+        .weights = m->tuned,
+        .batch = &m->batch,
+        .weight = m->weight,
+        .margin = margin ? m->options->margin : 0,
+        .seed = (uint64_t)m->options->seed,
+        .first = first + (margin ? MARGIN_DRAWS : 0),
+    };
+
+    if (m->batch.rows == 0)
+        return 0;
+    if (model_moments_add(m->pass, &args, m->moments, NULL, err))
+        return -1;
+    m->done += m->batch.rows;
+    if (m->progress)
+        m->progress(m->context, (double)m->done / (double)m->all);
+    m->batch.rows = m->batch.docs = 0;
+    return 0;
+}
+
+static void add_example(struct measuring *m, const struct pick *pick, bool margin, int32_t rows)
+{
+    struct dataset_example e = m->examples->example(m->examples->context, pick->example);
+    int32_t at = m->batch.rows;
+
+    memcpy(m->token + at, e.token, (size_t)rows * sizeof *m->token);
+    for (int32_t i = 0; i < rows; i++) {
+        m->position[at + i] = i;
+        m->weight[at + i] = !margin || e.weight[i + 1] > 0;
+    }
+    m->batch.rows = at + rows;
+    m->cu_seqlens[++m->batch.docs] = m->batch.rows;
+}
+
+/* Documents back to back. */
+static int run_pass(struct measuring *m, bool margin, struct err *err)
+{
+    uint64_t first = 0;
+
+    m->batch.rows = m->batch.docs = 0;
+    for (int32_t i = 0; i < m->count; i++) {
+        int32_t rows = margin ? m->pick[i].answer : m->pick[i].rows;
+
+        if (rows == 0)
+            continue;
+        if (m->batch.rows + rows > m->max_rows) {
+            uint64_t next = first + (uint64_t)m->batch.rows;
+
+            if (flush(m, margin, first, err))
+                return -1;
+            first = next;
+        }
+        add_example(m, &m->pick[i], margin, rows);
+    }
+    return flush(m, margin, first, err);
+}
+
+static void scale(float *sum, int64_t n, double divisor)
+{
+    double factor = divisor > 0 ? 1 / divisor : 0;
+
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = i; j < n; j++)
+            sum[i * n + j] = (float)((double)sum[i * n + j] * factor);
+    model_moments_mirror(sum, n);
+}
+
+/* Sums become means. */
+static int finish(const struct measuring *m, struct calibration *out, const struct model *model,
+                  struct err *err)
+{
+    struct model_weights shapes;
+    char name[MODEL_NAME_MAX];
+    int rc = 0;
+
+    out->tokens = m->rows;
+    if (model_weights_alloc(&shapes, model, err))
+        return -1;
+    for (int32_t i = 0; i < out->count && !rc; i++) {
+        const struct tensor *t = model_tensor(model, &shapes, i, name);
+
+        if (!out->h[i])
+            continue;
+        if (!isfinite(m->moments[i].weight))
+            rc = err_set(err, ERR_INVALID, "the gradients at %s are not finite", name);
+        scale(out->h[i], t->shape[1], m->moments[i].weight);
+        scale(out->g[i], t->shape[0], (double)m->rows);
+    }
+    model_weights_release(&shapes);
+    return rc;
+}
+
+int calibration_measure(struct calibration *out, struct model *model,
+                        const struct model_weights *tuned, const struct trainer_source *examples,
+                        const struct calibration_options *options,
+                        void (*progress)(void *context, double share), void *context,
+                        struct err *err)
+{
+    struct measuring m = {
+        .examples = examples,
+        .tuned = tuned,
+        .options = options,
+        .progress = progress,
+        .context = context,
+    };
+    int rc = -1;
+
+    assert(options->max_tokens >= 0 && options->margin >= 0 && isfinite(options->margin));
+    memset(out, 0, sizeof *out);
+    if (pick_examples(&m, err) || open_batch(&m, model_backend(model), err) ||
+        open_sums(&m, out, model, err) || model_moments_open(&m.pass, model, m.max_rows, err))
+        goto out;
+    if (run_pass(&m, false, err) || (options->margin > 0 && run_pass(&m, true, err)))
+        goto out;
+    rc = finish(&m, out, model, err);
+out:
+    if (rc)
+        calibration_free(out);
+    close_measuring(&m);
+    return rc;
+}

@@ -1,0 +1,51 @@
+/* calibration.h: what errors in a fine-tune's matrices cost, measured: the second moments of each
+ * matrix's inputs and of the gradients at its outputs (engine/model_moments.h), over examples that
+ * look like what the model will be asked.
+ *
+ * The gradients are those of the true Fisher information: at every row, of prompt and answer alike,
+ * of -log p(y) with y drawn from the tuned model itself. With a margin those of the answers'
+ * margins are added, which the Fisher information of a model that is sure of its answers is blind
+ * to. Examples are taken in a random order until max_tokens, the last one cut to what is left.
+ *
+ * One thread, that of the model's backend. Deterministic: a function of the weights, the examples
+ * and the options; in what order sums are rounded depends on the kind of backend. */
+#ifndef GRAFT_CODEC_CALIBRATION_H
+#define GRAFT_CODEC_CALIBRATION_H
+
+#include "engine/model.h"
+#include "engine/trainer.h"
+
+#define CALIBRATION_TOKENS 16384 /* unless the options say otherwise */
+#define CALIBRATION_ROWS 512     /* tokens of a micro-batch, or one longer example */
+#define CALIBRATION_ROWS_DEVICE                                      \
+    2048 /* a device of its own memory takes each sum there and back \
+          */
+
+/* By index of a tensor (model_tensor); NULL where that is not a matrix of a block. Symmetric. */
+struct calibration {
+    int32_t count;
+    float **h; /* [cols, cols] Σ u·x·xᵀ / Σ u, u = ‖g‖²; 0 where no row has a gradient */
+    float **g; /* [rows, rows] Σ g·gᵀ / tokens */
+    int64_t tokens; /* that were looked at */
+};
+
+struct calibration_options {
+    int64_t seed;
+    int64_t max_tokens; /* 0: CALIBRATION_TOKENS */
+    /* How much the answers' margins count: factor on their gradients (model_moments_args). Answers
+     * are the rows whose next token has a weight in the examples. 0: not at all. */
+    double margin;
+};
+
+/* `tuned` are weights of `model` in the memory of its backend; progress(context, share in [0, 1])
+ * may be NULL. Takes on the host 4 bytes times the squares of all matrices' sides, on the backend
+ * what model_moments_open takes. ERR_INVALID: no tokens; what the model gives is not finite.
+ * ERR_NO_MEMORY. *out is empty on failure. */
+int calibration_measure(struct calibration *out, struct model *model,
+                        const struct model_weights *tuned, const struct trainer_source *examples,
+                        const struct calibration_options *options,
+                        void (*progress)(void *context, double share), void *context,
+                        struct err *err);
+void calibration_free(struct calibration *c); /* a zeroed struct is fine */
+
+#endif
