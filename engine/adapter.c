@@ -48,7 +48,7 @@ struct loading {
     struct model_weights *weights; /* the base's; only addresses of its fields are used */
     const struct artifact_tensor *tensor;
     const struct artifact *artifact;
-    float *base, *diff; /* the longest vector; the most rows of a matrix */
+    float *base, *diff; /* the longest vector */
 };
 
 static int pack(struct loading *l, const struct delta_tensor *view, const struct packed_delta **out,
@@ -71,9 +71,14 @@ static int load_matrix(struct loading *l, int32_t index, const struct packed_del
     const struct artifact_tensor *t = &l->tensor[index];
     const struct tensor *part = artifact_parts(l->artifact, index);
     struct delta_tensor view;
+    void *memory;
+    int rc;
 
-    artifact_codec(l->artifact)->view(part, t->rows, t->cols, l->diff, &view);
-    return pack(l, &view, out, err);
+    if (artifact_codec(l->artifact)->view(part, t->rows, t->cols, &view, &memory, err) != 0)
+        return -1;
+    rc = pack(l, &view, out, err);
+    free(memory);
+    return rc;
 }
 
 static int load_embedding(struct loading *l, int32_t index, const struct packed_delta **out,
@@ -101,7 +106,8 @@ static int load_vector(struct loading *l, int32_t index, struct tensor *out, str
     if (!base_file_tensor(l->engine->base, t->name, &host))
         return err_set(err, ERR_INTERNAL, "the base has no tensor \"%s\"", t->name);
     tensor_to_f32(&host, 0, t->cols, l->base);
-    artifact_expand(l->artifact, index, l->diff);
+    if (artifact_expand(l->artifact, index, l->diff, err) != 0)
+        return -1;
     for (int32_t i = 0; i < t->cols; i++)
         l->base[i] += l->diff[i];
     memory = delta->backend->ops->alloc(delta->backend, bytes, err);
@@ -163,10 +169,8 @@ static int take_memory(struct loading *l, int32_t count, struct err *err)
 
     for (int32_t i = 0; i < count; i++) {
         const struct artifact_tensor *t = &l->tensor[i];
-        int32_t need = t->kind == ARTIFACT_VECTOR ? t->cols : t->rows;
-
-        if (need > longest)
-            longest = need;
+        if (t->kind == ARTIFACT_VECTOR && t->cols > longest)
+            longest = t->cols;
     }
     l->base = malloc((size_t)longest * sizeof(float));
     l->diff = malloc((size_t)longest * sizeof(float));

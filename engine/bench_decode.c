@@ -274,7 +274,7 @@ int engine_bench_decode(const struct engine_bench_decode_options *o, char *json,
         return err_set(err, ERR_INVALID,
                        "bench decode: 1 to 1024 sequences, no more tenants than those, a prompt, 1 "
                        "to 10000 tokens");
-    if (bench_open_model(&b.engine, o->model, &device, err))
+    if (engine_open_model(&b.engine, o->model, &device, err))
         return -1;
     if (o->prompt > engine_info(b.engine)->context - o->tokens) {
         err_set(err, ERR_INVALID, "bench decode: the model's context is %d tokens",

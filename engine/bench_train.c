@@ -102,7 +102,7 @@ int engine_bench_train(const struct engine_bench_train_options *o, char *json, s
     double *seconds = NULL;
     int rc = -1;
 
-    if (check_options(o, err) || bench_open_model(&engine, o->model, &device, err))
+    if (check_options(o, err) || engine_open_model(&engine, o->model, &device, err))
         goto out;
     source.count = (int64_t)o->batch * (o->steps + 1);
     if (o->sequence > engine_info(engine)->context) {

@@ -1,7 +1,10 @@
 /* The facade of engine.h: opening and closing an engine and its parts. What works on an open engine
  * is in dataset.c, trainer.c, session.c, recall.c, adapter.c and codec/. */
+#include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/backend.h"
 #include "engine/base_file.h"
@@ -84,6 +87,46 @@ int engine_open(struct engine **out, const char *base_path, const struct engine_
 fail:
     engine_free(engine);
     return -1;
+}
+
+int engine_base_path(char path[ENGINE_PATH_MAX], const char *model, bool *temporary,
+                     struct err *err)
+{
+    struct engine_base_info info;
+    int fd;
+
+    *temporary = false;
+    if (engine_base_read(model, &info, NULL) == 0) {
+        if (snprintf(path, ENGINE_PATH_MAX, "%s", model) < ENGINE_PATH_MAX)
+            return 0;
+        return err_set(err, ERR_INVALID, "the path of the model is too long");
+    }
+    snprintf(path, ENGINE_PATH_MAX, P_tmpdir "/graft-base-XXXXXX");
+    fd = mkstemp(path);
+    if (fd < 0)
+        return err_set(err, ERR_IO, "no temporary file can be made at %s: %s", path,
+                       strerror(errno));
+    close(fd);
+    *temporary = true;
+    if (engine_import(model, path, &info, err) == 0)
+        return 0;
+    unlink(path);
+    return -1;
+}
+
+int engine_open_model(struct engine **out, const char *path, const struct engine_options *options,
+                      struct err *err)
+{
+    char base[ENGINE_PATH_MAX];
+    bool temporary;
+    int rc;
+
+    if (engine_base_path(base, path, &temporary, err) != 0)
+        return -1;
+    rc = engine_open(out, base, options, err);
+    if (temporary)
+        unlink(base);
+    return rc;
 }
 
 void engine_free(struct engine *engine)

@@ -93,6 +93,10 @@ int64_t engine_weight_bytes(const struct engine_base_info *info,
  * loop, since old builds compute wrongly on some new processors, and refuses with the remedy. */
 int engine_open(struct engine **out, const char *base_path, const struct engine_options *options,
                 struct err *err);
+/* The same on anything that can be imported: what is no base file goes through one in the folder
+ * for temporary files, gone from there as soon as it is open. */
+int engine_open_model(struct engine **out, const char *path, const struct engine_options *options,
+                      struct err *err);
 void engine_free(struct engine *engine);
 const struct engine_base_info *engine_info(const struct engine *engine);
 /* Bytes of the device's own memory, and of it free now, whoever uses the rest. false: it computes
@@ -193,18 +197,55 @@ int engine_trainer_load(struct engine_trainer *trainer, const char *path, struct
 
 /* ------------------------------------------------------------------ deltas */
 
-struct engine_delta_report {
-    char codec[32];        /* "bitdelta" */
-    int64_t bytes;         /* of the artifact, everything counted */
-    double ratio;          /* bytes_16bit of the base / bytes */
-    double relative_error; /* ‖expanded - tuned‖ / ‖tuned - base‖ over all changed tensors */
-    double seconds;
+struct engine_compress_options {
+    const char *codec; /* one of engine_codec_names(); NULL: the first of them */
+    /* How large: at most one is not 0; none: the codec's own size. */
+    double ratio;          /* 16-bit bytes of the whole base / bytes of the file, 1..1024 */
+    int64_t bytes;         /* of the file */
+    double max_kl;         /* the smallest file whose measured KL is not above this, nats a token */
+    int32_t distill_steps; /* -1: the codec's own number; 0: none */
+    int64_t seed;
+    /* Rows that look like what will be asked, the training file for example: what is lost is
+     * weighed by them, and scales are distilled on them. NULL: neither. */
+    const struct engine_dataset *calibration;
+    const struct engine_dataset *held_out; /* what is measured on; NULL: the calibration's rows */
+    /* Called from inside, share 0..1 of a stage: statistics, decompose, compress, distill, measure.
+     * NULL: not wanted. */
+    void (*progress)(void *context, const char *stage, double share);
+    void *context;
 };
 
+struct engine_delta_report {
+    char codec[32];
+    int64_t bytes;         /* of the artifact, everything counted */
+    int64_t linear_bytes;  /* of it, the matrices of the blocks */
+    double ratio;          /* bytes_16bit of the base / bytes */
+    double linear_ratio;   /* the same of the matrices of the blocks alone */
+    double relative_error; /* ‖expanded - tuned‖ / ‖tuned - base‖ over all changed tensors */
+    /* NAN: not known. Nats a token. */
+    double predicted_kl;              /* by the second moments, before rounding helps itself */
+    double measured_kl, answer_kl;    /* KL(tuned ‖ served from the file): all tokens, answers */
+    double held_out_loss, tuned_loss; /* of the same answers: served, and by the tuned weights */
+    int64_t measured_tokens, calibration_tokens;
+    int32_t distill_steps;
+    double seconds, statistics_seconds, distill_seconds, measure_seconds; /* seconds: all of it */
+};
+
+bool engine_codec_known(const char *name);
+const char *engine_codec_names(void); /* "graft, bitdelta": the default first */
+
 /* tuned - base, compressed into a safetensors file at out_path (api-spec/delta-format.md), written
- * durably. Deterministic: the same weights give the same bytes. */
-int engine_trainer_compress(struct engine_trainer *trainer, const char *out_path,
+ * durably. Deterministic: the same weights and rows give the same bytes. */
+int engine_trainer_compress(struct engine_trainer *trainer,
+                            const struct engine_compress_options *options, const char *out_path,
                             struct engine_delta_report *report, struct err *err);
+/* The same for a model that was tuned elsewhere: a base file, or what can be imported, of the
+ * shapes that the engine's base has. */
+int engine_model_compress(struct engine *engine, const char *tuned_path,
+                          const struct engine_compress_options *options, const char *out_path,
+                          struct engine_delta_report *report, struct err *err);
+/* What a delta file says of itself, as one JSON object; *json is malloc'ed. Needs no base. */
+int engine_delta_describe(const char *path, char **json, struct err *err);
 
 struct engine_delta;
 /* Refuses an artifact of another base (by digest), another version, or damaged. */

@@ -23,4 +23,10 @@ struct engine {
     int threads;         /* of the backend's pool */
 };
 
+/* The base file of a model at `model`: itself, or (temporary, to be unlinked by the caller) one
+ * that it was imported to. */
+#define ENGINE_PATH_MAX 1024
+int engine_base_path(char path[ENGINE_PATH_MAX], const char *model, bool *temporary,
+                     struct err *err);
+
 #endif

@@ -239,7 +239,7 @@ static struct dataset_example dataset_example_at(const void *dataset, int64_t i)
     return dataset_example(dataset, i);
 }
 
-static struct trainer_source source_of(const struct engine_dataset *dataset)
+struct trainer_source trainer_source_of(const struct engine_dataset *dataset)
 {
     return (struct trainer_source){
         .context = dataset,
@@ -253,7 +253,8 @@ int engine_trainer_plan(struct engine *engine, const struct engine_dataset *trai
                         const struct engine_train_options *options, struct engine_train_plan *plan,
                         struct err *err)
 {
-    struct trainer_source from_train = source_of(train), from_validation = source_of(validation);
+    struct trainer_source from_train = trainer_source_of(train),
+                          from_validation = trainer_source_of(validation);
     struct engine_trainer *t = new_trainer(engine, options, err);
     int rc;
 
@@ -270,7 +271,8 @@ int engine_trainer_open(struct engine_trainer **out, struct engine *engine,
                         const struct engine_train_options *options, struct engine_train_plan *plan,
                         struct err *err)
 {
-    struct trainer_source from_train = source_of(train), from_validation = source_of(validation);
+    struct trainer_source from_train = trainer_source_of(train),
+                          from_validation = trainer_source_of(validation);
 
     return trainer_open(out, engine, &from_train, &from_validation, options, plan, err);
 }

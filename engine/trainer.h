@@ -31,6 +31,9 @@ struct trainer_source {
     struct dataset_example (*example)(const void *context, int64_t i);
 };
 
+/* Those of a dataset; NULL: none. */
+struct trainer_source trainer_source_of(const struct engine_dataset *dataset);
+
 /* engine_trainer_open on such examples; `validation` may be NULL. */
 int trainer_open(struct engine_trainer **out, struct engine *engine,
                  const struct trainer_source *train, const struct trainer_source *validation,

@@ -176,7 +176,8 @@ static int add_difference(struct engine_trainer *t, const struct artifact *artif
 
     if (!artifact_parts(artifact, index))
         return 0;
-    artifact_expand(artifact, index, difference);
+    if (artifact_expand(artifact, index, difference, err))
+        return -1;
     if (!is_trained(t, index))
         return thaw_embedding(t, index, difference, err);
     return put_tensor(t, index, difference, t->w + at, t->copy ? t->copy + at : NULL, err);

@@ -39,12 +39,27 @@ enum log_level cmd_log_level(const struct settings *settings);
 typedef int cmd_fn(const struct settings *settings, const struct setting_args *args,
                    struct err *err);
 cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_list, cmd_key_revoke,
-    cmd_model_import, cmd_model_list, cmd_collect, cmd_doctor, cmd_bench_train, cmd_bench_decode;
+    cmd_model_import, cmd_model_list, cmd_collect, cmd_doctor, cmd_bench_train, cmd_bench_decode,
+    cmd_delta_compress, cmd_delta_inspect;
 
 enum { CMD_WORK_ROLE, CMD_WORK_DEVICE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET, CMD_WORK_WORDS };
 enum { CMD_KEY_ORG, CMD_KEY_PROJECT };
 enum { CMD_MODEL_NAME };
 enum { CMD_DOCTOR_JSON };
+enum {
+    CMD_DELTA_BASE,
+    CMD_DELTA_TUNED,
+    CMD_DELTA_OUT,
+    CMD_DELTA_CODEC,
+    CMD_DELTA_RATIO,
+    CMD_DELTA_BYTES,
+    CMD_DELTA_MAX_KL,
+    CMD_DELTA_CALIBRATION,
+    CMD_DELTA_HELD_OUT,
+    CMD_DELTA_DISTILL,
+    CMD_DELTA_SEED,
+    CMD_DELTA_DEVICE
+};
 enum {
     CMD_BENCH_MODEL,
     CMD_BENCH_DEVICE,

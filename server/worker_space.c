@@ -143,6 +143,7 @@ int worker_space_recovery(struct worker_run *r, struct err *err)
 /* The delta as it is now, as a durable blob of the project. */
 static int compress(struct worker_run *r, struct err *err)
 {
+    const struct engine_compress_options options = {.codec = "bitdelta"};
     char *path = NULL;
     int64_t bytes;
     int rc;
@@ -150,7 +151,7 @@ static int compress(struct worker_run *r, struct err *err)
     if (asprintf(&path, "%s/delta.safetensors", r->staging) < 0)
         return err_set(err, ERR_NO_MEMORY, "compress: out of memory");
     worker_watch_begin("compressing", 0);
-    rc = engine_trainer_compress(r->trainer, path, &r->delta, err);
+    rc = engine_trainer_compress(r->trainer, &options, path, &r->delta, err);
     worker_watch_end();
     if (rc == 0)
         rc = worker_heartbeat_check(r->heartbeat, err);

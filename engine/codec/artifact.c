@@ -31,10 +31,11 @@ static int check_metadata(struct artifact *artifact, const char *name,
 
     if (format == NULL || strcmp(format, "delta") != 0)
         return err_set(err, ERR_INVALID, "\"%s\" is not a delta: its metadata do not say so", name);
-    if (version == NULL || strcmp(version, ARTIFACT_VERSION) != 0)
-        return err_set(err, ERR_INVALID,
-                       "delta \"%s\" has format version %.16s; this program reads version %s", name,
-                       version != NULL ? version : "(none)", ARTIFACT_VERSION);
+    if (version == NULL || (strcmp(version, "1") != 0 && strcmp(version, ARTIFACT_VERSION) != 0))
+        return err_set(
+            err, ERR_INVALID,
+            "delta \"%s\" has format version %.16s; this program reads versions 1 and %s", name,
+            version != NULL ? version : "(none)", ARTIFACT_VERSION);
     if (base == NULL || strcmp(base, want->base_digest) != 0)
         return err_set(err, ERR_INVALID,
                        "delta \"%s\" was grown on another base (%.12s…, this is %.12s…)", name,
@@ -200,16 +201,22 @@ const struct tensor *artifact_parts(const struct artifact *artifact, int32_t ind
     return artifact->entry[index].present ? artifact->entry[index].part : NULL;
 }
 
-void artifact_expand(const struct artifact *artifact, int32_t index, float *out)
+int artifact_expand(const struct artifact *artifact, int32_t index, float *out, struct err *err)
 {
     const struct artifact_tensor *tensor = &artifact->tensor[index];
     const struct tensor *part = artifact_parts(artifact, index);
     int64_t elements = (int64_t)tensor->rows * tensor->cols;
 
+    if (part != NULL && tensor->kind == ARTIFACT_MATRIX)
+        return artifact->codec->expand(part, tensor->rows, tensor->cols, out, err);
     if (part == NULL)
         memset(out, 0, (size_t)elements * sizeof(*out));
-    else if (tensor->kind == ARTIFACT_MATRIX)
-        artifact->codec->expand(part, tensor->rows, tensor->cols, out);
     else
         tensor_to_f32(part, 0, elements, out);
+    return 0;
+}
+
+const char *artifact_report(const struct artifact *artifact)
+{
+    return safetensors_metadata(artifact->file, "graft.report");
 }

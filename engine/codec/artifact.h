@@ -15,7 +15,8 @@
 #include "engine/model.h"
 #include "engine/tensor.h"
 
-#define ARTIFACT_VERSION "1"
+/* Version 1 files differ only in what they may lack: read as well. */
+#define ARTIFACT_VERSION "2"
 
 enum artifact_kind {
     ARTIFACT_MATRIX,    /* of a block: goes through the codec */
@@ -35,21 +36,34 @@ int artifact_tensors_of_model(const struct model *model, struct artifact_tensor 
 
 /* ------------------------------------------------------------------ writing */
 
+/* Where the values come from. */
 struct artifact_source {
     const struct artifact_tensor *tensor; /* [count] */
     int32_t count;
     const char *base_digest;
-    const struct codec *codec;
     /* Elements [from, from + count) of tensor `index`, row-major, of the base and tuned. */
     int (*read)(void *context, int32_t index, int64_t from, int64_t count, float *base,
                 float *tuned, struct err *err);
     void *context;
 };
 
-/* Writes durably; tensors that did not change are left out. Takes memory for the largest matrix,
- * four times in f32. Fills all of `report` but `ratio`. */
-int artifact_write(const struct artifact_source *source, const char *path,
-                   struct engine_delta_report *report, struct err *err);
+/* What a file is made of: of each tensor that changed its parts, or of no matrix that its
+ * difference is to be stored in 16 bits. */
+struct artifact_content {
+    const struct artifact_source *source;
+    const struct codec *codec;
+    const bool *changed;                          /* [count] */
+    struct tensor (*const part)[CODEC_MAX_PARTS]; /* [count], of the matrices that changed */
+    const char *report;                           /* JSON for the metadata, or NULL */
+};
+
+/* Writes durably. *bytes: size of the file. *error, *norm (or NULL): Σ (stored - difference)² and
+ * Σ difference² of what is stored in 16 bits. */
+int artifact_write(const struct artifact_content *content, const char *path, int64_t *bytes,
+                   double *error, double *norm, struct err *err);
+/* What such a file takes beside the parts of its matrices, with a report of that length: exact but
+ * for some bytes for each tensor. */
+int64_t artifact_overhead(const struct artifact_content *content, size_t report_len);
 
 /* ------------------------------------------------------------------ reading */
 
@@ -73,6 +87,8 @@ const struct codec *artifact_codec(const struct artifact *artifact);
  * part_count views. Others: one view, F16, of the base's shape. */
 const struct tensor *artifact_parts(const struct artifact *artifact, int32_t index);
 /* The difference as f32: out [rows · cols], zeros where the artifact has nothing. */
-void artifact_expand(const struct artifact *artifact, int32_t index, float *out);
+int artifact_expand(const struct artifact *artifact, int32_t index, float *out, struct err *err);
+/* The report that the file carries, JSON, or NULL. */
+const char *artifact_report(const struct artifact *artifact);
 
 #endif

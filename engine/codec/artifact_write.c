@@ -1,40 +1,36 @@
 /* The writing half of artifact.h.
  *
- * Order in the file: first the first part of every matrix (the large one, of the widest type), then
- * the other parts, then the 16-bit differences, so that every tensor is aligned whatever the
- * shapes. The first parts stream to the file as they are made; the others, which are small, wait in
- * memory. */
+ * Order in the file: parts by the size of their elements, the widest first, so that every tensor is
+ * aligned whatever the shapes; among those of one size by part, then by matrix; the 16-bit
+ * differences behind the 16-bit parts. */
 #include "engine/codec/artifact.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "engine/base/version.h"
 #include "engine/safetensors.h"
 
-#define PORTION (1 << 16) /* elements read at once where a whole tensor is not needed */
+#define PORTION (1 << 16) /* elements of a difference that are held at once */
 
 struct writing {
-    const struct artifact_source *source;
+    const struct artifact_content *content;
     struct safetensors_writer *file;
-    bool *changed;             /* [count] */
-    float *base, *tuned;       /* the largest matrix, at least PORTION */
-    float *expanded;           /* the same */
-    void *first;               /* the largest first part */
-    char *rest;                /* the other parts of all matrices, back to back */
-    size_t rest_len, rest_cap; /* filled; all of them */
-    double error, norm;        /* sums of squares: expanded - tuned, tuned - base */
+    float *base, *tuned; /* [PORTION] */
+    uint16_t *half;      /* [PORTION] */
+    double error, norm;
 };
 
-static size_t part_bytes(const struct artifact_source *source, int32_t index, int part)
+static bool is_matrix(const struct artifact_content *c, int32_t index)
 {
-    const struct artifact_tensor *t = &source->tensor[index];
-    struct tensor view = source->codec->layout(part, t->rows, t->cols);
+    return c->changed[index] && c->source->tensor[index].kind == ARTIFACT_MATRIX;
+}
 
-    return (size_t)tensor_elements(&view) * (size_t)dtype_size(view.dtype);
+static bool is_difference(const struct artifact_content *c, int32_t index)
+{
+    return c->changed[index] && c->source->tensor[index].kind != ARTIFACT_MATRIX;
 }
 
 static int64_t elements_of(const struct artifact_tensor *t)
@@ -42,247 +38,154 @@ static int64_t elements_of(const struct artifact_tensor *t)
     return (int64_t)t->rows * t->cols;
 }
 
-static int find_changed(struct writing *w, int32_t index, struct err *err)
+static int declare_part(struct writing *w, int32_t index, int p, struct err *err)
 {
-    int64_t total = elements_of(&w->source->tensor[index]);
-
-    for (int64_t from = 0; from < total && !w->changed[index]; from += PORTION) {
-        int64_t count = total - from < PORTION ? total - from : PORTION;
-
-        if (w->source->read(w->source->context, index, from, count, w->base, w->tuned, err) != 0)
-            return -1;
-        w->changed[index] = memcmp(w->base, w->tuned, (size_t)count * sizeof(float)) != 0;
-    }
-    return 0;
-}
-
-static int take_memory(struct writing *w, struct err *err)
-{
-    const struct artifact_source *source = w->source;
-    size_t largest = PORTION, first = 1;
-
-    for (int32_t i = 0; i < source->count; i++) {
-        if (source->tensor[i].kind != ARTIFACT_MATRIX)
-            continue;
-        if ((size_t)elements_of(&source->tensor[i]) > largest)
-            largest = (size_t)elements_of(&source->tensor[i]);
-        if (part_bytes(source, i, 0) > first)
-            first = part_bytes(source, i, 0);
-        for (int p = 1; p < source->codec->part_count; p++)
-            w->rest_cap += part_bytes(source, i, p);
-    }
-    w->changed = calloc((size_t)source->count + 1, sizeof(*w->changed));
-    w->base = malloc(largest * sizeof(float));
-    w->tuned = malloc(largest * sizeof(float));
-    w->expanded = malloc(largest * sizeof(float));
-    w->first = malloc(first);
-    w->rest = malloc(w->rest_cap + 1);
-    if (w->changed == NULL || w->base == NULL || w->tuned == NULL || w->expanded == NULL ||
-        w->first == NULL || w->rest == NULL)
-        return err_set(err, ERR_NO_MEMORY, "out of memory for compressing a fine-tune");
-    return 0;
-}
-
-static int declare_part(struct writing *w, int32_t index, int part, struct err *err)
-{
-    const struct artifact_tensor *t = &w->source->tensor[index];
-    struct tensor view = w->source->codec->layout(part, t->rows, t->cols);
+    const struct artifact_content *c = w->content;
+    const struct tensor *part = &c->part[index][p];
     char name[MODEL_NAME_MAX + 16];
 
-    snprintf(name, sizeof(name), "%s.%s", t->name, w->source->codec->suffix[part]);
-    return safetensors_writer_declare(w->file, name, view.dtype, view.rank, view.shape, err);
+    snprintf(name, sizeof(name), "%s.%s", c->source->tensor[index].name, c->codec->suffix[p]);
+    return safetensors_writer_declare(w->file, name, part->dtype, part->rank, part->shape, err);
 }
 
-static int declare_diff(struct writing *w, int32_t index, struct err *err)
+static int append_part(struct writing *w, int32_t index, int p, struct err *err)
 {
-    const struct artifact_tensor *t = &w->source->tensor[index];
+    const struct tensor *part = &w->content->part[index][p];
+
+    return safetensors_writer_append(
+        w->file, part->data, (size_t)tensor_elements(part) * (size_t)dtype_size(part->dtype), err);
+}
+
+static int declare_difference(struct writing *w, int32_t index, struct err *err)
+{
+    const struct artifact_tensor *t = &w->content->source->tensor[index];
     int64_t shape[2] = {t->rows, t->cols};
+    bool vector = t->kind == ARTIFACT_VECTOR;
     char name[MODEL_NAME_MAX + 16];
 
     snprintf(name, sizeof(name), "%s.diff", t->name);
-    if (t->kind == ARTIFACT_VECTOR)
-        return safetensors_writer_declare(w->file, name, DTYPE_F16, 1, shape + 1, err);
-    return safetensors_writer_declare(w->file, name, DTYPE_F16, 2, shape, err);
+    return safetensors_writer_declare(w->file, name, DTYPE_F16, vector ? 1 : 2, shape + vector,
+                                      err);
 }
 
-static int declare(struct writing *w, struct err *err)
+static int append_difference(struct writing *w, int32_t index, struct err *err)
 {
-    const struct artifact_source *source = w->source;
-    const char *meta[][2] = {
-        {"graft.format", "delta"},
-        {"graft.version", ARTIFACT_VERSION},
-        {"graft.base", source->base_digest},
-        {"graft.codec", source->codec->name},
-        {"graft.created_by", "graft " GRAFT_VERSION},
-    };
-
-    for (size_t i = 0; i < sizeof(meta) / sizeof(meta[0]); i++) {
-        if (safetensors_writer_metadata(w->file, meta[i][0], meta[i][1], err) != 0)
-            return -1;
-    }
-    for (int p = 0; p < source->codec->part_count; p++) {
-        for (int32_t i = 0; i < source->count; i++) {
-            if (w->changed[i] && source->tensor[i].kind == ARTIFACT_MATRIX &&
-                declare_part(w, i, p, err) != 0)
-                return -1;
-        }
-    }
-    for (int32_t i = 0; i < source->count; i++) {
-        if (w->changed[i] && source->tensor[i].kind != ARTIFACT_MATRIX &&
-            declare_diff(w, i, err) != 0)
-            return -1;
-    }
-    return safetensors_writer_begin(w->file, err);
-}
-
-/* Adds ‖expanded - delta‖² and ‖delta‖². */
-static void measure(struct writing *w, const float *delta, const float *expanded, int64_t count)
-{
-    for (int64_t i = 0; i < count; i++) {
-        double wrong = (double)expanded[i] - delta[i];
-
-        w->error += wrong * wrong;
-        w->norm += (double)delta[i] * delta[i];
-    }
-}
-
-/* base becomes tuned - base. */
-static int read_delta(struct writing *w, int32_t index, int64_t from, int64_t count,
-                      struct err *err)
-{
-    if (w->source->read(w->source->context, index, from, count, w->base, w->tuned, err) != 0)
-        return -1;
-    for (int64_t i = 0; i < count; i++)
-        w->base[i] = w->tuned[i] - w->base[i];
-    return 0;
-}
-
-static int write_matrix(struct writing *w, int32_t index, struct err *err)
-{
-    const struct artifact_tensor *t = &w->source->tensor[index];
-    const struct codec *codec = w->source->codec;
-    void *part[CODEC_MAX_PARTS] = {w->first};
-    struct tensor view[CODEC_MAX_PARTS];
-
-    if (read_delta(w, index, 0, elements_of(t), err) != 0)
-        return -1;
-    for (int p = 0; p < codec->part_count; p++) {
-        view[p] = codec->layout(p, t->rows, t->cols);
-        if (p > 0) {
-            part[p] = w->rest + w->rest_len;
-            w->rest_len += part_bytes(w->source, index, p);
-        }
-        view[p].data = part[p];
-    }
-    if (codec->compress(w->base, t->rows, t->cols, part, err) != 0)
-        return err_prefix(err, "\"%s\"", t->name);
-    codec->expand(view, t->rows, t->cols, w->expanded);
-    measure(w, w->base, w->expanded, elements_of(t));
-    return safetensors_writer_append(w->file, w->first, part_bytes(w->source, index, 0), err);
-}
-
-static int write_diff(struct writing *w, int32_t index, struct err *err)
-{
-    const struct artifact_tensor *t = &w->source->tensor[index];
-    uint16_t *half = (uint16_t *)w->tuned; /* tuned is used up by read_delta */
+    const struct artifact_source *source = w->content->source;
+    const struct artifact_tensor *t = &source->tensor[index];
 
     for (int64_t from = 0; from < elements_of(t); from += PORTION) {
         int64_t count = elements_of(t) - from < PORTION ? elements_of(t) - from : PORTION;
 
-        if (read_delta(w, index, from, count, err) != 0)
+        if (source->read(source->context, index, from, count, w->base, w->tuned, err) != 0)
             return -1;
         for (int64_t i = 0; i < count; i++) {
-            half[i] = f32_to_f16(w->base[i]);
-            w->expanded[i] = f16_to_f32(half[i]);
-            if (!isfinite(w->expanded[i]))
+            float difference = w->tuned[i] - w->base[i];
+            double wrong;
+
+            w->half[i] = f32_to_f16(difference);
+            wrong = (double)f16_to_f32(w->half[i]) - (double)difference;
+            if (!isfinite(wrong))
                 return err_set(err, ERR_INVALID,
                                "\"%s\" has changed by %g: the training has diverged, lower the "
                                "learning rate",
-                               t->name, (double)w->base[i]);
+                               t->name, (double)difference);
+            w->error += wrong * wrong;
+            w->norm += (double)difference * (double)difference;
         }
-        measure(w, w->base, w->expanded, count);
-        if (safetensors_writer_append(w->file, half, (size_t)count * sizeof(*half), err) != 0)
+        if (safetensors_writer_append(w->file, w->half, (size_t)count * sizeof(*w->half), err) != 0)
             return -1;
     }
     return 0;
 }
 
-/* The other parts lie in `rest` matrix by matrix; the file wants them part by part. */
-static int write_rest(struct writing *w, struct err *err)
+/* Calls `part` and `difference` for everything in the file's order. */
+static int in_order(struct writing *w, int (*part)(struct writing *, int32_t, int, struct err *),
+                    int (*difference)(struct writing *, int32_t, struct err *), struct err *err)
 {
-    const struct artifact_source *source = w->source;
+    const struct artifact_content *c = w->content;
 
-    for (int part = 1; part < source->codec->part_count; part++) {
-        const char *at = w->rest;
-
-        for (int32_t i = 0; i < source->count; i++) {
-            if (!w->changed[i] || source->tensor[i].kind != ARTIFACT_MATRIX)
-                continue;
-            for (int p = 1; p < source->codec->part_count; p++) {
-                size_t bytes = part_bytes(source, i, p);
-
-                if (p == part && safetensors_writer_append(w->file, at, bytes, err) != 0)
+    for (int size = 4; size > 0; size /= 2) {
+        for (int p = 0; p < c->codec->part_count; p++)
+            for (int32_t i = 0; i < c->source->count; i++)
+                if (is_matrix(c, i) && dtype_size(c->part[i][p].dtype) == size &&
+                    part(w, i, p, err) != 0)
                     return -1;
-                at += bytes;
-            }
-        }
+        for (int32_t i = 0; i < c->source->count; i++)
+            if (size == 2 && is_difference(c, i) && difference(w, i, err) != 0)
+                return -1;
+    }
+    return 0;
+}
+
+static int declare_metadata(struct writing *w, struct err *err)
+{
+    const struct artifact_content *c = w->content;
+    const char *meta[][2] = {
+        {"graft.format", "delta"},
+        {"graft.version", ARTIFACT_VERSION},
+        {"graft.base", c->source->base_digest},
+        {"graft.codec", c->codec->name},
+        {"graft.created_by", "graft " GRAFT_VERSION},
+        {"graft.report", c->report},
+    };
+
+    for (size_t i = 0; i < sizeof(meta) / sizeof(meta[0]); i++) {
+        if (meta[i][1] != NULL &&
+            safetensors_writer_metadata(w->file, meta[i][0], meta[i][1], err) != 0)
+            return -1;
     }
     return 0;
 }
 
 static int write_all(struct writing *w, const char *path, int64_t *bytes, struct err *err)
 {
-    const struct artifact_source *source = w->source;
-
-    if (take_memory(w, err) != 0)
+    w->base = malloc(PORTION * sizeof(*w->base));
+    w->tuned = malloc(PORTION * sizeof(*w->tuned));
+    w->half = malloc(PORTION * sizeof(*w->half));
+    if (w->base == NULL || w->tuned == NULL || w->half == NULL)
+        return err_set(err, ERR_NO_MEMORY, "out of memory for writing a delta");
+    if (safetensors_writer_open(&w->file, path, err) != 0 || declare_metadata(w, err) != 0 ||
+        in_order(w, declare_part, declare_difference, err) != 0 ||
+        safetensors_writer_begin(w->file, err) != 0 ||
+        in_order(w, append_part, append_difference, err) != 0)
         return -1;
-    for (int32_t i = 0; i < source->count; i++) {
-        if (find_changed(w, i, err) != 0)
-            return -1;
-    }
-    if (safetensors_writer_open(&w->file, path, err) != 0 || declare(w, err) != 0)
-        return -1;
-    for (int32_t i = 0; i < source->count; i++) {
-        if (w->changed[i] && source->tensor[i].kind == ARTIFACT_MATRIX &&
-            write_matrix(w, i, err) != 0)
-            return -1;
-    }
-    if (write_rest(w, err) != 0)
-        return -1;
-    for (int32_t i = 0; i < source->count; i++) {
-        if (w->changed[i] && source->tensor[i].kind != ARTIFACT_MATRIX &&
-            write_diff(w, i, err) != 0)
-            return -1;
-    }
     return safetensors_writer_finish(w->file, bytes, err);
 }
 
-int artifact_write(const struct artifact_source *source, const char *path,
-                   struct engine_delta_report *report, struct err *err)
+int artifact_write(const struct artifact_content *content, const char *path, int64_t *bytes,
+                   double *error, double *norm, struct err *err)
 {
-    struct writing w = {.source = source};
-    struct timespec from, to;
-    int64_t bytes = 0;
-    int rc;
+    struct writing w = {.content = content};
+    int rc = write_all(&w, path, bytes, err);
 
-    clock_gettime(CLOCK_MONOTONIC, &from);
-    rc = write_all(&w, path, &bytes, err);
-    clock_gettime(CLOCK_MONOTONIC, &to);
-    if (rc == 0) {
-        *report = (struct engine_delta_report){
-            .bytes = bytes,
-            .relative_error = w.norm > 0 ? sqrt(w.error / w.norm) : 0,
-            .seconds =
-                (double)(to.tv_sec - from.tv_sec) + (double)(to.tv_nsec - from.tv_nsec) * 1e-9,
-        };
-        snprintf(report->codec, sizeof(report->codec), "%s", source->codec->name);
-    }
+    if (error != NULL)
+        *error = w.error;
+    if (norm != NULL)
+        *norm = w.norm;
     safetensors_writer_free(w.file);
-    free(w.changed);
     free(w.base);
     free(w.tuned);
-    free(w.expanded);
-    free(w.first);
-    free(w.rest);
+    free(w.half);
     return rc;
+}
+
+/* "<name>.<suffix>":{"dtype":"F16","shape":[123456],"data_offsets":[12345678,12345678]}, */
+#define DECLARATION_BYTES 72
+#define METADATA_BYTES 300
+
+int64_t artifact_overhead(const struct artifact_content *c, size_t report_len)
+{
+    int64_t bytes = METADATA_BYTES + (int64_t)report_len;
+
+    for (int32_t i = 0; i < c->source->count; i++) {
+        const struct artifact_tensor *t = &c->source->tensor[i];
+        int64_t declaration = DECLARATION_BYTES + (int64_t)strlen(t->name);
+
+        if (is_matrix(c, i))
+            for (int p = 0; p < c->codec->part_count; p++)
+                bytes += declaration + (int64_t)strlen(c->codec->suffix[p]);
+        else if (is_difference(c, i))
+            bytes += declaration + 2 * elements_of(t);
+    }
+    return bytes;
 }

@@ -1,6 +1,7 @@
 #include "engine/codec/bitdelta.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { PART_SIGN, PART_SCALE };
@@ -10,12 +11,31 @@ static int64_t words_of(int32_t cols)
     return ((int64_t)cols + 31) / 32;
 }
 
-static struct tensor layout(int part, int32_t rows, int32_t cols)
+static struct tensor empty_part(int part, int32_t rows, int32_t cols)
 {
     int64_t sign[2] = {rows, words_of(cols)}, scale[1] = {rows};
 
     return part == PART_SIGN ? tensor_view(NULL, DTYPE_I32, 2, sign)
                              : tensor_view(NULL, DTYPE_F16, 1, scale);
+}
+
+static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost,
+                 struct err *err)
+{
+    int64_t sum = 0;
+
+    for (int32_t i = 0; i < count; i++) {
+        plan[i].bytes = plan[i].rows * (4 * words_of(plan[i].cols) + 2);
+        plan[i].keep = 1;
+        sum += plan[i].bytes;
+    }
+    *cost = NAN;
+    if (sum > bytes)
+        return err_set(err, ERR_INVALID,
+                       "bitdelta takes one bit for each weight, %lld bytes here, and not %lld: ask "
+                       "for a lower ratio, or for the codec graft",
+                       (long long)sum, (long long)bytes);
+    return 0;
 }
 
 /* Signs of one row into words; the mean absolute value. */
@@ -31,14 +51,24 @@ static double compress_row(const float *delta, int32_t cols, uint32_t *word)
     return sum / cols;
 }
 
-static int compress(const float *delta, int32_t rows, int32_t cols, void *const part[],
-                    struct err *err)
+static int compress(const struct codec_matrix *m, const struct codec_plan *plan,
+                    struct tensor part[], struct err *err)
 {
-    uint32_t *sign = part[PART_SIGN];
-    uint16_t *scale = part[PART_SCALE];
+    uint32_t *sign;
+    uint16_t *scale;
 
-    for (int32_t r = 0; r < rows; r++) {
-        double mean = compress_row(delta + (int64_t)r * cols, cols, sign + r * words_of(cols));
+    for (int p = 0; p < 2; p++) {
+        part[p] = empty_part(p, m->rows, m->cols);
+        part[p].data =
+            malloc((size_t)tensor_elements(&part[p]) * (size_t)dtype_size(part[p].dtype));
+        if (part[p].data == NULL)
+            return err_set(err, ERR_NO_MEMORY, "no memory for the signs of a matrix");
+    }
+    sign = part[PART_SIGN].data;
+    scale = part[PART_SCALE].data;
+    for (int32_t r = 0; r < m->rows; r++) {
+        double mean =
+            compress_row(m->delta + (int64_t)r * m->cols, m->cols, sign + r * words_of(m->cols));
 
         if (!(mean < 65504)) /* the largest F16; false for NaN too */
             return err_set(err, ERR_INVALID,
@@ -69,41 +99,99 @@ static int accept(const struct tensor part[], int32_t rows, int32_t cols, struct
     return 0;
 }
 
-static void expand(const struct tensor part[], int32_t rows, int32_t cols, float *delta)
+static float scale_at(const struct tensor part[], int32_t row)
+{
+    const uint16_t *scale = part[PART_SCALE].data;
+
+    return f16_to_f32(scale[part[PART_SCALE].shape[0] == 1 ? 0 : row]);
+}
+
+static int expand(const struct tensor part[], int32_t rows, int32_t cols, float *delta,
+                  struct err *err)
 {
     const uint32_t *sign = part[PART_SIGN].data;
-    const uint16_t *scale = part[PART_SCALE].data;
 
     for (int32_t r = 0; r < rows; r++) {
         const uint32_t *word = sign + r * words_of(cols);
-        float a = f16_to_f32(scale[part[PART_SCALE].shape[0] == 1 ? 0 : r]);
+        float a = scale_at(part, r);
 
         for (int32_t c = 0; c < cols; c++)
             delta[(int64_t)r * cols + c] = word[c / 32] >> (c % 32) & 1 ? a : -a;
     }
+    return 0;
 }
 
-static void view(const struct tensor part[], int32_t rows, int32_t cols, float *scale,
-                 struct delta_tensor *out)
+static int view(const struct tensor part[], int32_t rows, int32_t cols, struct delta_tensor *out,
+                void **memory, struct err *err)
 {
-    tensor_to_f32(&part[PART_SCALE], 0, part[PART_SCALE].shape[0], scale);
+    int64_t count = part[PART_SCALE].shape[0];
+
+    *memory = malloc((size_t)count * sizeof(float));
+    if (*memory == NULL)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d rows", rows);
+    tensor_to_f32(&part[PART_SCALE], 0, count, *memory);
     *out = (struct delta_tensor){
         .kind = DELTA_SIGN,
         .rows = rows,
         .cols = cols,
         .bits = part[PART_SIGN].data,
-        .scale = scale,
-        .scale_count = (int32_t)part[PART_SCALE].shape[0],
+        .scale = *memory,
+        .scale_count = (int32_t)count,
     };
+    return 0;
+}
+
+/* ------------------------------------------------------------------ distillation */
+
+static int32_t scales(const struct tensor part[])
+{
+    return (int32_t)part[PART_SCALE].shape[0];
+}
+
+static void read_scales(const struct tensor part[], float *scale)
+{
+    tensor_to_f32(&part[PART_SCALE], 0, scales(part), scale);
+}
+
+static void write_scales(struct tensor part[], const float *scale)
+{
+    uint16_t *to = part[PART_SCALE].data;
+
+    for (int32_t i = 0; i < scales(part); i++)
+        to[i] = f32_to_f16(scale[i]);
+}
+
+static int slope(const struct tensor part[], int32_t rows, int32_t cols, const float *gradient,
+                 float *out, struct err *err)
+{
+    const uint32_t *sign = part[PART_SIGN].data;
+
+    memset(out, 0, (size_t)scales(part) * sizeof *out);
+    for (int32_t r = 0; r < rows; r++) {
+        const uint32_t *word = sign + r * words_of(cols);
+        const float *g = gradient + (int64_t)r * cols;
+        double sum = 0;
+
+        for (int32_t c = 0; c < cols; c++)
+            sum += (double)(word[c / 32] >> (c % 32) & 1 ? g[c] : -g[c]);
+        out[scales(part) == 1 ? 0 : r] += (float)(sum * (double)scale_at(part, r));
+    }
+    return 0;
 }
 
 const struct codec codec_bitdelta = {
     .name = "bitdelta",
     .part_count = 2,
     .suffix = {"sign", "scale"},
-    .layout = layout,
+    .ratio = 0,
+    .distill_steps = 60,
+    .allot = allot,
     .compress = compress,
     .accept = accept,
     .expand = expand,
     .view = view,
+    .scales = scales,
+    .read_scales = read_scales,
+    .write_scales = write_scales,
+    .slope = slope,
 };

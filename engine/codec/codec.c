@@ -3,19 +3,19 @@
 #include <string.h>
 
 #include "engine/codec/bitdelta.h"
+#include "engine/codec/graft.h"
 
-static const struct codec *const codecs[] = {&codec_bitdelta};
+static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta};
 
 const struct codec *codec_find(const char *name)
 {
-    for (size_t i = 0; i < sizeof(codecs) / sizeof(codecs[0]); i++) {
+    for (size_t i = 0; i < sizeof codecs / sizeof codecs[0]; i++)
         if (strcmp(codecs[i]->name, name) == 0)
             return codecs[i];
-    }
     return NULL;
 }
 
 const char *codec_names(void)
 {
-    return codec_bitdelta.name;
+    return "graft, bitdelta";
 }

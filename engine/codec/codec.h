@@ -1,18 +1,19 @@
 /* codec.h: how the difference of one matrix (tuned - base) becomes fewer bytes, and back.
  *
  * A codec stores a matrix as a fixed number of parts; each part is one tensor of the artifact,
- * named <matrix>.<suffix> (api-spec/delta-format.md). The parts' shapes follow from the matrix's
- * shape alone, so a writer knows the whole file's layout before it has compressed anything, and
- * matrices stream through one by one: a model larger than memory can be compressed.
+ * named <matrix>.<suffix> (api-spec/delta-format.md). Matrices go through one by one, so that a
+ * model larger than memory can be compressed:
  *
- *   layout()    shape of a part                        compress()  fills the parts
- *   accept()    the same for a reader: shape and values of parts that came from outside
- *   expand()    parts -> f32 difference                view()      parts -> what a backend packs
+ *   energy()    what there is to lose in a matrix   accept()  parts from outside: may they be used?
+ *   allot()     divides bytes over all matrices     expand()  parts -> f32 difference
+ *   compress()  makes the parts of one              view()    parts -> what a backend packs
+ *   scales()    what distillation may still change
  *
- * compress() is deterministic. All functions are pure: any thread. */
+ * Deterministic. All functions are pure: any thread. */
 #ifndef GRAFT_CODEC_H
 #define GRAFT_CODEC_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,27 +23,64 @@
 
 #define CODEC_MAX_PARTS 4
 
+/* h: E[x·xᵀ] of the inputs, g: E[d·dᵀ] of the gradients of the log-likelihood at the outputs, both
+ * symmetric; NULL: the identity. */
+struct codec_matrix {
+    int32_t rows, cols;
+    const float *delta; /* [rows, cols] */
+    const float *h, *g; /* [cols, cols], [rows, rows] */
+};
+
+/* What a matrix is to become. */
+struct codec_plan {
+    int32_t rows, cols;
+    int32_t rank;         /* min(rows, cols) */
+    const double *energy; /* [rank] as codec.energy found them, descending; or NULL */
+    uint8_t *width;       /* [rank] out: bits of a value of each vector */
+    int64_t bytes;        /* out: of all its parts */
+    double keep;          /* out: the share of its values that is stored at all */
+};
+
 struct codec {
     const char *name; /* as metadata spell it */
     int part_count;
     const char *suffix[CODEC_MAX_PARTS];
-    /* A view without data: dtype, rank and shape of part `part` of a [rows, cols] matrix. */
-    struct tensor (*layout)(int part, int32_t rows, int32_t cols);
-    /* delta: [rows, cols]; part[]: memory as layout says. -1: the difference is not finite, or too
-     * large for the format. */
-    int (*compress)(const float *delta, int32_t rows, int32_t cols, void *const part[],
-                    struct err *err);
+    bool inputs, gradients; /* makes use of h, of g */
+    double ratio;           /* 16-bit bytes of a model to bytes of its artifact, unless asked; 0: it
+                               has a size of its own */
+    int32_t distill_steps;  /* unless asked */
+    /* [min(rows, cols)] squared singular values in the metric of h and g; NULL: allot() needs none
+     */
+    int (*energy)(const struct codec_matrix *matrix, double *energy, struct err *err);
+    /* Plans that together take at most `bytes`. *cost: what that is expected to lose, in nats a
+     * token; NAN when it cannot say. ERR_INVALID: so few bytes cannot be had. */
+    int (*allot)(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost,
+                 struct err *err);
+    /* part[].data is malloc'ed for the caller, who frees it after -1 too (NULL: not yet there).
+     * ERR_INVALID: the difference is not finite, or too large for the format. */
+    int (*compress)(const struct codec_matrix *matrix, const struct codec_plan *plan,
+                    struct tensor part[], struct err *err);
     /* Parts from a file: ERR_INVALID unless every other function may use them. */
     int (*accept)(const struct tensor part[], int32_t rows, int32_t cols, struct err *err);
-    void (*expand)(const struct tensor part[], int32_t rows, int32_t cols, float *delta);
-    /* `scale`: memory of `rows` floats that the view points to. */
-    void (*view)(const struct tensor part[], int32_t rows, int32_t cols, float *scale,
-                 struct delta_tensor *out);
+    int (*expand)(const struct tensor part[], int32_t rows, int32_t cols, float *delta,
+                  struct err *err);
+    /* Points into the parts and into *memory, which the caller frees when both are done with. */
+    int (*view)(const struct tensor part[], int32_t rows, int32_t cols, struct delta_tensor *out,
+                void **memory, struct err *err);
+
+    /* Scales that distillation may change, each a factor of some of the matrix's values; NULL:
+     * there are none. */
+    int32_t (*scales)(const struct tensor part[]);
+    void (*read_scales)(const struct tensor part[], float *scale);
+    void (*write_scales)(struct tensor part[], const float *scale); /* to the data behind part */
+    /* slope[i] = Σ gradient ⊙ ∂difference/∂log(scale i), from `gradient`, [rows, cols]. */
+    int (*slope)(const struct tensor part[], int32_t rows, int32_t cols, const float *gradient,
+                 float *slope, struct err *err);
 };
 
 /* NULL: unknown. */
 const struct codec *codec_find(const char *name);
-/* The names of all codecs, for messages: "bitdelta". */
+/* The names of all codecs, for messages, the default first. */
 const char *codec_names(void);
 
 #endif

@@ -1,27 +1,406 @@
-/* engine_trainer_compress: a trainer's weights as the tuned side of an artifact. */
+/* The compressions of engine.h: a tuned model's weights, from a trainer or a file, through
+ * statistics, codec, distillation and measurement to an artifact with its report. */
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
 
-#include "engine/codec/artifact.h"
+#include "engine/base_file.h"
+#include "engine/codec/compression.h"
+#include "engine/codec/distill.h"
+#include "engine/codec/fidelity.h"
+#include "engine/codec/report.h"
 #include "engine/engine_parts.h"
 #include "engine/trainer.h"
 
-int engine_trainer_compress(struct engine_trainer *trainer, const char *out_path,
-                            struct engine_delta_report *report, struct err *err)
+#define CALIBRATION_MARGIN 10 /* of the answers' margins beside the Fisher of all tokens */
+#define SEARCH_STEPS 6        /* sizes that are tried for a KL */
+#define SEARCH_LARGEST 4.0    /* ratio to the 16-bit base that a KL may cost at most */
+#define SEARCH_SMALLEST 512.0
+
+/* One compression. */
+struct run {
+    struct engine *engine;
+    const struct model_weights *tuned; /* on the engine's backend */
+    const struct engine_compress_options *options;
+    const struct codec *codec;
+    struct artifact_source source;
+    struct artifact_tensor *tensor; /* source.tensor, owned */
+    struct thread_pool *pool;
+    struct trainer_source calibration, measured;
+    struct compression *compression;
+    double *error, *norm; /* [count] */
+    int64_t *bytes;       /* [count] */
+    struct engine_delta_report *report;
+};
+
+static double now(void)
 {
-    const struct engine *engine = trainer_engine(trainer);
-    struct artifact_tensor *tensor;
-    struct artifact_source source = {.base_digest = engine_info(engine)->digest,
-                                     .codec = codec_find("bitdelta"),
-                                     .read = trainer_read,
-                                     .context = trainer};
+    struct timespec t;
+
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* ------------------------------------------------------------------ options */
+
+static int check_options(const struct engine_compress_options *o, const struct codec *codec,
+                         struct err *err)
+{
+    int asked = (o->ratio != 0) + (o->bytes != 0) + (o->max_kl != 0);
+
+    if (!codec)
+        return err_set(err, ERR_INVALID, "there is no codec \"%.32s\": %s", o->codec,
+                       codec_names());
+    if (asked > 1)
+        return err_set(err, ERR_INVALID, "only one of ratio, bytes and max_kl can be asked for");
+    if (o->ratio != 0 && !(o->ratio >= 1 && o->ratio <= 1024))
+        return err_set(err, ERR_INVALID, "the ratio is %g: it must be between 1 and 1024",
+                       o->ratio);
+    if (o->bytes < 0)
+        return err_set(err, ERR_INVALID, "a delta of %lld bytes can not be had",
+                       (long long)o->bytes);
+    if (o->max_kl != 0 && !(o->max_kl > 0 && isfinite(o->max_kl)))
+        return err_set(err, ERR_INVALID, "max_kl is %g: it must be above 0", o->max_kl);
+    if (o->max_kl > 0 && !o->calibration && !o->held_out)
+        return err_set(err, ERR_INVALID,
+                       "max_kl needs rows to measure on: calibration or held out");
+    return 0;
+}
+
+static int64_t bytes_asked(const struct run *r)
+{
+    const struct engine_compress_options *o = r->options;
+    double ratio = o->ratio != 0 ? o->ratio : r->codec->ratio;
+
+    if (o->bytes > 0)
+        return o->bytes;
+    return ratio > 0 ? (int64_t)((double)engine_info(r->engine)->bytes_16bit / ratio) : INT64_MAX;
+}
+
+static int32_t steps_asked(const struct run *r)
+{
+    return r->options->distill_steps >= 0 ? r->options->distill_steps : r->codec->distill_steps;
+}
+
+/* ------------------------------------------------------------------ file and report */
+
+static int write_file(struct run *r, const char *path, bool with_report, struct err *err)
+{
+    struct engine_delta_report *report = r->report;
+    const struct engine_base_info *info = engine_info(r->engine);
+    double error, norm;
+    char *text;
     int rc;
 
-    if (artifact_tensors_of_model(engine->model, &tensor, &source.count, err) != 0)
+    if (report_json(&text, with_report ? report : NULL, r->options->held_out != NULL,
+                    r->source.count, r->bytes, r->error, r->norm, err))
         return -1;
-    source.tensor = tensor;
-    rc = artifact_write(&source, out_path, report, err);
-    if (rc == 0)
-        report->ratio = (double)engine_info(engine)->bytes_16bit / (double)report->bytes;
+    rc = compression_write(r->compression, path, text, &report->bytes, &error, &norm, err);
+    free(text);
+    if (rc)
+        return -1;
+    report->ratio = (double)info->bytes_16bit / (double)report->bytes;
+    report->linear_bytes = 0;
+    for (int32_t i = 0; i < r->source.count; i++) {
+        error += r->error[i];
+        norm += r->norm[i];
+        report->linear_bytes += r->bytes[i];
+    }
+    report->linear_ratio = report->linear_bytes
+                               ? 2 * (double)info->linear_parameters / (double)report->linear_bytes
+                               : NAN;
+    report->relative_error = norm > 0 ? sqrt(error / norm) : 0;
+    return 0;
+}
+
+static int make(struct run *r, int64_t bytes, struct err *err)
+{
+    if (compression_run(r->compression, bytes, report_room(r->source.count),
+                        &r->report->predicted_kl, err))
+        return -1;
+    if (r->report->calibration_tokens == 0)
+        r->report->predicted_kl = NAN; /* in the plain metric it is no KL */
+    for (int32_t i = 0; i < r->source.count; i++)
+        r->bytes[i] = compression_part_bytes(r->compression, i);
+    return 0;
+}
+
+/* As it will be served, from a file that does not stay. */
+static int measure(struct run *r, const char *path, struct err *err)
+{
+    struct engine_delta_report *report = r->report;
+    struct engine_delta *delta = NULL;
+    struct fidelity found;
+    double from = now();
+    char *file;
+    int rc = -1;
+
+    if (r->measured.count == 0)
+        return 0;
+    if (r->options->progress)
+        r->options->progress(r->options->context, "measure", 0);
+    if (asprintf(&file, "%s.measured", path) < 0)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the name of a file");
+    if (write_file(r, file, false, err) || engine_delta_open(&delta, r->engine, file, err) ||
+        fidelity_measure(&found, r->engine, r->tuned, delta, &r->measured, err))
+        goto out;
+    report->measured_kl = found.kl;
+    report->answer_kl = found.answer_kl;
+    report->held_out_loss = found.loss;
+    report->tuned_loss = found.tuned_loss;
+    report->measured_tokens = found.tokens;
+    report->measure_seconds += now() - from;
+    rc = 0;
+out:
+    engine_delta_free(delta);
+    unlink(file);
+    free(file);
+    return rc;
+}
+
+/* The smallest of SEARCH_STEPS sizes, evenly spread in their logarithm, that keeps to the KL:
+ * halving the interval, since a larger file costs less. Distillation comes after and only helps. */
+static int search(struct run *r, const char *path, int64_t *bytes, struct err *err)
+{
+    double size = (double)engine_info(r->engine)->bytes_16bit;
+    double low = SEARCH_LARGEST, high = SEARCH_SMALLEST; /* ratios: low keeps to it */
+
+    if (make(r, (int64_t)(size / low), err) || measure(r, path, err))
+        return -1;
+    if (r->report->measured_kl > r->options->max_kl)
+        return err_set(err, ERR_INVALID,
+                       "a KL of %g nats a token can not be kept to by %s: even 1/%g of the 16-bit "
+                       "model costs %g",
+                       r->options->max_kl, r->codec->name, low, r->report->measured_kl);
+    for (int i = 0; i < SEARCH_STEPS; i++) {
+        double middle = sqrt(low * high);
+        struct err why = {0};
+
+        if (make(r, (int64_t)(size / middle), &why)) {
+            if (why.kind != ERR_INVALID) {
+                if (err)
+                    *err = why;
+                return -1;
+            }
+            high = middle; /* too small for what can not be compressed */
+            continue;
+        }
+        if (measure(r, path, err))
+            return -1;
+        if (r->report->measured_kl <= r->options->max_kl)
+            low = middle;
+        else
+            high = middle;
+    }
+    *bytes = (int64_t)(size / low);
+    return 0;
+}
+
+/* ------------------------------------------------------------------ the whole of it */
+
+static int refine(struct run *r, struct err *err)
+{
+    const struct engine_compress_options *o = r->options;
+    const struct distill_options options = {.steps = steps_asked(r),
+                                            .seed = o->seed,
+                                            .pool = r->pool,
+                                            .progress = o->progress,
+                                            .context = o->context};
+    double from = now();
+
+    if (!r->codec->scales || r->calibration.count == 0 || options.steps <= 0)
+        return 0;
+    if (distill(r->compression, r->codec, r->engine, r->tuned, &r->calibration, &options, err))
+        return err_prefix(err, "distillation");
+    r->report->distill_steps = options.steps;
+    r->report->distill_seconds = now() - from;
+    return 0;
+}
+
+static int open_run(struct run *r, struct err *err)
+{
+    const struct engine_compress_options *o = r->options;
+    size_t count;
+    struct compression_options options = {
+        .codec = r->codec, .progress = o->progress, .context = o->context};
+
+    r->calibration = trainer_source_of(o->calibration);
+    r->measured = trainer_source_of(o->held_out ? o->held_out : o->calibration);
+    if (artifact_tensors_of_model(r->engine->model, &r->tensor, &r->source.count, err) ||
+        thread_pool_open(&r->pool, r->engine->threads, err))
+        return -1;
+    r->source.tensor = r->tensor;
+    r->source.base_digest = engine_info(r->engine)->digest;
+    count = (size_t)r->source.count;
+    r->error = calloc(count + 1, sizeof *r->error);
+    r->norm = calloc(count + 1, sizeof *r->norm);
+    r->bytes = calloc(count + 1, sizeof *r->bytes);
+    if (!r->error || !r->norm || !r->bytes)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a report");
+    options.pool = r->pool;
+    return compression_open(&r->compression, &r->source, &options, err);
+}
+
+static void close_run(struct run *r)
+{
+    compression_free(r->compression);
+    thread_pool_free(r->pool);
+    free(r->tensor);
+    free(r->error);
+    free(r->norm);
+    free(r->bytes);
+}
+
+static int run(struct run *r, const char *path, struct err *err)
+{
+    int64_t bytes = 0;
+
+    if (open_run(r, err))
+        return -1;
+    if (r->options->max_kl > 0) {
+        if (search(r, path, &bytes, err))
+            return -1;
+    } else {
+        bytes = bytes_asked(r);
+    }
+    if (make(r, bytes, err) || refine(r, err) ||
+        compression_measure(r->compression, r->error, r->norm, err) || measure(r, path, err))
+        return -1;
+    /* Twice where it was not measured: the first time tells how large it is. */
+    if (r->report->bytes == 0 && write_file(r, path, false, err))
+        return -1;
+    return write_file(r, path, true, err);
+}
+
+static int compress(struct run *r, const struct engine_compress_options *options, const char *path,
+                    struct engine_delta_report *report, struct err *err)
+{
+    const char *name = options->codec ? options->codec : "graft";
+    double from = now();
+    int rc = -1;
+
+    *report = (struct engine_delta_report){.predicted_kl = NAN,
+                                           .measured_kl = NAN,
+                                           .answer_kl = NAN,
+                                           .held_out_loss = NAN,
+                                           .tuned_loss = NAN};
+    r->options = options;
+    r->codec = codec_find(name);
+    r->report = report;
+    if (!check_options(options, r->codec, err)) {
+        snprintf(report->codec, sizeof report->codec, "%s", r->codec->name);
+        rc = run(r, path, err);
+        close_run(r);
+    }
+    report->seconds = now() - from;
+    return rc;
+}
+
+int engine_trainer_compress(struct engine_trainer *trainer,
+                            const struct engine_compress_options *options, const char *out_path,
+                            struct engine_delta_report *report, struct err *err)
+{
+    struct run r = {.engine = trainer_engine(trainer),
+                    .tuned = trainer_weights(trainer),
+                    .source = {.read = trainer_read, .context = trainer}};
+
+    return compress(&r, options, out_path, report, err);
+}
+
+bool engine_codec_known(const char *name)
+{
+    return codec_find(name) != NULL;
+}
+
+const char *engine_codec_names(void)
+{
+    return codec_names();
+}
+
+/* ------------------------------------------------------------------ a model tuned elsewhere */
+
+struct two_files {
+    const struct engine *engine;
+    const struct base_file *tuned;
+    const struct artifact_tensor *tensor;
+};
+
+static int read_files(void *context, int32_t index, int64_t from, int64_t count, float *base,
+                      float *tuned, struct err *err)
+{
+    const struct two_files *files = context;
+    const char *name = files->tensor[index].name;
+    struct tensor host;
+
+    if (!base_file_tensor(files->engine->base, name, &host))
+        return err_set(err, ERR_INTERNAL, "the base has no tensor %s", name);
+    tensor_to_f32(&host, from, count, base);
+    if (!base_file_tensor(files->tuned, name, &host))
+        return err_set(err, ERR_INTERNAL, "the tuned model has no tensor %s", name);
+    tensor_to_f32(&host, from, count, tuned);
+    return 0;
+}
+
+static int check_shapes(const struct engine *engine, const struct model *tuned, struct err *err)
+{
+    struct model_weights *a = (struct model_weights *)(uintptr_t)model_base_weights(engine->model);
+    struct model_weights *b = (struct model_weights *)(uintptr_t)model_base_weights(tuned);
+    int32_t count = model_tensor_count(engine->model);
+
+    if (model_tensor_count(tuned) != count)
+        return err_set(err, ERR_INVALID,
+                       "the tuned model has %d tensors, its base %d: they do not belong together",
+                       model_tensor_count(tuned), count);
+    for (int32_t i = 0; i < count; i++) {
+        char name[MODEL_NAME_MAX], other[MODEL_NAME_MAX];
+        const struct tensor *x = model_tensor(engine->model, a, i, name);
+        const struct tensor *y = model_tensor(tuned, b, i, other);
+
+        if (strcmp(name, other) != 0 || x->rank != y->rank ||
+            memcmp(x->shape, y->shape, (size_t)x->rank * sizeof *x->shape) != 0)
+            return err_set(err, ERR_INVALID,
+                           "\"%s\" of the tuned model has not the shape that its base has: they do "
+                           "not belong together",
+                           other);
+    }
+    return 0;
+}
+
+int engine_model_compress(struct engine *engine, const char *tuned_path,
+                          const struct engine_compress_options *options, const char *out_path,
+                          struct engine_delta_report *report, struct err *err)
+{
+    struct base_file *file = NULL;
+    struct model *model = NULL;
+    struct artifact_tensor *tensor = NULL;
+    struct two_files files = {.engine = engine};
+    struct run r = {.engine = engine, .source = {.read = read_files, .context = &files}};
+    char path[ENGINE_PATH_MAX];
+    bool temporary;
+    int32_t count;
+    int rc = -1;
+
+    if (engine_base_path(path, tuned_path, &temporary, err))
+        return -1;
+    if (base_file_open(&file, path, err) || model_open(&model, engine->backend, file, err) ||
+        check_shapes(engine, model, err) ||
+        artifact_tensors_of_model(engine->model, &tensor, &count, err))
+        goto out;
+    files.tuned = file;
+    files.tensor = tensor;
+    r.tuned = model_base_weights(model);
+    if (temporary && unlink(path) == 0)
+        temporary = false;
+    rc = compress(&r, options, out_path, report, err);
+out:
+    if (temporary)
+        unlink(path);
     free(tensor);
+    model_free(model);
+    base_file_free(file);
     return rc;
 }

@@ -201,7 +201,7 @@ static void choose(const struct factor_matrix *m, double price)
     }
 }
 
-static int64_t bytes_of(const struct factor_matrix *m)
+int64_t factor_matrix_bytes(const struct factor_matrix *m)
 {
     int32_t rank = 0, planes = 0;
 
@@ -218,7 +218,7 @@ static int64_t bytes_at(const struct factor_matrix *matrix, int32_t count, doubl
 
     for (int32_t i = 0; i < count; i++) {
         choose(&matrix[i], price);
-        bytes += bytes_of(&matrix[i]);
+        bytes += factor_matrix_bytes(&matrix[i]);
     }
     return bytes;
 }
@@ -249,7 +249,7 @@ int64_t factor_bytes(const struct factor *f, const uint8_t *width)
     const struct factor_matrix m = {f->rows, f->cols, f->rank, f->energy,
                                     (uint8_t *)(uintptr_t)width};
 
-    return bytes_of(&m);
+    return factor_matrix_bytes(&m);
 }
 
 /* ------------------------------------------------------------------ rounding */

@@ -51,6 +51,8 @@ struct factor_matrix {
  * least. *cost: what they are expected to lose, in nats a token; fitting and feedback do better.
  * false: not even empty matrices fit; all widths are 0 then. */
 bool factor_allot(const struct factor_matrix *matrix, int32_t count, int64_t bytes, double *cost);
+/* What its widths take. */
+int64_t factor_matrix_bytes(const struct factor_matrix *matrix);
 
 /* ------------------------------------------------------------------ rounding */
 

@@ -325,57 +325,25 @@ int planes_view(const void *bytes, int32_t rows, int32_t cols, struct delta_tens
     return 0;
 }
 
-/* A vector's values on one side, without row or column scales. */
-static void vector_values(const uint32_t *bits, size_t step, const float *scale, int width,
-                          int32_t count, float *to)
+int32_t planes_rank(const void *bytes)
 {
-    for (int32_t i = 0; i < count; i++) {
-        float sum = 0;
-
-        for (int k = 0; k < width; k++) {
-            uint32_t word = bits[(size_t)k * step + (size_t)(i >> 5)];
-
-            sum += word >> (i & 31) & 1 ? scale[k] : -scale[k];
-        }
-        to[i] = sum;
-    }
+    return (int32_t)get_u32(bytes);
 }
 
-int planes_expand(const void *bytes, int32_t rows, int32_t cols, float *out, struct err *err)
+static const char *left_scales(const void *bytes)
 {
-    struct delta_tensor view;
-    const struct delta_planes *p = &view.planes;
-    void *memory = NULL;
-    float *right = malloc((size_t)cols * sizeof *right);
-    int rc = -1;
+    return (const char *)bytes + layout_of(0, 0, planes_rank(bytes), 0).left;
+}
 
-    if (!right || planes_view(bytes, rows, cols, &view, &memory, err)) {
-        if (!right)
-            err_set(err, ERR_NO_MEMORY, "no memory to expand a delta");
-        goto out;
-    }
-    memset(out, 0, (size_t)rows * (size_t)cols * sizeof *out);
-    for (int32_t first = 0, next; first < p->planes; first = next) {
-        for (next = first; next < p->planes && p->vector[next] == p->vector[first];)
-            next++;
-        vector_values(p->right_bits + (size_t)first * words_of(cols), words_of(cols),
-                      p->right_scale + first, next - first, cols, right);
-        for (int32_t r = 0; r < rows; r++) {
-            const uint32_t *bits = p->left_bits + (size_t)r * words_of(p->planes);
-            float left = 0;
+void planes_read_scales(const void *bytes, float *scale)
+{
+    for (int32_t v = 0; v < planes_rank(bytes); v++)
+        scale[v] = get_f16(left_scales(bytes) + 2 * (size_t)v);
+}
 
-            for (int32_t k = first; k < next; k++)
-                left += bits[k / 32] >> (k % 32) & 1 ? p->left_scale[k] : -p->left_scale[k];
-            for (int32_t c = 0; c < cols; c++)
-                out[(size_t)r * (size_t)cols + (size_t)c] += left * right[c];
-        }
-    }
-    for (int32_t r = 0; r < rows; r++)
-        for (int32_t c = 0; c < cols; c++)
-            out[(size_t)r * (size_t)cols + (size_t)c] *= p->row_scale[r] * p->col_scale[c];
-    rc = 0;
-out:
-    free(memory);
-    free(right);
-    return rc;
+void planes_write_scales(void *bytes, const float *scale)
+{
+    for (int32_t v = 0; v < planes_rank(bytes); v++)
+        put_f16((char *)bytes + (left_scales(bytes) - (const char *)bytes) + 2 * (size_t)v,
+                scale[v]);
 }

@@ -63,4 +63,12 @@ int planes_view(const void *data, int32_t rows, int32_t cols, struct delta_tenso
 /* The difference: out [rows, cols]. */
 int planes_expand(const void *data, int32_t rows, int32_t cols, float *out, struct err *err);
 
+/* Distillation's side: the scales of the vectors' left sides, [rank]. */
+int32_t planes_rank(const void *data);
+void planes_read_scales(const void *data, float *scale);
+void planes_write_scales(void *data, const float *scale);
+/* slope[v] = Σ gradient ⊙ ∂difference/∂log(scale v); gradient is [rows, cols]. */
+int planes_slope(const void *data, int32_t rows, int32_t cols, const float *gradient, float *slope,
+                 struct err *err);
+
 #endif

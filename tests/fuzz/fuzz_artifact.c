@@ -20,16 +20,21 @@ static void use(const struct artifact *artifact)
     for (int32_t i = 0; i < COUNT; i++) {
         const struct artifact_tensor *t = &tensors[i];
         const struct tensor *part = artifact_parts(artifact, i);
-        float out[7 * 64], scale[11];
+        float out[7 * 64];
         struct delta_tensor view;
+        void *memory;
 
-        artifact_expand(artifact, i, out);
+        if (artifact_expand(artifact, i, out, NULL) != 0)
+            abort();
         for (int32_t k = 0; k < t->rows * t->cols; k++) {
             if (!isfinite(out[k]))
                 abort();
         }
-        if (part != NULL && t->kind == ARTIFACT_MATRIX)
-            artifact_codec(artifact)->view(part, t->rows, t->cols, scale, &view);
+        if (part != NULL && t->kind == ARTIFACT_MATRIX) {
+            if (artifact_codec(artifact)->view(part, t->rows, t->cols, &view, &memory, NULL) != 0)
+                abort();
+            free(memory);
+        }
     }
 }
 

@@ -17,6 +17,7 @@
 #include "engine/base/file_io.h"
 #include "engine/codec/artifact.h"
 #include "engine/safetensors.h"
+#include "tests/unit/delta_fixture.h"
 
 /* Odd sizes on purpose: nothing may rely on rows or columns being even. */
 static const struct artifact_tensor tensors[] = {
@@ -62,11 +63,8 @@ static int read_values(void *context, int32_t index, int64_t from, int64_t count
 
 static struct artifact_source source(void)
 {
-    return (struct artifact_source){.tensor = tensors,
-                                    .count = COUNT,
-                                    .base_digest = digest,
-                                    .codec = codec_find("bitdelta"),
-                                    .read = read_values};
+    return (struct artifact_source){
+        .tensor = tensors, .count = COUNT, .base_digest = digest, .read = read_values};
 }
 
 static const struct artifact_expectation want = {tensors, COUNT, digest};
@@ -74,22 +72,21 @@ static const struct artifact_expectation want = {tensors, COUNT, digest};
 static void what_is_written_comes_back(void **state)
 {
     struct artifact_source from = source();
-    struct engine_delta_report report;
+    struct delta_fixture report;
     struct artifact *artifact;
     struct stat st;
     float out[512];
     double error = 0, norm = 0;
 
-    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, path, &report, NULL), 0);
     assert_int_equal(stat(path, &st), 0);
     assert_int_equal(report.bytes, st.st_size);
-    assert_string_equal(report.codec, "bitdelta");
     assert_int_equal(artifact_open(&artifact, path, &want, NULL), 0);
     assert_ptr_equal(artifact_codec(artifact), codec_find("bitdelta"));
     assert_null(artifact_parts(artifact, EMBED));
     assert_null(artifact_parts(artifact, FROZEN));
     for (int32_t t = 0; t < COUNT; t++) {
-        artifact_expand(artifact, t, out);
+        assert_int_equal(artifact_expand(artifact, t, out, NULL), 0);
         for (int64_t i = 0; i < tensors[t].rows * tensors[t].cols; i++) {
             double delta = (double)tuned_value(t, i) - base_value(t, i);
 
@@ -108,11 +105,11 @@ static void what_is_written_comes_back(void **state)
 static void the_same_weights_give_the_same_bytes(void **state)
 {
     struct artifact_source from = source();
-    struct engine_delta_report report;
+    struct delta_fixture report;
     char first[65], second[65];
 
-    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
-    assert_int_equal(artifact_write(&from, other_path, &report, NULL), 0);
+    assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, path, &report, NULL), 0);
+    assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, other_path, &report, NULL), 0);
     assert_int_equal(file_sha256(path, first, NULL, NULL), 0);
     assert_int_equal(file_sha256(other_path, second, NULL, NULL), 0);
     assert_string_equal(first, second);
@@ -123,11 +120,11 @@ static void another_base_or_model_is_refused(void **state)
     struct artifact_source from = source();
     struct artifact_expectation other = want;
     struct artifact_tensor changed[COUNT];
-    struct engine_delta_report report;
+    struct delta_fixture report;
     struct artifact *artifact;
     struct err err = {0};
 
-    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, path, &report, NULL), 0);
     other.base_digest = "ffff456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     assert_int_equal(artifact_open(&artifact, path, &other, &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
@@ -170,11 +167,11 @@ static void damaged(const char *old, const char *new, size_t len, const char *co
 static void damaged_files_are_refused_by_name(void **state)
 {
     struct artifact_source from = source();
-    struct engine_delta_report report;
+    struct delta_fixture report;
 
-    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, path, &report, NULL), 0);
     damaged("\"delta\"", "\"dalte\"", 7, "not a delta");
-    damaged("\"graft.version\":\"1\"", "\"graft.version\":\"2\"", 19, "version 2");
+    damaged("\"graft.version\":\"2\"", "\"graft.version\":\"3\"", 19, "version 3");
     damaged("bitdelta", "bitdalte", 8, "bitdalte");
     damaged("b.weight.scale", "b.weight.skale", 14, "1 of the 2 parts");
     damaged("a_norm.weight.diff", "a_norm.weight.dufe", 18, "belong to no tensor");
@@ -220,14 +217,14 @@ static void a_diverged_training_leaves_no_file(void **state)
 
     for (int i = 0; i < 2; i++) {
         struct artifact_source from = source();
-        struct engine_delta_report report;
+        struct delta_fixture report;
         int32_t index = where[i];
         struct err err = {0};
 
         unlink(path);
         from.read = read_diverged;
         from.context = &index;
-        assert_int_equal(artifact_write(&from, path, &report, &err), -1);
+        assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, path, &report, &err), -1);
         assert_int_equal(err.kind, ERR_INVALID);
         assert_non_null(strstr(err.message, "diverged"));
         assert_non_null(strstr(err.message, tensors[index].name));
@@ -246,11 +243,11 @@ static int read_unchanged(void *context, int32_t index, int64_t from, int64_t co
 static void a_training_that_changed_nothing_gives_an_empty_delta(void **state)
 {
     struct artifact_source from = source();
-    struct engine_delta_report report;
+    struct delta_fixture report;
     struct artifact *artifact;
 
     from.read = read_unchanged;
-    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, path, &report, NULL), 0);
     assert_true(report.relative_error == 0);
     assert_int_equal(artifact_open(&artifact, path, &want, NULL), 0);
     for (int32_t t = 0; t < COUNT; t++)
@@ -299,7 +296,7 @@ static void extract_reader(const char *to)
 static void the_reader_in_the_description_reads_it(void **state)
 {
     struct artifact_source from = source();
-    struct engine_delta_report report;
+    struct delta_fixture report;
     struct artifact *artifact;
     char script[128], command[512], name[96];
     long long elements;
@@ -311,7 +308,7 @@ static void the_reader_in_the_description_reads_it(void **state)
         print_message("# no python3: the reader of delta-format.md can not be run\n");
         skip();
     }
-    assert_int_equal(artifact_write(&from, path, &report, NULL), 0);
+    assert_int_equal(delta_fixture_write(&from, "bitdelta", 0, NULL, path, &report, NULL), 0);
     assert_int_equal(artifact_open(&artifact, path, &want, NULL), 0);
     write_base();
     snprintf(script, sizeof(script), "%s/reader.py", folder);
@@ -328,7 +325,7 @@ static void the_reader_in_the_description_reads_it(void **state)
             t++;
         assert_true(t < COUNT && artifact_parts(artifact, t) != NULL);
         assert_int_equal(elements, tensors[t].rows * tensors[t].cols);
-        artifact_expand(artifact, t, out);
+        assert_int_equal(artifact_expand(artifact, t, out, NULL), 0);
         for (int64_t i = 0; i < elements; i++) {
             ours += (double)(i + 1) * out[i];
             size += (double)(i + 1) * fabs(out[i]);

@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -15,21 +16,31 @@
 #define WORDS 2
 
 struct packed {
-    uint32_t sign[ROWS * WORDS];
-    uint16_t scale[ROWS];
     struct tensor part[2];
+    uint32_t *sign;
+    uint16_t *scale;
 };
 
 static int compress(const float *delta, struct packed *out, struct err *err)
 {
-    void *part[2] = {out->sign, out->scale};
+    struct codec_plan plan = {.rows = ROWS, .cols = COLS};
+    double cost;
 
-    memset(out, 0xff, sizeof(*out));
-    for (int p = 0; p < 2; p++) {
-        out->part[p] = codec_bitdelta.layout(p, ROWS, COLS);
-        out->part[p].data = part[p];
-    }
-    return codec_bitdelta.compress(delta, ROWS, COLS, part, err);
+    memset(out, 0, sizeof(*out));
+    assert_int_equal(codec_bitdelta.allot(&plan, 1, INT64_MAX, &cost, NULL), 0);
+    assert_int_equal(plan.bytes, sizeof(uint32_t) * ROWS * WORDS + sizeof(uint16_t) * ROWS);
+    int rc = codec_bitdelta.compress(
+        &(struct codec_matrix){.rows = ROWS, .cols = COLS, .delta = delta}, &plan, out->part, err);
+
+    out->sign = out->part[0].data;
+    out->scale = out->part[1].data;
+    return rc;
+}
+
+static void release(struct packed *p)
+{
+    free(p->sign);
+    free(p->scale);
 }
 
 static void fill(float *delta)
@@ -50,7 +61,7 @@ static void a_row_becomes_its_signs_times_its_mean_absolute_value(void **state)
     fill(delta);
     assert_int_equal(compress(delta, &p, NULL), 0);
     assert_int_equal(codec_bitdelta.accept(p.part, ROWS, COLS, NULL), 0);
-    codec_bitdelta.expand(p.part, ROWS, COLS, back);
+    assert_int_equal(codec_bitdelta.expand(p.part, ROWS, COLS, back, NULL), 0);
     for (int r = 0; r < ROWS; r++) {
         double mean = 0;
 
@@ -63,6 +74,7 @@ static void a_row_becomes_its_signs_times_its_mean_absolute_value(void **state)
         }
         assert_int_equal(p.sign[r * WORDS + 1] >> (COLS - 32), 0); /* padding is zero */
     }
+    release(&p);
 }
 
 static void no_other_scale_has_a_smaller_error(void **state)
@@ -72,7 +84,7 @@ static void no_other_scale_has_a_smaller_error(void **state)
 
     fill(delta);
     assert_int_equal(compress(delta, &p, NULL), 0);
-    codec_bitdelta.expand(p.part, ROWS, COLS, back);
+    assert_int_equal(codec_bitdelta.expand(p.part, ROWS, COLS, back, NULL), 0);
     for (int r = 0; r < ROWS; r++) {
         double at = 0, more = 0, less = 0;
 
@@ -83,6 +95,7 @@ static void no_other_scale_has_a_smaller_error(void **state)
         }
         assert_true(at < more && at < less);
     }
+    release(&p);
 }
 
 static void a_row_that_did_not_change_stays(void **state)
@@ -92,11 +105,12 @@ static void a_row_that_did_not_change_stays(void **state)
 
     delta[COLS] = 1; /* only row 1 has anything */
     assert_int_equal(compress(delta, &p, NULL), 0);
-    codec_bitdelta.expand(p.part, ROWS, COLS, back);
+    assert_int_equal(codec_bitdelta.expand(p.part, ROWS, COLS, back, NULL), 0);
     for (int c = 0; c < COLS; c++) {
         assert_true(back[c] == 0);
         assert_true(back[2 * COLS + c] == 0);
     }
+    release(&p);
 }
 
 static void divergence_is_refused(void **state)
@@ -112,12 +126,14 @@ static void divergence_is_refused(void **state)
         assert_int_equal(compress(delta, &p, &err), -1);
         assert_int_equal(err.kind, ERR_INVALID);
         assert_non_null(strstr(err.message, "row 1"));
+        release(&p);
     }
 }
 
 static void view_and_expand_say_the_same(void **state)
 {
-    float delta[ROWS * COLS], back[ROWS * COLS], scale[ROWS];
+    float delta[ROWS * COLS], back[ROWS * COLS];
+    void *memory;
     struct delta_tensor view;
     struct packed p;
 
@@ -127,8 +143,8 @@ static void view_and_expand_say_the_same(void **state)
         if (whole)
             p.part[1].shape[0] = 1; /* one scale for the matrix is allowed in a file */
         assert_int_equal(codec_bitdelta.accept(p.part, ROWS, COLS, NULL), 0);
-        codec_bitdelta.expand(p.part, ROWS, COLS, back);
-        codec_bitdelta.view(p.part, ROWS, COLS, scale, &view);
+        assert_int_equal(codec_bitdelta.expand(p.part, ROWS, COLS, back, NULL), 0);
+        assert_int_equal(codec_bitdelta.view(p.part, ROWS, COLS, &view, &memory, NULL), 0);
         assert_int_equal(view.kind, DELTA_SIGN);
         assert_int_equal(view.scale_count, whole ? 1 : ROWS);
         for (int i = 0; i < ROWS * COLS; i++) {
@@ -137,7 +153,9 @@ static void view_and_expand_say_the_same(void **state)
 
             assert_true(back[i] == (view.bits[r * WORDS + c / 32] >> (c % 32) & 1 ? a : -a));
         }
+        free(memory);
     }
+    release(&p);
 }
 
 static void parts_from_outside_are_checked(void **state)

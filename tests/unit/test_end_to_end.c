@@ -102,6 +102,8 @@ static void training_teaches_it(void **state)
     assert_true(recall_of(trainer, NULL) > 0.999);
 }
 
+static const struct engine_compress_options bitdelta = {.codec = "bitdelta"};
+
 static void the_compressed_difference_keeps_it(void **state)
 {
     struct engine_delta_report report, again;
@@ -109,9 +111,9 @@ static void the_compressed_difference_keeps_it(void **state)
     struct stat st;
 
     assert_non_null(trainer);
-    CHECK(engine_trainer_compress(trainer, delta_path, &report, &err));
+    CHECK(engine_trainer_compress(trainer, &bitdelta, delta_path, &report, &err));
     CHECK(file_sha256(delta_path, first, NULL, &err));
-    CHECK(engine_trainer_compress(trainer, delta_path, &again, &err));
+    CHECK(engine_trainer_compress(trainer, &bitdelta, delta_path, &again, &err));
     CHECK(file_sha256(delta_path, second, NULL, &err));
     assert_string_equal(first, second);
     assert_int_equal(stat(delta_path, &st), 0);
@@ -142,7 +144,7 @@ static void expanded_weights(const struct artifact_tensor *tensor, int32_t count
         assert_non_null(diff);
         assert_true(base_file_tensor(engine->base, name, &host));
         tensor_to_f32(&host, 0, elements, value);
-        artifact_expand(artifact, i, diff);
+        CHECK(artifact_expand(artifact, i, diff, &err));
         for (int64_t k = 0; k < elements; k++)
             value[k] += diff[k];
         free(diff);
@@ -275,7 +277,7 @@ static void trained_embeddings_are_served_too(void **state)
     do {
         CHECK(engine_trainer_step(second, &now, &err));
     } while (!now.finished);
-    CHECK(engine_trainer_compress(second, path, &report, &err));
+    CHECK(engine_trainer_compress(second, &bitdelta, path, &report, &err));
     engine_trainer_free(second);
     /* 16 bits for each value of the embedding, at least. */
     assert_true(report.bytes > (int64_t)512 * 64 * 2);

@@ -21,6 +21,7 @@
 #include "engine/engine.h"
 #include "engine/engine_parts.h"
 #include "engine/session.h"
+#include "tests/unit/delta_fixture.h"
 #include "tests/unit/tiny_model.h"
 
 #define TENANTS 4 /* the last is the base */
@@ -61,11 +62,9 @@ static int make_delta(int which, struct err *err)
 {
     struct artifact_tensor *tensor;
     struct noise noise = {.seed = 1000 * (uint64_t)(which + 1)};
-    struct artifact_source source = {.base_digest = engine_info(engine)->digest,
-                                     .codec = codec_find("bitdelta"),
-                                     .read = read_noisy,
-                                     .context = &noise};
-    struct engine_delta_report report;
+    struct artifact_source source = {
+        .base_digest = engine_info(engine)->digest, .read = read_noisy, .context = &noise};
+    struct delta_fixture report;
     char path[128];
     int rc;
 
@@ -73,7 +72,8 @@ static int make_delta(int which, struct err *err)
         return -1;
     noise.tensor = source.tensor = tensor;
     snprintf(path, sizeof(path), "%s/delta%d.safetensors", folder, which);
-    rc = artifact_write(&source, path, &report, err);
+    rc =
+        delta_fixture_write(&source, which % 2 ? "graft" : "bitdelta", 0, NULL, path, &report, err);
     free(tensor);
     return rc != 0 ? rc : engine_delta_open(&tenant[which], engine, path, err);
 }

@@ -1,0 +1,49 @@
+/* compression.h: the difference of one model to its base on its way through a codec: which tensors
+ * changed, what each matrix is worth, plans for a number of bytes, parts, and the file.
+ *
+ *   compression_open -> compression_run (once for each size that is tried)
+ *                    -> compression_parts (distillation changes their scales) -> _measure, _write
+ *
+ * Matrices are read one by one by the calling thread and compressed by a pool, as many at once as
+ * fit COMPRESSION_MEMORY (one always does). Beside that it takes memory for the parts. The result
+ * does not depend on the pool's threads. */
+#ifndef GRAFT_CODEC_COMPRESSION_H
+#define GRAFT_CODEC_COMPRESSION_H
+
+#include "engine/base/thread_pool.h"
+#include "engine/codec/artifact.h"
+
+#define COMPRESSION_MEMORY ((int64_t)1 << 29)
+
+struct compression;
+
+struct compression_options {
+    const struct codec *codec;
+    float *const *h, *const *g; /* [count] second moments by tensor (codec.h); NULL: none */
+    struct thread_pool *pool;
+    /* From the calling thread: share 0..1 of a stage ("decompose", "compress"); NULL: not wanted */
+    void (*progress)(void *context, const char *stage, double share);
+    void *context;
+};
+
+/* `source` and what the options point to must outlive it. */
+int compression_open(struct compression **out, const struct artifact_source *source,
+                     const struct compression_options *options, struct err *err);
+void compression_free(struct compression *compression);
+
+/* Parts for a file of at most `bytes` with a report of report_len; what was made before is
+ * replaced. *cost: as codec.allot. */
+int compression_run(struct compression *compression, int64_t bytes, size_t report_len, double *cost,
+                    struct err *err);
+
+bool compression_changed(const struct compression *compression, int32_t index);
+/* The parts of a matrix that changed; else NULL. */
+struct tensor *compression_parts(const struct compression *compression, int32_t index);
+int64_t compression_part_bytes(const struct compression *compression, int32_t index); /* 0: none */
+/* error[i], norm[i] (count): Σ (expanded - difference)² and Σ difference² of matrix i, else 0. */
+int compression_measure(struct compression *compression, double *error, double *norm,
+                        struct err *err);
+int compression_write(const struct compression *compression, const char *path, const char *report,
+                      int64_t *bytes, double *error, double *norm, struct err *err);
+
+#endif

@@ -1,0 +1,396 @@
+#include "engine/codec/distill.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/base/progress.h"
+#include "engine/base/rng.h"
+#include "engine/base_file.h"
+#include "engine/engine_parts.h"
+
+#define PORTION (1 << 18) /* floats of zeros */
+
+struct student_matrix {
+    int32_t index, rows, cols;
+    struct tensor *parts;
+    void *weight;    /* base + difference, as stages read it, in the backend's memory */
+    float *gradient; /* the same */
+    int32_t count;   /* of scales */
+    float *scale, *first, *second, *slope; /* [count]; Adam's moments of log scale */
+};
+
+struct student {
+    struct engine *engine;
+    const struct codec *codec;
+    const struct distill_options *options;
+    const struct model_weights *tuned;
+    struct model_weights weights, grads;
+    struct student_matrix *matrix; /* [matrices] */
+    int32_t matrices;
+    struct model_training *pass;
+    int32_t max_rows;
+    int32_t *token, *position, *target, *ends, *order;
+    float *weight, *zeros;
+    float **work;       /* [threads] the largest matrix */
+    struct err *errors; /* [threads] */
+};
+
+static struct tensor *tensor_at(const struct student *s, struct model_weights *weights,
+                                int32_t index)
+{
+    char name[MODEL_NAME_MAX];
+
+    return model_tensor(s->engine->model, weights, index, name);
+}
+
+/* ------------------------------------------------------------------ open, close */
+
+static int open_matrix(struct student *s, struct student_matrix *m, struct err *err)
+{
+    struct backend *b = s->engine->backend;
+    size_t count = (size_t)m->rows * (size_t)m->cols, scales;
+    const int64_t shape[2] = {m->rows, m->cols};
+
+    m->count = s->codec->scales(m->parts);
+    scales = (size_t)m->count * sizeof(float);
+    m->scale = calloc(1, scales + 1);
+    m->first = calloc(1, scales + 1);
+    m->second = calloc(1, scales + 1);
+    m->slope = calloc(1, scales + 1);
+    if (!m->scale || !m->first || !m->second || !m->slope)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %d scales", m->count);
+    m->weight = b->ops->alloc(b, count * (size_t)dtype_size(b->activation), err);
+    if (!m->weight)
+        return -1;
+    m->gradient = b->ops->alloc(b, count * sizeof(float), err);
+    if (!m->gradient)
+        return -1;
+    s->codec->read_scales(m->parts, m->scale);
+    *tensor_at(s, &s->weights, m->index) = tensor_view(m->weight, b->activation, 2, shape);
+    *tensor_at(s, &s->grads, m->index) = tensor_view(m->gradient, DTYPE_F32, 2, shape);
+    return 0;
+}
+
+/* The tuned model, but for the matrices that are compressed. */
+static int open_weights(struct student *s, const struct compression *compression, struct err *err)
+{
+    struct model *model = s->engine->model;
+    int32_t count = model_tensor_count(model);
+
+    if (model_weights_alloc(&s->weights, model, err) || model_weights_alloc(&s->grads, model, err))
+        return -1;
+    s->matrix = calloc((size_t)count, sizeof *s->matrix);
+    if (!s->matrix)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %d matrices", count);
+    for (int32_t i = 0; i < count; i++) {
+        struct tensor *w = tensor_at(s, &s->weights, i);
+        struct student_matrix *m = &s->matrix[s->matrices];
+
+        *w = *tensor_at(s, (struct model_weights *)(uintptr_t)s->tuned, i);
+        if (!compression_parts(compression, i))
+            continue;
+        *m = (struct student_matrix){.index = i,
+                                     .rows = (int32_t)w->shape[0],
+                                     .cols = (int32_t)w->shape[1],
+                                     .parts = compression_parts(compression, i)};
+        s->matrices++;
+        if (open_matrix(s, m, err))
+            return -1;
+    }
+    s->weights.head = s->tuned->head; /* tied or not */
+    return 0;
+}
+
+static int open_work(struct student *s, struct err *err)
+{
+    size_t rows = (size_t)s->max_rows, largest = 1;
+    int threads = thread_pool_threads(s->options->pool);
+
+    for (int32_t i = 0; i < s->matrices; i++) {
+        size_t size = (size_t)s->matrix[i].rows * (size_t)s->matrix[i].cols;
+
+        largest = size > largest ? size : largest;
+    }
+    s->token = malloc(rows * sizeof *s->token);
+    s->position = malloc(rows * sizeof *s->position);
+    s->target = malloc(rows * sizeof *s->target);
+    s->ends = malloc((rows + 1) * sizeof *s->ends);
+    s->weight = malloc(rows * sizeof *s->weight);
+    s->zeros = calloc(PORTION, sizeof *s->zeros);
+    s->work = calloc((size_t)threads, sizeof *s->work);
+    s->errors = calloc((size_t)threads, sizeof *s->errors);
+    if (!s->token || !s->position || !s->target || !s->ends || !s->weight || !s->zeros ||
+        !s->work || !s->errors)
+        return err_set(err, ERR_NO_MEMORY, "no memory to distil");
+    for (int i = 0; i < threads; i++) {
+        s->work[i] = malloc(2 * largest * sizeof(float));
+        if (!s->work[i])
+            return err_set(err, ERR_NO_MEMORY, "no memory to distil");
+    }
+    return model_training_open(&s->pass, s->engine->model, s->max_rows, true, err);
+}
+
+static void close_student(struct student *s)
+{
+    struct backend *b = s->engine->backend;
+
+    for (int32_t i = 0; i < s->matrices; i++) {
+        struct student_matrix *m = &s->matrix[i];
+
+        if (m->weight)
+            b->ops->free(b, m->weight);
+        if (m->gradient)
+            b->ops->free(b, m->gradient);
+        free(m->scale);
+        free(m->first);
+        free(m->second);
+        free(m->slope);
+    }
+    for (int i = 0; s->work && i < thread_pool_threads(s->options->pool); i++)
+        free(s->work[i]);
+    model_training_free(s->pass);
+    model_weights_release(&s->weights);
+    model_weights_release(&s->grads);
+    free(s->matrix);
+    free(s->token);
+    free(s->position);
+    free(s->target);
+    free(s->ends);
+    free(s->order);
+    free(s->weight);
+    free(s->zeros);
+    free(s->work);
+    free(s->errors);
+}
+
+/* ------------------------------------------------------------------ one step */
+
+/* Some neighbouring matrices at a time, one for each thread. */
+struct wave {
+    struct student *s;
+    int32_t first;
+};
+
+static void make_weight(void *context, int64_t task, int worker)
+{
+    struct wave *wave = context;
+    struct student *s = wave->s;
+    struct student_matrix *m = &s->matrix[wave->first + task];
+    int64_t count = (int64_t)m->rows * m->cols;
+    float *difference = s->work[task], *base = difference + count;
+    char name[MODEL_NAME_MAX];
+    struct tensor host;
+
+    model_tensor(s->engine->model, &s->weights, m->index, name);
+    s->codec->write_scales(m->parts, m->scale);
+    base_file_tensor(s->engine->base, name, &host);
+    if (s->codec->expand(m->parts, m->rows, m->cols, difference, &s->errors[task]))
+        return;
+    tensor_to_f32(&host, 0, count, base);
+    if (s->engine->backend->activation == DTYPE_BF16) {
+        uint16_t *half = (uint16_t *)(void *)base;
+
+        for (int64_t i = 0; i < count; i++)
+            half[i] = f32_to_bf16(base[i] + difference[i]);
+        return;
+    }
+    for (int64_t i = 0; i < count; i++)
+        base[i] += difference[i];
+}
+
+static void make_slope(void *context, int64_t task, int worker)
+{
+    struct wave *wave = context;
+    struct student *s = wave->s;
+    struct student_matrix *m = &s->matrix[wave->first + task];
+
+    (void)s->codec->slope(m->parts, m->rows, m->cols, s->work[task], m->slope, &s->errors[task]);
+}
+
+static int wave_error(const struct student *s, int32_t count, struct err *err)
+{
+    for (int32_t i = 0; i < count; i++) {
+        if (s->errors[i].kind == ERR_NONE)
+            continue;
+        if (err)
+            *err = s->errors[i];
+        return -1;
+    }
+    return 0;
+}
+
+/* Base and difference, with the scales as they are now, to the student; its gradients to zero. */
+static int put_weights(struct student *s, struct err *err)
+{
+    struct backend *b = s->engine->backend;
+    int32_t threads = thread_pool_threads(s->options->pool);
+
+    for (int32_t at = 0; at < s->matrices; at += threads) {
+        int32_t count = s->matrices - at < threads ? s->matrices - at : threads;
+
+        thread_pool_run(s->options->pool, count, make_weight, &(struct wave){s, at});
+        if (wave_error(s, count, err))
+            return -1;
+        for (int32_t i = 0; i < count; i++) {
+            struct student_matrix *m = &s->matrix[at + i];
+            int64_t size = (int64_t)m->rows * m->cols;
+
+            b->ops->upload(b, m->weight, s->work[i] + size,
+                           (size_t)size * (size_t)dtype_size(b->activation));
+            for (int64_t k = 0; k < size; k += PORTION)
+                b->ops->upload(b, m->gradient + k, s->zeros,
+                               (size_t)(size - k < PORTION ? size - k : PORTION) * sizeof(float));
+        }
+        if (backend_check(b, err))
+            return -1;
+    }
+    return 0;
+}
+
+static int take_slopes(struct student *s, struct err *err)
+{
+    struct backend *b = s->engine->backend;
+    int32_t threads = thread_pool_threads(s->options->pool);
+
+    for (int32_t at = 0; at < s->matrices; at += threads) {
+        int32_t count = s->matrices - at < threads ? s->matrices - at : threads;
+
+        for (int32_t i = 0; i < count; i++) {
+            struct student_matrix *m = &s->matrix[at + i];
+
+            b->ops->download(b, s->work[i], m->gradient,
+                             (size_t)m->rows * (size_t)m->cols * sizeof(float));
+        }
+        if (backend_check(b, err))
+            return -1;
+        thread_pool_run(s->options->pool, count, make_slope, &(struct wave){s, at});
+        if (wave_error(s, count, err))
+            return -1;
+    }
+    return 0;
+}
+
+/* Adam with the usual constants. `step` is 1-based. */
+static void adam(struct student *s, int32_t step)
+{
+    double rate = DISTILL_RATE * (1 - (double)(step - 1) / s->options->steps);
+    double bias1 = 1 - pow(0.9, step), bias2 = 1 - pow(0.999, step);
+
+    for (int32_t i = 0; i < s->matrices; i++) {
+        struct student_matrix *m = &s->matrix[i];
+
+        for (int32_t k = 0; k < m->count; k++) {
+            double g = (double)m->slope[k];
+            double first = 0.9 * (double)m->first[k] + 0.1 * g;
+            double second = 0.999 * (double)m->second[k] + 0.001 * g * g;
+
+            m->first[k] = (float)first;
+            m->second[k] = (float)second;
+            m->scale[k] *= (float)exp(-rate * first / bias1 / (sqrt(second / bias2) + 1e-12));
+        }
+    }
+}
+
+/* ------------------------------------------------------------------ examples */
+
+static void shuffle(int32_t *order, int32_t count, uint64_t seed, uint64_t round)
+{
+    for (int32_t i = 0; i < count; i++)
+        order[i] = i;
+    for (int32_t i = count - 1; i > 0; i--) {
+        int32_t other = (int32_t)(rng_at(seed, round, (uint64_t)i) % (uint64_t)(i + 1));
+        int32_t kept = order[i];
+
+        order[i] = order[other];
+        order[other] = kept;
+    }
+}
+
+/* The next examples of the order, until the rows are full: every token is asked about. */
+static void fill_batch(struct student *s, const struct trainer_source *examples, int64_t *next,
+                       struct batch *batch)
+{
+    int32_t rows = 0, docs = 0;
+
+    s->ends[0] = 0;
+    for (;;) {
+        uint64_t round = (uint64_t)(*next / examples->count);
+        int32_t at = (int32_t)(*next % examples->count), length;
+        struct dataset_example e;
+
+        if (at == 0)
+            shuffle(s->order, (int32_t)examples->count, (uint64_t)s->options->seed, round);
+        e = examples->example(examples->context, s->order[at]);
+        length = e.length < s->max_rows ? e.length : s->max_rows;
+        if (rows + length > s->max_rows)
+            break;
+        for (int32_t i = 0; i < length; i++) {
+            s->token[rows + i] = e.token[i];
+            s->position[rows + i] = i;
+            s->target[rows + i] = i + 1 < e.length ? e.token[i + 1] : e.token[i];
+        }
+        rows += length;
+        s->ends[++docs] = rows;
+        ++*next;
+        if (docs == examples->count)
+            break;
+    }
+    for (int32_t i = 0; i < rows; i++)
+        s->weight[i] = 1 / (float)rows;
+    *batch = (struct batch){.rows = rows,
+                            .token = s->token,
+                            .position = s->position,
+                            .docs = docs,
+                            .cu_seqlens = s->ends};
+}
+
+static int run(struct student *s, const struct trainer_source *examples, struct err *err)
+{
+    int64_t next = 0;
+
+    s->order = malloc((size_t)examples->count * sizeof *s->order);
+    if (!s->order)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %lld examples",
+                       (long long)examples->count);
+    for (int32_t step = 1; step <= s->options->steps; step++) {
+        struct batch batch;
+        struct model_loss loss;
+        struct model_loss_args args = {.weights = &s->weights,
+                                       .grads = &s->grads,
+                                       .batch = &batch,
+                                       .target = s->target,
+                                       .weight = s->weight,
+                                       .teacher = s->tuned};
+
+        fill_batch(s, examples, &next, &batch);
+        if (put_weights(s, err) || model_loss(s->pass, &args, &loss, err) || take_slopes(s, err))
+            return -1;
+        adam(s, step);
+        progress_tick();
+        if (s->options->progress)
+            s->options->progress(s->options->context, "distill", (double)step / s->options->steps);
+    }
+    for (int32_t i = 0; i < s->matrices; i++)
+        s->codec->write_scales(s->matrix[i].parts, s->matrix[i].scale);
+    return 0;
+}
+
+int distill(struct compression *compression, const struct codec *codec, struct engine *engine,
+            const struct model_weights *tuned, const struct trainer_source *examples,
+            const struct distill_options *options, struct err *err)
+{
+    struct student s = {.engine = engine,
+                        .codec = codec,
+                        .options = options,
+                        .tuned = tuned,
+                        .max_rows = DISTILL_ROWS};
+    int rc = -1;
+
+    if (!codec->scales || examples->count == 0 || options->steps <= 0)
+        return 0;
+    if (!open_weights(&s, compression, err) && !open_work(&s, err))
+        rc = run(&s, examples, err);
+    close_student(&s);
+    return rc;
+}

@@ -1,0 +1,29 @@
+/* distill.h: the scales of a compressed difference, trained against the tuned model.
+ *
+ * What is in the signs stays; the scales (codec.h: scales) follow the gradient of the KL from the
+ * tuned model's predictions, on all tokens of the examples, in logarithms by Adam with a rate that
+ * falls in a line to zero. Takes memory for the matrices of the blocks and their gradients, in f32,
+ * and one training pass. */
+#ifndef GRAFT_CODEC_DISTILL_H
+#define GRAFT_CODEC_DISTILL_H
+
+#include "engine/codec/compression.h"
+#include "engine/trainer.h"
+
+#define DISTILL_ROWS 512  /* tokens of a step, if one example is not longer */
+#define DISTILL_RATE 1e-2 /* of the first step */
+
+struct distill_options {
+    int32_t steps;
+    int64_t seed; /* order of the examples */
+    struct thread_pool *pool;
+    void (*progress)(void *context, const char *stage, double share); /* "distill"; or NULL */
+    void *context;
+};
+
+/* `tuned`: on the engine's backend. A codec without scales, or no examples: nothing is done. */
+int distill(struct compression *compression, const struct codec *codec, struct engine *engine,
+            const struct model_weights *tuned, const struct trainer_source *examples,
+            const struct distill_options *options, struct err *err);
+
+#endif

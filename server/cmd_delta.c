@@ -1,0 +1,191 @@
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/engine.h"
+#include "server/cmd.h"
+
+/* ------------------------------------------------------------------ progress */
+
+#define BAR 24
+
+/* A bar that is drawn over on a terminal; elsewhere a line for each stage. */
+static void show_progress(void *context, const char *stage, double share)
+{
+    char *last = context; /* [32] the stage before */
+    bool terminal = isatty(STDERR_FILENO), new = strcmp(last, stage) != 0;
+    char bar[BAR + 1];
+
+    snprintf(last, 32, "%s", stage);
+    if (!terminal) {
+        if (new)
+            fprintf(stderr, "%s\n", stage);
+        return;
+    }
+    for (int i = 0; i < BAR; i++)
+        bar[i] = i < (int)(share * BAR + 0.5) ? '#' : '.';
+    bar[BAR] = '\0';
+    fprintf(stderr, "\r\x1b[K%-11s [%s] %3.0f %%", stage, bar, share * 100);
+    fflush(stderr);
+}
+
+static void end_progress(const char *last)
+{
+    if (*last && isatty(STDERR_FILENO))
+        fprintf(stderr, "\r\x1b[K");
+}
+
+/* ------------------------------------------------------------------ compress */
+
+static json_t *real_or_null(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static void print_report(const struct engine_delta_report *r, const char *path)
+{
+    const struct {
+        const char *key;
+        double value;
+    } reals[] = {
+        {"ratio", r->ratio},
+        {"linear_ratio", r->linear_ratio},
+        {"relative_error", r->relative_error},
+        {"predicted_kl", r->predicted_kl},
+        {"measured_kl", r->measured_kl},
+        {"answer_kl", r->answer_kl},
+        {"held_out_loss", r->held_out_loss},
+        {"tuned_loss", r->tuned_loss},
+        {"seconds", r->seconds},
+        {"statistics_seconds", r->statistics_seconds},
+        {"distill_seconds", r->distill_seconds},
+        {"measure_seconds", r->measure_seconds},
+    };
+    json_t *out =
+        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:i}", "file", path, "codec", r->codec, "bytes",
+                  (json_int_t)r->bytes, "linear_bytes", (json_int_t)r->linear_bytes,
+                  "calibration_tokens", (json_int_t)r->calibration_tokens, "measured_tokens",
+                  (json_int_t)r->measured_tokens, "distill_steps", r->distill_steps);
+
+    for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++)
+        json_object_set_new(out, reals[i].key, real_or_null(reals[i].value));
+    json_dumpf(out, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
+    putchar('\n');
+    json_decref(out);
+}
+
+static int number_of(const struct setting_args *args, int option, const char *flag, double low,
+                     double high, double *out, struct err *err)
+{
+    const char *text = args->options[option];
+    char *end;
+
+    if (text == NULL)
+        return 0;
+    errno = 0;
+    *out = strtod(text, &end);
+    if (end == text || *end != '\0' || errno != 0 || !(*out >= low && *out <= high))
+        return err_set(err, ERR_INVALID, "%s: \"%s\" is not a number from %g to %g", flag, text,
+                       low, high);
+    return 0;
+}
+
+static int compress_options(const struct setting_args *args, struct engine_compress_options *o,
+                            struct err *err)
+{
+    double bytes = 0, steps = -1, seed = 0;
+
+    o->codec = args->options[CMD_DELTA_CODEC];
+    if (o->codec != NULL && !engine_codec_known(o->codec))
+        return err_set(err, ERR_INVALID, "--codec: there is no codec \"%s\": %s", o->codec,
+                       engine_codec_names());
+    if (number_of(args, CMD_DELTA_RATIO, "--ratio", 1, 1024, &o->ratio, err) != 0 ||
+        number_of(args, CMD_DELTA_BYTES, "--bytes", 1, 1e13, &bytes, err) != 0 ||
+        number_of(args, CMD_DELTA_MAX_KL, "--max-kl", 1e-9, 1e3, &o->max_kl, err) != 0 ||
+        number_of(args, CMD_DELTA_DISTILL, "--distill-steps", 0, 10000, &steps, err) != 0 ||
+        number_of(args, CMD_DELTA_SEED, "--seed", 0, 1e15, &seed, err) != 0)
+        return -1;
+    o->bytes = (int64_t)bytes;
+    o->distill_steps = (int32_t)steps;
+    o->seed = (int64_t)seed;
+    return 0;
+}
+
+/* JSONL of examples; NULL: none. */
+static int open_rows(struct engine_dataset **out, const struct engine *engine, const char *path,
+                     struct err *err)
+{
+    const struct engine_dataset_options options = {.file_id = path, .validation = true};
+    struct engine_dataset_report report;
+
+    *out = NULL;
+    return path == NULL ? 0 : engine_dataset_open(out, engine, path, &options, &report, err);
+}
+
+static int compress(const struct settings *settings, const struct setting_args *args,
+                    struct engine_compress_options *options, struct err *err)
+{
+    const struct engine_options device = {.device = args->options[CMD_DELTA_DEVICE],
+                                          .threads = (int32_t)settings->threads,
+                                          .precision = settings_precision(settings)};
+    struct engine_dataset *calibration = NULL, *held_out = NULL;
+    struct engine *engine = NULL;
+    struct engine_delta_report report;
+    char stage[32] = "";
+    int rc = -1;
+
+    options->progress = show_progress;
+    options->context = stage;
+    if (engine_open_model(&engine, args->options[CMD_DELTA_BASE], &device, err) != 0 ||
+        open_rows(&calibration, engine, args->options[CMD_DELTA_CALIBRATION], err) != 0 ||
+        open_rows(&held_out, engine, args->options[CMD_DELTA_HELD_OUT], err) != 0)
+        goto out;
+    options->calibration = calibration;
+    options->held_out = held_out;
+    rc = engine_model_compress(engine, args->options[CMD_DELTA_TUNED], options,
+                               args->options[CMD_DELTA_OUT], &report, err);
+    end_progress(stage);
+    if (rc == 0)
+        print_report(&report, args->options[CMD_DELTA_OUT]);
+out:
+    engine_dataset_free(calibration);
+    engine_dataset_free(held_out);
+    engine_free(engine);
+    return rc;
+}
+
+static int require(const struct setting_args *args, int option, const char *flag, struct err *err)
+{
+    return args->options[option] != NULL ? 0 : err_set(err, ERR_INVALID, "%s is missing", flag);
+}
+
+int cmd_delta_compress(const struct settings *settings, const struct setting_args *args,
+                       struct err *err)
+{
+    struct engine_compress_options options = {0};
+
+    if (require(args, CMD_DELTA_BASE, "--base", err) != 0 ||
+        require(args, CMD_DELTA_TUNED, "--tuned", err) != 0 ||
+        require(args, CMD_DELTA_OUT, "-o", err) != 0 || compress_options(args, &options, err) != 0)
+        return CMD_USAGE;
+    return compress(settings, args, &options, err) == 0 ? CMD_DONE : CMD_FAILED;
+}
+
+/* ------------------------------------------------------------------ inspect */
+
+int cmd_delta_inspect(const struct settings *settings, const struct setting_args *args,
+                      struct err *err)
+{
+    char *json;
+
+    if (engine_delta_describe(args->args[0], &json, err) != 0)
+        return CMD_FAILED;
+    printf("%s\n", json);
+    free(json);
+    return CMD_DONE;
+}
