@@ -207,6 +207,21 @@ int api_check_choice(const struct api_member *member, const char *const *choices
     return find_choice(member->path, json_string_value(value), choices, out, err);
 }
 
+int api_check_suffix(const struct api_member *member, const char **out, struct err *err)
+{
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
+    const char *suffix = NULL;
+    if (api_check_string(member, 1, 64, &suffix, err) < 0)
+        return -1;
+    if (suffix && suffix[strspn(suffix, plain)])
+        return err_set_code(err, ERR_INVALID, "invalid_value", member->path,
+                            "Invalid '%s': it becomes a part of the model's name, so only "
+                            "letters, digits, '.', '_' and '-' are allowed.",
+                            member->path);
+    *out = suffix;
+    return 0;
+}
+
 int api_check_metadata(const json_t *metadata, struct err *err)
 {
     const char *key;

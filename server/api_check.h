@@ -36,6 +36,8 @@ int api_check_object(const struct api_member *member, const json_t **out, struct
 /* One of the strings of a NULL-terminated list; *out is its index. */
 int api_check_choice(const struct api_member *member, const char *const *choices, int *out,
                      struct err *err);
+/* 1..64 letters, digits, '.', '_' and '-': it becomes a part of a model's name. */
+int api_check_suffix(const struct api_member *member, const char **out, struct err *err);
 /* At most 16 pairs, keys of 1..64 and values of 0..512 characters, values strings. */
 int api_check_metadata(const json_t *metadata, struct err *err);
 

@@ -31,10 +31,10 @@ static json_t *file_json(const struct file *file)
 
 /* ------------------------------------------------------------------ upload */
 
-/* As OpenAI takes them. It gives each back as it was sent, "evals" too, which its schema of a file
- * forgets and its guide to evals shows. */
-static const char *const purposes[] = {"fine-tune", "batch", "assistants", "vision",
-                                       "user_data", "evals", NULL};
+/* As OpenAI takes them, and graft-delta, which is ours. It gives each back as it was sent, "evals"
+ * too, which its schema of a file forgets and its guide to evals shows. */
+static const char *const purposes[] = {"fine-tune", "batch", "assistants",  "vision",
+                                       "user_data", "evals", "graft-delta", NULL};
 
 static int wrong_line(long line, const char *why, struct err *err)
 {

@@ -105,16 +105,6 @@ static int read_extension(struct api_job_request *request, const json_t *graft, 
     return keep_text(request, 1, graft, &request->job.extension, err);
 }
 
-static int check_suffix(const char *suffix, struct err *err)
-{
-    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-";
-    if (suffix && suffix[strspn(suffix, plain)])
-        return err_set_code(err, ERR_INVALID, "invalid_value", "suffix",
-                            "Invalid 'suffix': it becomes a part of the model's name, so only "
-                            "letters, digits, '.', '_' and '-' are allowed.");
-    return 0;
-}
-
 static int read_plain(struct api_job_request *request, const json_t *body, struct err *err)
 {
     struct job_new *job = &request->job;
@@ -126,8 +116,7 @@ static int read_plain(struct api_job_request *request, const json_t *body, struc
     if (api_check_string(&model, 1, 300, &job->model, err) < 0 ||
         api_check_string(&training, 1, 300, &job->training_file, err) < 0 ||
         api_check_string(&validation, 1, 300, &job->validation_file, err) < 0 ||
-        api_check_string(&suffix, 1, 64, &job->suffix, err) < 0 ||
-        check_suffix(job->suffix, err) < 0 ||
+        api_check_suffix(&suffix, &job->suffix, err) < 0 ||
         api_check_integer(&seed, 0, INT32_MAX, &job->seed, err) < 0)
         return -1;
     return 0;

@@ -12,7 +12,7 @@
 #include "storage/blob_store.h"
 #include "storage/models.h"
 
-static json_t *model_json(const struct model *model)
+json_t *api_model_json(const struct model *model)
 {
     return json_pack("{s:s, s:s, s:I, s:s}", "id", model->name, "object", "model", "created",
                      (json_int_t)model->created_at, "owned_by", model->owned_by);
@@ -25,7 +25,7 @@ int api_models_list(struct http_request *request, struct http_response *response
         return -1;
     json_t *data = json_array();
     for (int i = 0; i < list.count; i++)
-        json_array_append_new(data, model_json(&list.items[i]));
+        json_array_append_new(data, api_model_json(&list.items[i]));
     model_list_release(&list);
     return http_response_json(response, 200,
                               json_pack("{s:s, s:o}", "object", "list", "data", data), err);
@@ -37,7 +37,7 @@ int api_models_get(struct http_request *request, struct http_response *response,
     if (models_resolve(request->db, request->tenant.project_id, request->path_params[0], &model,
                        err) < 0)
         return -1;
-    return http_response_json(response, 200, model_json(&model), err);
+    return http_response_json(response, 200, api_model_json(&model), err);
 }
 
 int api_models_delete(struct http_request *request, struct http_response *response, struct err *err)

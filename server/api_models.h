@@ -4,6 +4,10 @@
 
 #include "server/http_request.h"
 #include "server/http_response.h"
+#include "storage/models.h"
+
+/* The contract's Model; a new reference, NULL when out of memory. */
+json_t *api_model_json(const struct model *model);
 
 int api_models_list(struct http_request *request, struct http_response *response, struct err *err);
 int api_models_get(struct http_request *request, struct http_response *response, struct err *err);

@@ -1,6 +1,7 @@
 #include "server/api_routes.h"
 
 #include "server/api_chat.h"
+#include "server/api_deltas.h"
 #include "server/api_devices.h"
 #include "server/api_files.h"
 #include "server/api_health.h"
@@ -51,6 +52,8 @@ const struct http_route api_routes[] = {
 
     {.method = "GET",    .pattern = "/v1/graft/devices", .handler = api_devices_list, .auth = HTTP_AUTH_KEY,
      .operation = "listDevices"},
+    {.method = "POST",   .pattern = "/v1/graft/deltas", .handler = api_deltas_create, .auth = HTTP_AUTH_KEY,
+     .body = HTTP_BODY_JSON, .body_limit = HTTP_LIMIT_CONTROL, .operation = "createDelta"},
 
     {.method = "GET",    .pattern = "/healthz", .handler = api_health_live, .auth = HTTP_AUTH_NONE,
      .on_event_thread = true, .operation = "healthz"},

@@ -104,6 +104,11 @@ static const struct field chat_fields[] = {
     REFUSED("moderation", NULL, "there is no moderation model"),
     REFUSED("web_search_options", NULL, "there is no web search"),
 };
+
+static const struct field delta_fields[] = {
+    OURS("file", "id of a file with purpose graft-delta"),
+    OURS("suffix", "a part of the model's name"),
+};
 /* clang-format on */
 
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
@@ -115,8 +120,11 @@ const struct field_table field_table_jobs = {
 const struct field_table field_table_chat = {
     "CreateChatCompletionRequest", "POST /v1/chat/completions", chat_fields, COUNT(chat_fields)};
 
+const struct field_table field_table_deltas = {"CreateDeltaRequest", "POST /v1/graft/deltas",
+                                               delta_fields, COUNT(delta_fields)};
+
 const struct field_table *const field_tables[] = {&field_table_files, &field_table_jobs,
-                                                  &field_table_chat};
+                                                  &field_table_chat, &field_table_deltas};
 const size_t field_table_count = COUNT(field_tables);
 
 const struct field *field_table_find(const struct field_table *table, const char *path)

@@ -31,7 +31,8 @@ struct field_table {
     size_t count;
 };
 
-extern const struct field_table field_table_files, field_table_jobs, field_table_chat;
+extern const struct field_table field_table_files, field_table_jobs, field_table_chat,
+    field_table_deltas;
 extern const struct field_table *const field_tables[];
 extern const size_t field_table_count;
 

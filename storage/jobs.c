@@ -4,7 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/base/strbuf.h"
 #include "storage/events.h"
 #include "storage/job_row.h"
 #include "storage/models.h"
@@ -16,7 +15,6 @@
 struct found {
     struct model model;
     struct file training, validation;
-    char organization[65];
 };
 
 static void found_release(struct found *f)
@@ -84,59 +82,6 @@ static int check_room(struct db *db, const char *project, int max_unfinished, st
                             "have %d: wait for one, or cancel one",
                             (long long)unfinished, max_unfinished);
     return 0;
-}
-
-static int find_organization(struct db *db, const char *project, char out[65], struct err *err)
-{
-    struct db_result *res = NULL;
-    int rc = 0;
-
-    if (db_exec(db,
-                "SELECT o.name FROM project p JOIN organization o ON o.id = p.organization"
-                " WHERE p.tenant = $1::uuid",
-                DB_ARGS(DB_TEXT(project)), &res, err) != 0)
-        return -1;
-    if (db_rows(res) == 1)
-        db_text_into(res, 0, 0, out, 65);
-    else
-        rc = err_set(err, ERR_INTERNAL, "there is no project %s", project);
-    db_result_free(res);
-    return rc;
-}
-
-/* Lower-case letters, digits, '.', '_' and '-'; all else becomes '-'. ':' parts a model's name. */
-static void add_slug(struct strbuf *sb, const char *text)
-{
-    for (; *text != '\0'; text++) {
-        char c = *text;
-
-        if (c >= 'A' && c <= 'Z')
-            c = (char)(c - 'A' + 'a');
-        else if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || strchr("._-", c) != NULL))
-            c = '-';
-        strbuf_addch(sb, c);
-    }
-}
-
-/* ft:<base>:<organization>:<suffix or nothing>:<8 characters> */
-static char *make_model_name(const struct found *f, const char *suffix, struct err *err)
-{
-    struct strbuf sb;
-    char random[9], *name;
-
-    if (id_random(8, random, err) != 0)
-        return NULL;
-    strbuf_init(&sb, MODEL_NAME_SIZE - 32); /* room for ":ckpt-step-N" */
-    strbuf_addf(&sb, "ft:%s:", f->model.base_name);
-    add_slug(&sb, f->organization);
-    strbuf_addch(&sb, ':');
-    if (suffix != NULL)
-        add_slug(&sb, suffix);
-    strbuf_addf(&sb, ":%s", random);
-    name = strbuf_detach(&sb, NULL);
-    if (name == NULL)
-        err_set(err, ERR_INVALID, "the model's name would be too long: use a shorter suffix");
-    return name;
 }
 
 static struct db_value int_or_null(int64_t value)
@@ -233,12 +178,11 @@ int jobs_create(struct db *db, const char *project, const struct job_new *n, str
         find_file(db, project, n->training_file, "training_file", &f.training, err) != 0 ||
         (n->validation_file != NULL &&
          find_file(db, project, n->validation_file, "validation_file", &f.validation, err) != 0) ||
-        check_room(db, project, n->max_unfinished, err) != 0 ||
-        find_organization(db, project, f.organization, err) != 0 || id_new(ID_JOB, id, err) != 0 ||
+        check_room(db, project, n->max_unfinished, err) != 0 || id_new(ID_JOB, id, err) != 0 ||
         choose_seed(&seed, err) != 0)
         goto out;
-    model_name = make_model_name(&f, n->suffix, err);
-    if (model_name == NULL || insert_job(db, project, id, model_name, seed, n, &f, err) != 0 ||
+    if (models_new_name(db, project, f.model.base_name, n->suffix, &model_name, err) != 0 ||
+        insert_job(db, project, id, model_name, seed, n, &f, err) != 0 ||
         tell_created(db, project, id, n, err) != 0 ||
         job_row_outbox(db, project, id, "fine_tuning.job.created", err) != 0 ||
         jobs_get(db, project, id, out, err) != 0)

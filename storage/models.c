@@ -1,7 +1,10 @@
 #include "storage/models.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "engine/base/strbuf.h"
 
 #define EPOCH(column) "floor(extract(epoch FROM " column "))::bigint"
 
@@ -131,6 +134,146 @@ int models_delete(struct db *db, const char *project, const char *name, struct e
         goto fail;
     return db_commit(db, err);
 fail:
+    db_rollback(db);
+    return -1;
+}
+
+/* ------------------------------------------------------------------ new ones */
+
+static int find_organization(struct db *db, const char *project, char out[65], struct err *err)
+{
+    struct db_result *res = NULL;
+    int rc = 0;
+
+    if (db_exec(db,
+                "SELECT o.name FROM project p JOIN organization o ON o.id = p.organization"
+                " WHERE p.tenant = $1::uuid",
+                DB_ARGS(DB_TEXT(project)), &res, err) != 0)
+        return -1;
+    if (db_rows(res) == 1)
+        db_text_into(res, 0, 0, out, 65);
+    else
+        rc = err_set(err, ERR_INTERNAL, "there is no project %s", project);
+    db_result_free(res);
+    return rc;
+}
+
+/* Lower-case letters, digits, '.', '_' and '-'; all else becomes '-'. ':' parts a model's name. */
+static void add_slug(struct strbuf *sb, const char *text)
+{
+    for (; *text != '\0'; text++) {
+        char c = *text;
+
+        if (c >= 'A' && c <= 'Z')
+            c = (char)(c - 'A' + 'a');
+        else if (!((c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') || strchr("._-", c) != NULL))
+            c = '-';
+        strbuf_addch(sb, c);
+    }
+}
+
+int models_new_name(struct db *db, const char *project, const char *base_name, const char *suffix,
+                    char **name, struct err *err)
+{
+    struct strbuf sb;
+    char organization[65], random[9];
+
+    *name = NULL;
+    if (find_organization(db, project, organization, err) != 0 || id_random(8, random, err) != 0)
+        return -1;
+    strbuf_init(&sb, MODEL_NAME_SIZE - 32); /* room for ":ckpt-step-N" */
+    strbuf_addf(&sb, "ft:%s:", base_name);
+    add_slug(&sb, organization);
+    strbuf_addch(&sb, ':');
+    if (suffix != NULL)
+        add_slug(&sb, suffix);
+    strbuf_addf(&sb, ":%s", random);
+    *name = strbuf_detach(&sb, NULL);
+    if (*name == NULL)
+        return err_set(err, ERR_INVALID,
+                       "the model's name would be too long: use a shorter suffix");
+    return 0;
+}
+
+int models_import_file(struct db *db, const char *project, const char *id, struct file *out,
+                       struct err *err)
+{
+    struct err why = {0};
+
+    if (files_get(db, project, id, out, &why) != 0) {
+        if (why.kind == ERR_NOT_FOUND)
+            return err_set_code(err, ERR_INVALID, "", "file", "invalid file: %.100s", id);
+        *err = why;
+        return -1;
+    }
+    if (strcmp(out->purpose, "graft-delta") == 0)
+        return 0;
+    err_set_code(err, ERR_INVALID, "", "file",
+                 "file %s has the purpose \"%.40s\": upload it with purpose \"graft-delta\"", id,
+                 out->purpose);
+    file_release(out);
+    return -1;
+}
+
+static int find_base(struct db *db, const char *digest, char name[BASE_NAME_SIZE], struct err *err)
+{
+    struct db_result *res = NULL;
+
+    if (db_exec(db, "SELECT name FROM base_model WHERE digest = $1 ORDER BY name LIMIT 1",
+                DB_ARGS(DB_TEXT(digest)), &res, err) != 0)
+        return -1;
+    name[0] = '\0';
+    if (db_rows(res) == 1)
+        db_text_into(res, 0, 0, name, BASE_NAME_SIZE);
+    db_result_free(res);
+    if (name[0] != '\0')
+        return 0;
+    return err_set_code(err, ERR_INVALID, "invalid_delta", "file",
+                        "The delta is of the base with digest %.64s, which this server does not "
+                        "have.",
+                        digest);
+}
+
+/* The file's row is held until the model's own, which the collector heeds, is committed. */
+static int import(struct db *db, const char *project, const struct model_new *n, char **name,
+                  struct err *err)
+{
+    char base[BASE_NAME_SIZE];
+    struct file file;
+    int rc;
+
+    if (db_exec(db, "SELECT 1 FROM file WHERE tenant = $1::uuid AND id = $2 FOR KEY SHARE",
+                DB_ARGS(DB_TEXT(project), DB_TEXT(n->file)), NULL, err) != 0 ||
+        models_import_file(db, project, n->file, &file, err) != 0)
+        return -1;
+    rc = find_base(db, n->base_digest, base, err);
+    if (rc == 0)
+        rc = models_new_name(db, project, base, n->suffix, name, err);
+    if (rc == 0)
+        rc = db_exec(db,
+                     "INSERT INTO model (tenant, name, base_name, base_digest, artifact_sha256,"
+                     "                   artifact_bytes) VALUES ($1::uuid, $2, $3, $4, $5, $6)",
+                     DB_ARGS(DB_TEXT(project), DB_TEXT(*name), DB_TEXT(base),
+                             DB_TEXT(n->base_digest), DB_TEXT(file.sha256), DB_INT(file.bytes)),
+                     NULL, err);
+    file_release(&file);
+    return rc;
+}
+
+int models_import(struct db *db, const char *project, const struct model_new *model,
+                  struct model *out, struct err *err)
+{
+    char *name = NULL;
+    int rc;
+
+    if (db_begin(db, project, err) != 0)
+        return -1;
+    rc = import(db, project, model, &name, err);
+    if (rc == 0)
+        rc = models_resolve(db, project, name, out, err);
+    free(name);
+    if (rc == 0)
+        return db_commit(db, err);
     db_rollback(db);
     return -1;
 }

@@ -142,6 +142,8 @@ static void the_tables_have_every_field_of_the_contract(void **state)
         const json_t *schemas = json_object_get(json_object_get(root, "components"), "schemas");
         const json_t *schema = json_object_get(schemas, table->resource);
         size_t seen = 0, ours = 0;
+        if (strstr(table->route, " /v1/graft/")) /* ours altogether */
+            continue;
         assert_non_null(schema);
         compare(root, schema, table, "", &seen);
         for (size_t i = 0; i < table->count; i++)
