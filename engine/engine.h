@@ -253,6 +253,11 @@ int engine_delta_open(struct engine_delta **out, struct engine *engine, const ch
                       struct err *err);
 void engine_delta_free(struct engine_delta *delta);           /* no request may use it any more */
 int64_t engine_delta_bytes(const struct engine_delta *delta); /* in memory */
+/* What engine_delta_open would say of a delta on that base file, without an engine: reads all of
+ * the delta and, of the base, what it says of itself. Any thread. `name`: of the delta, for
+ * messages. */
+int engine_delta_check(const char *base_path, const char *delta_path, const char *name,
+                       struct err *err);
 
 /* ------------------------------------------------------------------ inference */
 

@@ -2,7 +2,6 @@
 
 #include <jansson.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -51,29 +50,14 @@ static const char *get(const json_t *metadata, const char *key)
     return text ? text : "";
 }
 
-static bool version_known(const char *version)
-{
-    static const char *const known[] = {"1"};
-    for (size_t i = 0; i < sizeof(known) / sizeof(known[0]); i++)
-        if (strcmp(version, known[i]) == 0)
-            return true;
-    return false;
-}
-
 static int check(const json_t *metadata, struct delta_header *out, struct err *err)
 {
-    const char *base = get(metadata, "graft.base"), *codec = get(metadata, "graft.codec");
-    const char *version = get(metadata, "graft.version");
+    const char *base = get(metadata, "graft.base");
     if (strcmp(get(metadata, "graft.format"), "delta") != 0)
         return invalid(err, "its metadata do not say graft.format \"delta\"");
-    if (!version_known(version))
-        return invalid(err, "its version \"%.16s\" is not known here", version);
     if (strlen(base) != 64 || base[strspn(base, "0123456789abcdef")])
         return invalid(err, "graft.base is not a digest of 64 lower-case hex digits");
-    if (!codec[0] || strlen(codec) >= sizeof(out->codec))
-        return invalid(err, "graft.codec is not the name of a codec");
     snprintf(out->base, sizeof(out->base), "%s", base);
-    snprintf(out->codec, sizeof(out->codec), "%s", codec);
     return 0;
 }
 

@@ -41,25 +41,47 @@ static void read_base(const struct db_result *res, int row, struct base *b)
     b->tied_embeddings = db_bool(res, row, 16);
 }
 
-int bases_get(struct db *db, const char *name, struct base *out, struct err *err)
+/* The one row that `sql` with its one parameter finds. *found tells. */
+static int read_one(struct db *db, const char *sql, const char *parameter, struct base *out,
+                    bool *found, struct err *err)
 {
     struct db_result *res = NULL;
-    int rc = 0;
 
     if (db_begin(db, NULL, err) != 0)
         return -1;
-    if (db_exec(db, "SELECT " BASE_COLUMNS " FROM base_model WHERE name = $1",
-                DB_ARGS(DB_TEXT(name)), &res, err) != 0) {
+    if (db_exec(db, sql, DB_ARGS(DB_TEXT(parameter)), &res, err) != 0) {
         db_rollback(db);
         return -1;
     }
-    if (db_rows(res) == 1)
+    *found = db_rows(res) == 1;
+    if (*found)
         read_base(res, 0, out);
-    else
-        rc = err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
-                          "there is no base model \"%.200s\"", name);
     db_result_free(res);
-    return db_commit(db, err) != 0 ? -1 : rc;
+    return db_commit(db, err);
+}
+
+int bases_get(struct db *db, const char *name, struct base *out, struct err *err)
+{
+    bool found;
+
+    if (read_one(db, "SELECT " BASE_COLUMNS " FROM base_model WHERE name = $1", name, out, &found,
+                 err) != 0)
+        return -1;
+    return found ? 0
+                 : err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
+                                "there is no base model \"%.200s\"", name);
+}
+
+int bases_find(struct db *db, const char *digest, struct base *out, struct err *err)
+{
+    bool found;
+
+    if (read_one(db,
+                 "SELECT " BASE_COLUMNS " FROM base_model WHERE digest = $1 ORDER BY name LIMIT 1",
+                 digest, out, &found, err) != 0)
+        return -1;
+    return found ? 0
+                 : err_set(err, ERR_NOT_FOUND, "there is no base model with digest %.64s", digest);
 }
 
 int bases_add(struct db *db, struct base *base, struct err *err)

@@ -33,6 +33,8 @@ bool bases_name_valid(const char *name);
  * other content under a name that is taken is ERR_INVALID. created_at is filled in. */
 int bases_add(struct db *db, struct base *base, struct err *err);
 int bases_get(struct db *db, const char *name, struct base *out, struct err *err);
+/* Of several with that digest, the first by name. ERR_NOT_FOUND: there is none. */
+int bases_find(struct db *db, const char *digest, struct base *out, struct err *err);
 int bases_list(struct db *db, struct base_list *out, struct err *err); /* by name */
 void base_list_release(struct base_list *list);
 

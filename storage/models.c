@@ -215,30 +215,10 @@ int models_import_file(struct db *db, const char *project, const char *id, struc
     return -1;
 }
 
-static int find_base(struct db *db, const char *digest, char name[BASE_NAME_SIZE], struct err *err)
-{
-    struct db_result *res = NULL;
-
-    if (db_exec(db, "SELECT name FROM base_model WHERE digest = $1 ORDER BY name LIMIT 1",
-                DB_ARGS(DB_TEXT(digest)), &res, err) != 0)
-        return -1;
-    name[0] = '\0';
-    if (db_rows(res) == 1)
-        db_text_into(res, 0, 0, name, BASE_NAME_SIZE);
-    db_result_free(res);
-    if (name[0] != '\0')
-        return 0;
-    return err_set_code(err, ERR_INVALID, "invalid_delta", "file",
-                        "The delta is of the base with digest %.64s, which this server does not "
-                        "have.",
-                        digest);
-}
-
 /* The file's row is held until the model's own, which the collector heeds, is committed. */
 static int import(struct db *db, const char *project, const struct model_new *n, char **name,
                   struct err *err)
 {
-    char base[BASE_NAME_SIZE];
     struct file file;
     int rc;
 
@@ -246,15 +226,13 @@ static int import(struct db *db, const char *project, const struct model_new *n,
                 DB_ARGS(DB_TEXT(project), DB_TEXT(n->file)), NULL, err) != 0 ||
         models_import_file(db, project, n->file, &file, err) != 0)
         return -1;
-    rc = find_base(db, n->base_digest, base, err);
-    if (rc == 0)
-        rc = models_new_name(db, project, base, n->suffix, name, err);
+    rc = models_new_name(db, project, n->base->name, n->suffix, name, err);
     if (rc == 0)
         rc = db_exec(db,
                      "INSERT INTO model (tenant, name, base_name, base_digest, artifact_sha256,"
                      "                   artifact_bytes) VALUES ($1::uuid, $2, $3, $4, $5, $6)",
-                     DB_ARGS(DB_TEXT(project), DB_TEXT(*name), DB_TEXT(base),
-                             DB_TEXT(n->base_digest), DB_TEXT(file.sha256), DB_INT(file.bytes)),
+                     DB_ARGS(DB_TEXT(project), DB_TEXT(*name), DB_TEXT(n->base->name),
+                             DB_TEXT(n->base->digest), DB_TEXT(file.sha256), DB_INT(file.bytes)),
                      NULL, err);
     file_release(&file);
     return rc;

@@ -43,8 +43,8 @@ int models_resolve(struct db *db, const char *project, const char *name, struct 
 int models_list(struct db *db, const char *project, struct model_list *out, struct err *err);
 
 struct model_new {
-    const char *file;        /* id of an uploaded delta */
-    const char *base_digest; /* that it names; of what the caller has looked at */
+    const char *file;        /* id of an uploaded delta, in which the caller has found no fault */
+    const struct base *base; /* that it is of */
     const char *suffix;      /* NULL: none */
 };
 /* The file as an import may use it: ERR_INVALID, param file, where the project has no such file, or
@@ -52,8 +52,7 @@ struct model_new {
 int models_import_file(struct db *db, const char *project, const char *id, struct file *out,
                        struct err *err);
 /* A fine-tuned model of the file's bytes, which then live as long as the model, whatever becomes of
- * the file. ERR_INVALID: as models_import_file, or (code invalid_delta) no base has that digest; of
- * several, it is the first by name. */
+ * the file. ERR_INVALID: as models_import_file. */
 int models_import(struct db *db, const char *project, const struct model_new *model,
                   struct model *out, struct err *err);
 /* A new model's name, malloc'ed: ft:<base>:<organization>:<suffix or nothing>:<8 characters>, all

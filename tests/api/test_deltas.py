@@ -139,6 +139,23 @@ class Refusal(unittest.TestCase):
             with self.subTest(name):
                 self.refused(upload(data))
 
+    def test_deltas_that_are_damaged(self):
+        size, = struct.unpack("<Q", delta[:8])
+        header = json.loads(delta[8:8 + size])
+        scale = next(name for name in sorted(header) if name.endswith(".scale"))
+        at = 8 + size + header[scale]["data_offsets"][0]
+        renamed = json.dumps({scale + "x" if name == scale else name: value for name, value in header.items()}).encode()
+        renamed += b" " * (-len(renamed) % 64 + 56)
+        cases = {
+            "a scale that is no number": delta[:at] + b"\x00\x7e" + delta[at + 2:],
+            "a part under another name": struct.pack("<Q", len(renamed)) + renamed + delta[8 + size:],
+            "cut off": delta[:-2],
+            "longer than it says": delta + b"\0\0",
+        }
+        for name, data in cases.items():
+            with self.subTest(name):
+                self.assertNotIn("/", self.refused(upload(data)), "no place on the server's disk")
+
     def test_another_base_is_named(self):
         digest = hashlib.sha256(b"another base").hexdigest()
         self.assertIn(digest, self.refused(upload(with_metadata(delta, base=digest))))

@@ -293,6 +293,11 @@ static void another_base_is_refused(void **state)
     struct engine *other;
     struct err why = {0};
 
+    CHECK(engine_delta_check(base_path, delta_path, "the delta", &err));
+    assert_int_equal(engine_delta_check(other_base, delta_path, "the delta", &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_non_null(strstr(why.message, "\"the delta\" was grown on another base"));
+    err_clear(&why);
     CHECK(engine_open(&other, other_base, &options, &err));
     assert_int_equal(engine_delta_open(&wrong, other, delta_path, &why), -1);
     assert_int_equal(why.kind, ERR_INVALID);
