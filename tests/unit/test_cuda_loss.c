@@ -235,6 +235,24 @@ static void near_teacher_of_shape(struct backend *shim, const struct parity_shap
     close_case(&c);
 }
 
+/* The model finds all tokens of row 1 as good: the first, then, which is the one that the teacher
+ * is for, whose x is that token's row of the head. */
+static void test_draw(void **state)
+{
+    struct loss_case c;
+    int32_t d;
+
+    open_case(&c, *state, &(struct parity_shape){.name = "draw", .doc_rows = {2}});
+    near_teacher(&c, 0);
+    d = c.p.config.hidden;
+    tensor_to_f32(&c.p.head[0], 0, d, (float *)c.teacher_x->start + d);
+    c.weight[0] = 0;
+    parity_run(&c.p, run_loss, &c);
+    parity_equal(&c.p, "correct", c.correct, 0);
+    assert_int_equal(rows_right(&c, 1), 1);
+    close_case(&c);
+}
+
 /* Of almost the same logits hardly a digit of them is left in their distance; of the same, none is
  * made up. */
 static void twin_teacher_of_shape(struct backend *shim, const struct parity_shape *shape)
@@ -333,9 +351,13 @@ static void test_frozen_head_and_no_rows(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_loss),      cmocka_unit_test(test_margin),
-        cmocka_unit_test(test_teacher),   cmocka_unit_test(test_twin_teacher),
-        cmocka_unit_test(test_loss_only), cmocka_unit_test(test_frozen_head_and_no_rows),
+        cmocka_unit_test(test_loss),
+        cmocka_unit_test(test_margin),
+        cmocka_unit_test(test_teacher),
+        cmocka_unit_test(test_twin_teacher),
+        cmocka_unit_test(test_draw),
+        cmocka_unit_test(test_loss_only),
+        cmocka_unit_test(test_frozen_head_and_no_rows),
     };
 
     return cmocka_run_group_tests_name("f32", tests, shim_setup, shim_teardown) +

@@ -1,5 +1,5 @@
-/* Whole models in training on the CUDA backend: twenty steps against the CPU's, and the same bits
- * whatever the order of blocks and warps. */
+/* Whole models in training on the CUDA backend, by themselves and with a teacher: twenty steps
+ * against the CPU's, and the same bits whatever the order of blocks and warps. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -31,7 +31,7 @@ static void must(int rc, const struct err *err)
 /* Every tensor of a model in training: F32 masters, in BF16 with copies of the matrices. */
 struct student {
     struct backend backend;
-    struct model *model;
+    struct model *model, *teacher; /* the latter: or NULL */
     struct model_training *pass;
     struct model_weights weights, grads;
     struct parameter parameter[MAX_TENSORS];
@@ -78,8 +78,8 @@ static void open_parameter(struct student *s, const struct tensor *start, struct
     free(half);
 }
 
-static void open_student(struct student *s, const struct memory_model *memory, bool cpu,
-                         enum dtype precision)
+static void open_student(struct student *s, const struct memory_model *memory,
+                         const struct memory_model *teacher, bool cpu, enum dtype precision)
 {
     struct model_source source = memory_model_source(memory);
     struct err err = {0};
@@ -93,7 +93,12 @@ static void open_student(struct student *s, const struct memory_model *memory, b
         must(cuda_backend_open(&s->backend, &(struct cuda_options){.precision = precision}, &err),
              &err);
     must(model_open_source(&s->model, &s->backend, &source, &err), &err);
-    must(model_training_open(&s->pass, s->model, ROWS, false, &err), &err);
+    if (teacher) {
+        struct model_source from = memory_model_source(teacher);
+
+        must(model_open_source(&s->teacher, &s->backend, &from, &err), &err);
+    }
+    must(model_training_open(&s->pass, s->model, ROWS, teacher != NULL, &err), &err);
     must(model_weights_alloc(&s->weights, s->model, &err), &err);
     must(model_weights_alloc(&s->grads, s->model, &err), &err);
     assert_int_equal(memory->count, model_tensor_count(s->model));
@@ -125,6 +130,7 @@ static void close_student(struct student *s)
     model_weights_release(&s->weights);
     model_training_free(s->pass);
     model_free(s->model);
+    model_free(s->teacher);
     s->backend.ops->close(&s->backend);
 }
 
@@ -153,11 +159,14 @@ static void train(struct student *s)
             weight[r] /= (float)trained;
         trained = 0;
         must(model_loss(s->pass,
-                        &(struct model_loss_args){.weights = &s->weights,
-                                                  .grads = &s->grads,
-                                                  .batch = &batch,
-                                                  .target = target,
-                                                  .weight = weight},
+                        &(struct model_loss_args){
+                            .weights = &s->weights,
+                            .grads = &s->grads,
+                            .batch = &batch,
+                            .target = target,
+                            .weight = weight,
+                            .teacher = s->teacher ? model_base_weights(s->teacher) : NULL,
+                        },
                         &loss, &err),
              &err);
         s->loss[step] = loss.weighted;
@@ -199,14 +208,15 @@ static float *download_weights(struct student *s, int64_t *count)
 }
 
 /* The loss of 20 steps: within 1e-4 of the CPU's in F32, within 1e-2 in BF16. */
-static void losses_agree(const struct memory_model *memory, enum dtype precision)
+static void losses_agree(const struct memory_model *memory, const struct memory_model *teacher,
+                         enum dtype precision)
 {
     struct student *cpu = malloc(sizeof *cpu), *shim = malloc(sizeof *shim);
     double tolerance = precision == DTYPE_BF16 ? 1e-2 : 1e-4;
 
     assert_true(cpu && shim);
-    open_student(cpu, memory, true, precision);
-    open_student(shim, memory, false, precision);
+    open_student(cpu, memory, teacher, true, precision);
+    open_student(shim, memory, teacher, false, precision);
     train(cpu);
     train(shim);
     for (int32_t i = 0; i < STEPS; i++)
@@ -234,11 +244,25 @@ static void test_losses(void **state)
 
         shim_seed(i);
         if (i != 2)
-            losses_agree(memory, DTYPE_F32);
+            losses_agree(memory, NULL, DTYPE_F32);
         if (i != 1)
-            losses_agree(memory, DTYPE_BF16);
+            losses_agree(memory, NULL, DTYPE_BF16);
         memory_model_free(memory);
     }
+}
+
+/* Twenty steps towards what another model says of the same tokens. */
+static void test_teacher(void **state)
+{
+    struct model_config config = memory_model_config(2, true, false, true);
+    struct memory_model *memory = memory_model_new(&config, DTYPE_F32, 21);
+    struct memory_model *teacher = memory_model_new(&config, DTYPE_F32, 22);
+
+    shim_seed(3);
+    losses_agree(memory, teacher, DTYPE_F32);
+    losses_agree(memory, teacher, DTYPE_BF16);
+    memory_model_free(teacher);
+    memory_model_free(memory);
 }
 
 /* Training again, with blocks and warps in another order, ends at the same bits. */
@@ -257,7 +281,7 @@ static void test_bits(void **state)
             float *all;
 
             shim_seed(seed);
-            open_student(shim, memory, false, precision ? DTYPE_BF16 : DTYPE_F32);
+            open_student(shim, memory, NULL, false, precision ? DTYPE_BF16 : DTYPE_F32);
             train(shim);
             all = download_weights(shim, &count);
             close_student(shim);
@@ -278,6 +302,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_losses),
+        cmocka_unit_test(test_teacher),
         cmocka_unit_test(test_bits),
     };
 
