@@ -84,9 +84,25 @@ static int pick_examples(struct measuring *m, struct err *err)
 
 /* ------------------------------------------------------------------ memory */
 
-static int open_batch(struct measuring *m, const struct backend *b, struct err *err)
+/* Tokens of a micro-batch: on a device as many as an eighth of its memory has room for. */
+static int32_t usual_rows(const struct model *model)
 {
-    int32_t usual = b->ops->memory ? CALIBRATION_ROWS_DEVICE : CALIBRATION_ROWS;
+    struct backend *b = model_backend(model);
+    int32_t rows = CALIBRATION_ROWS_DEVICE;
+    int64_t bytes, unused;
+
+    if (!b->ops->memory)
+        return CALIBRATION_ROWS;
+    b->ops->memory(b, &bytes, &unused);
+    while (rows > CALIBRATION_ROWS &&
+           model_training_bytes(b, model_get_config(model), rows, false) > bytes / 8)
+        rows /= 2;
+    return rows;
+}
+
+static int open_batch(struct measuring *m, const struct model *model, struct err *err)
+{
+    int32_t usual = usual_rows(model);
     size_t rows;
 
     m->max_rows = m->rows < usual ? (int32_t)m->rows : usual;
@@ -284,8 +300,8 @@ int calibration_measure(struct calibration *out, struct model *model,
 
     assert(options->max_tokens >= 0 && options->margin >= 0 && isfinite(options->margin));
     memset(out, 0, sizeof *out);
-    if (pick_examples(&m, err) || open_batch(&m, model_backend(model), err) ||
-        open_sums(&m, out, model, err) || model_moments_open(&m.pass, model, m.max_rows, err))
+    if (pick_examples(&m, err) || open_batch(&m, model, err) || open_sums(&m, out, model, err) ||
+        model_moments_open(&m.pass, model, m.max_rows, err))
         goto out;
     if (run_pass(&m, false, err) || (options->margin > 0 && run_pass(&m, true, err)))
         goto out;

@@ -8,7 +8,8 @@
  * to. Examples are taken in a random order until max_tokens, the last one cut to what is left.
  *
  * One thread, that of the model's backend. Deterministic: a function of the weights, the examples
- * and the options; in what order sums are rounded depends on the kind of backend. */
+ * and the options; how sums are rounded depends on the device and its memory, not on what of that
+ * is free. */
 #ifndef GRAFT_CODEC_CALIBRATION_H
 #define GRAFT_CODEC_CALIBRATION_H
 
