@@ -1,7 +1,9 @@
 #include "server/api_compression.h"
 
 #include <stdio.h>
+#include <string.h>
 
+#include "engine/engine.h"
 #include "server/api_check.h"
 
 #define RATIO_MAX 1024.0
@@ -10,11 +12,14 @@
 
 static int read_codec(const struct api_member *member, struct job_compression *out, struct err *err)
 {
-    static const char *const codecs[] = {"bitdelta", NULL};
-    int choice = -1;
-    if (api_check_choice(member, codecs, &choice, err) < 0)
+    const char *name = "";
+    if (api_check_string(member, 1, 64, &name, err) < 0)
         return -1;
-    snprintf(out->codec, sizeof(out->codec), "%s", choice < 0 ? "" : codecs[choice]);
+    if (name[0] && (!engine_codec_known(name) || strlen(name) >= sizeof(out->codec)))
+        return err_set_code(err, ERR_INVALID, "invalid_value", member->path,
+                            "Invalid value: '%.64s'. Supported values are: %s.", name,
+                            engine_codec_names());
+    snprintf(out->codec, sizeof(out->codec), "%s", name);
     return 0;
 }
 

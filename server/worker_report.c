@@ -19,10 +19,23 @@ static char *data_text(const struct engine_delta_report *r)
         double value;
     } reals[] = {
         {"ratio", r->ratio},
+        {"linear_ratio", r->linear_ratio},
         {"relative_error", r->relative_error},
+        {"predicted_kl", r->predicted_kl},
+        {"measured_kl", r->measured_kl},
+        {"answer_kl", r->answer_kl},
+        {"held_out_loss", r->held_out_loss},
+        {"tuned_loss", r->tuned_loss},
         {"seconds", r->seconds},
+        {"statistics_seconds", r->statistics_seconds},
+        {"distill_seconds", r->distill_seconds},
+        {"measure_seconds", r->measure_seconds},
     };
-    json_t *data = json_pack("{s:s, s:I}", "codec", r->codec, "bytes", (json_int_t)r->bytes);
+    json_t *data =
+        json_pack("{s:s, s:I, s:I, s:I, s:I, s:i}", "codec", r->codec, "bytes",
+                  (json_int_t)r->bytes, "linear_bytes", (json_int_t)r->linear_bytes,
+                  "measured_tokens", (json_int_t)r->measured_tokens, "calibration_tokens",
+                  (json_int_t)r->calibration_tokens, "distill_steps", (int)r->distill_steps);
     char *text = NULL;
     bool ok = data != NULL;
 
@@ -46,6 +59,8 @@ static char *message_text(const struct engine_delta_report *r)
         strbuf_addf(&sb, "%.1f MB", (double)r->bytes / 1e6);
     if (isfinite(r->ratio))
         strbuf_addf(&sb, ", 1/%.*f of the 16-bit model", r->ratio < 9.95 ? 1 : 0, r->ratio);
+    if (isfinite(r->measured_kl))
+        strbuf_addf(&sb, ", KL %.2g", r->measured_kl);
     return strbuf_detach(&sb, NULL);
 }
 

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "engine/base/log.h"
+#include "engine/base/progress.h"
 #include "server/capacity.h"
 #include "server/clock.h"
 #include "server/worker.h"
@@ -140,10 +141,47 @@ int worker_space_recovery(struct worker_run *r, struct err *err)
 
 /* ------------------------------------------------------------------ deltas */
 
-/* The delta as it is now, as a durable blob of the project. */
-static int compress(struct worker_run *r, struct err *err)
+/* Between two calls of the device there may be minutes of work on the host: that is life, too. */
+static void on_compress_progress(void *context, const char *stage, double share)
 {
-    const struct engine_compress_options options = {.codec = "bitdelta"};
+    struct worker_run *r = context;
+
+    progress_tick();
+    worker_presence_sample(r->cx->presence, r->engine);
+}
+
+static struct engine_compress_options compress_options(struct worker_run *r, bool final)
+{
+    const struct job_compression *c = &r->job.compression;
+
+    return (struct engine_compress_options){
+        .codec = c->codec[0] != '\0' ? c->codec : NULL,
+        .ratio = c->ratio,
+        .max_kl = c->max_kl,
+        .distill_steps = final ? c->distill_steps : 0, /* an epoch's is one of three: it waits */
+        .seed = r->job.seed,
+        .calibration = r->training,
+        .held_out = r->validation,
+        .progress = on_compress_progress,
+        .context = r};
+}
+
+/* What can not be had is told in the engine's words, and is not the training file's fault. */
+static int compression_failed(struct err *err)
+{
+    struct err why = *err;
+
+    if (why.kind != ERR_INVALID || why.code[0] != '\0')
+        return -1;
+    err_clear(err);
+    return err_set_code(err, ERR_INVALID, "compression_failed", NULL,
+                        "The fine-tuned model could not be compressed: %s.", why.message);
+}
+
+/* The delta as it is now, as a durable blob of the project. */
+static int compress(struct worker_run *r, bool final, struct err *err)
+{
+    const struct engine_compress_options options = compress_options(r, final);
     char *path = NULL;
     int64_t bytes;
     int rc;
@@ -153,6 +191,8 @@ static int compress(struct worker_run *r, struct err *err)
     worker_watch_begin("compressing", 0);
     rc = engine_trainer_compress(r->trainer, &options, path, &r->delta, err);
     worker_watch_end();
+    if (rc != 0)
+        compression_failed(err);
     if (rc == 0)
         rc = worker_heartbeat_check(r->heartbeat, err);
     if (rc == 0)
@@ -182,7 +222,7 @@ int worker_space_checkpoint(struct worker_run *r, struct err *err)
 {
     struct err why = {0};
 
-    if (compress(r, &why) == 0) {
+    if (compress(r, false, &why) == 0) {
         r->checkpoint_missing = false;
         return add_checkpoint(r, err);
     }
@@ -310,9 +350,14 @@ static int with_patience(struct worker_run *r, const char *what, work_fn *work, 
     return wait.began == 0 ? 0 : tell(r, "info", err, "There was room for %s.", what);
 }
 
+static int compress_result(struct worker_run *r, struct err *err)
+{
+    return compress(r, true, err);
+}
+
 int worker_space_artifact(struct worker_run *r, struct err *err)
 {
-    if (with_patience(r, "the fine-tuned model", compress, err) != 0)
+    if (with_patience(r, "the fine-tuned model", compress_result, err) != 0)
         return -1;
     /* An attempt that resumed behind the last step has its predecessor's row already. */
     return r->last_known ? add_checkpoint(r, err) : 0;

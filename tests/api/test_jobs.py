@@ -74,10 +74,14 @@ class Success(unittest.TestCase):
         for key in ("codec", "bytes"):
             self.assertEqual(report[key], delta[key])
         self.assertAlmostEqual(report["ratio"], delta["ratio"], places=5)
+        self.assertEqual(report["codec"], "graft", "the default")
         self.assertGreater(report["relative_error"], 0)
-        self.assertGreaterEqual(report["seconds"], 0)
+        self.assertGreater(report["measured_kl"], 0)
+        self.assertGreater(report["held_out_loss"], 0)
+        self.assertGreaterEqual(report["seconds"], report["distill_seconds"])
+        self.assertLess(report["linear_bytes"], report["bytes"])
         (event,) = [event for event in self.events if event["message"].startswith("Compressed by ")]
-        self.assertRegex(event["message"], rf"^Compressed by {report['codec']}: [0-9.]+ [kM]B, 1/[0-9.]+ of the 16-bit model")
+        self.assertRegex(event["message"], rf"^Compressed by {report['codec']}: [0-9.]+ [kM]B, 1/[0-9.]+ of the 16-bit model, KL [0-9.e-]+$")
         self.assertEqual(event["data"], report)
 
     def test_the_story_is_told_in_order(self):
@@ -185,6 +189,51 @@ class Validation(unittest.TestCase):
         last = [event for event in events if event["type"] == "metrics"][-1]
         self.assertIn("full_valid_loss", last["data"])
         self.assertIn(", full validation loss=", last["message"])
+
+
+class Compression(unittest.TestCase):
+    def compressed(self, compression, **fields):
+        job = start(harness.examples(harness.FACTS), epochs=2, graft={"compression": compression}, **fields)
+        return server.wait_job(job["id"])
+
+    def test_codec_and_size_are_as_they_were_asked(self):
+        validation = server.upload(harness.examples(harness.FACTS[:4]), name="valid.jsonl").json["id"]
+        for compression, codec in (({"codec": "bitdelta", "distill_steps": 0}, "bitdelta"),
+                                   ({"codec": "graft", "ratio": 8, "distill_steps": 2}, "graft"),
+                                   ({"ratio": 4, "distill_steps": 0}, "graft")):
+            with self.subTest(compression):
+                job = self.compressed(compression, validation_file=validation)
+                self.assertEqual(job["status"], "succeeded", job)
+                report, delta = job["graft"]["report"], job["graft"]["delta"]
+                self.assertEqual((report["codec"], delta["codec"]), (codec, codec))
+                self.assertEqual(report["distill_steps"], compression["distill_steps"])
+                if "ratio" in compression:
+                    self.assertGreaterEqual(delta["ratio"], compression["ratio"])
+                    self.assertLess(delta["ratio"], 1.1 * compression["ratio"])
+                self.assertGreater(report["measured_kl"], 0)
+                body = server.get(f"/v1/models/{job['fine_tuned_model']}/delta").body
+                size, = struct.unpack("<Q", body[:8])
+                self.assertEqual(json.loads(body[8:8 + size])["__metadata__"]["graft.codec"], codec)
+                point = server.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json["data"][-1]
+                self.assertEqual(point["step_number"], 3)
+                early = server.get(f"/v1/models/{point['fine_tuned_model_checkpoint']}/delta").body
+                self.assertLess(abs(len(early) / len(body) - 1), 0.1, "an epoch's checkpoint has the same budget")
+                self.assertEqual(server.chat(job["fine_tuned_model"], harness.FACTS[0][0]).status, 200)
+
+    def test_it_is_measured_on_the_validation_file(self):
+        validation = server.upload(harness.examples(harness.FACTS[:1]), name="valid.jsonl").json["id"]
+        fields = {"compression": {"codec": "bitdelta", "distill_steps": 0}}
+        tokens = [self.compressed(fields["compression"], **more)["graft"]["report"]["measured_tokens"]
+                  for more in ({}, {"validation_file": validation})]
+        self.assertGreater(tokens[0], tokens[1])
+        self.assertGreater(tokens[1], 0)
+
+    def test_what_can_not_be_had_fails_in_words(self):
+        job = self.compressed({"ratio": 1024})
+        self.assertEqual((job["status"], job["error"]["code"], job["error"]["param"]), ("failed", "compression_failed", None), job)
+        self.assertIn("lower ratio", job["error"]["message"])
+        self.assertNotIn(str(server.data), job["error"]["message"])
+        self.assertIsNone(job["fine_tuned_model"])
 
 
 class Failure(unittest.TestCase):
