@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "engine/base_file.h"
+#include "engine/codec/calibration.h"
 #include "engine/codec/compression.h"
 #include "engine/codec/distill.h"
 #include "engine/codec/fidelity.h"
@@ -31,6 +32,7 @@ struct run {
     struct artifact_tensor *tensor; /* source.tensor, owned */
     struct thread_pool *pool;
     struct trainer_source calibration, measured;
+    struct calibration statistics; /* empty: none */
     struct compression *compression;
     double *error, *norm; /* [count] */
     int64_t *bytes;       /* [count] */
@@ -202,6 +204,30 @@ static int search(struct run *r, const char *path, int64_t *bytes, struct err *e
 
 /* ------------------------------------------------------------------ the whole of it */
 
+static void tell_statistics(void *context, double share)
+{
+    const struct engine_compress_options *o = context;
+
+    if (o->progress)
+        o->progress(o->context, "statistics", share);
+}
+
+static int take_statistics(struct run *r, struct err *err)
+{
+    const struct calibration_options options = {.seed = r->options->seed,
+                                                .margin = CALIBRATION_MARGIN};
+    double from = now();
+
+    if (!r->codec->inputs || r->calibration.count == 0)
+        return 0;
+    if (calibration_measure(&r->statistics, r->engine->model, r->tuned, &r->calibration, &options,
+                            tell_statistics, (void *)(uintptr_t)r->options, err))
+        return err_prefix(err, "statistics");
+    r->report->calibration_tokens = r->statistics.tokens;
+    r->report->statistics_seconds = now() - from;
+    return 0;
+}
+
 static int refine(struct run *r, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
@@ -241,13 +267,18 @@ static int open_run(struct run *r, struct err *err)
     r->bytes = calloc(count + 1, sizeof *r->bytes);
     if (!r->error || !r->norm || !r->bytes)
         return err_set(err, ERR_NO_MEMORY, "no memory for a report");
+    if (take_statistics(r, err))
+        return -1;
     options.pool = r->pool;
+    options.h = r->statistics.h;
+    options.g = r->statistics.g;
     return compression_open(&r->compression, &r->source, &options, err);
 }
 
 static void close_run(struct run *r)
 {
     compression_free(r->compression);
+    calibration_free(&r->statistics);
     thread_pool_free(r->pool);
     free(r->tensor);
     free(r->error);
