@@ -36,3 +36,20 @@ out:
     free(norm);
     return rc;
 }
+
+bool delta_fixture_codec(int index, char name[DELTA_FIXTURE_NAME])
+{
+    const char *at = codec_names();
+    size_t len;
+
+    for (; index > 0; index--) {
+        at = strstr(at, ", ");
+        if (!at)
+            return false;
+        at += 2;
+    }
+    len = strcspn(at, ",");
+    memcpy(name, at, len);
+    name[len] = '\0';
+    return true;
+}

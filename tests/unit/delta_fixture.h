@@ -4,6 +4,8 @@
 
 #include "engine/codec/compression.h"
 
+#define DELTA_FIXTURE_NAME 32
+
 struct delta_fixture {
     int64_t bytes;         /* of the file */
     double relative_error; /* of all that changed */
@@ -13,5 +15,8 @@ struct delta_fixture {
 int delta_fixture_write(const struct artifact_source *source, const char *codec, int64_t bytes,
                         const char *report, const char *path, struct delta_fixture *out,
                         struct err *err);
+
+/* Name `index` of codec_names(), as all there are are tested; false: there are not so many. */
+bool delta_fixture_codec(int index, char name[DELTA_FIXTURE_NAME]);
 
 #endif
