@@ -172,7 +172,7 @@ static struct calibration calibrate(struct backend *b, const struct memory_model
     struct model_source source = memory_model_source(memory);
     struct trainer_source examples = {.count = 212, .example = example};
     struct calibration_options options = {.seed = 3, .margin = 2};
-    struct calibration c;
+    struct calibration c = {0};
     struct model *model;
     struct err err = {0};
 
