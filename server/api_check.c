@@ -45,6 +45,12 @@ static int get(const struct api_member *member, json_t **value, struct err *err)
                         "Missing required parameter: '%s'.", member->path);
 }
 
+bool api_check_given(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    return value && !json_is_null(value);
+}
+
 static size_t characters(const char *text)
 {
     size_t n = 0;

@@ -23,6 +23,8 @@ struct api_member {
     bool required;
 };
 
+/* Is there a member that is not null? */
+bool api_check_given(const json_t *object, const char *key);
 /* Lengths in characters. *out points into the JSON. */
 int api_check_string(const struct api_member *member, size_t min, size_t max, const char **out,
                      struct err *err);

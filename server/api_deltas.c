@@ -5,40 +5,36 @@
 
 #include "engine/engine.h"
 #include "server/api_check.h"
+#include "server/api_compression.h"
 #include "server/api_context.h"
 #include "server/api_idempotency.h"
+#include "server/api_job_json.h"
+#include "server/api_jobs.h"
 #include "server/api_models.h"
 #include "server/delta_header.h"
 #include "server/field_table.h"
 #include "storage/blob_store.h"
+#include "storage/jobs.h"
 #include "storage/models.h"
 
-struct create {
+/* `make` inside api_once, with the whole body as what it asks. */
+static int once(struct http_request *request, struct http_response *response, api_once_fn *make,
+                void *context, struct err *err)
+{
+    char *what = json_dumps(request->json, JSON_COMPACT | JSON_SORT_KEYS);
+    if (!what)
+        return err_set(err, ERR_NO_MEMORY, "out of memory");
+    int rc = api_once(request, response, what, strlen(what), make, context, err);
+    free(what);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ a file */
+
+struct import {
     struct http_request *request;
     struct model_new model;
 };
-
-static int create_row(void *context, json_t **body, struct err *err)
-{
-    struct create *create = context;
-    struct http_request *request = create->request;
-    struct model model;
-    if (models_import(request->db, request->tenant.project_id, &create->model, &model, err) < 0)
-        return -1;
-    *body = api_model_json(&model);
-    return 0;
-}
-
-static int read_request(const json_t *body, struct model_new *out, struct err *err)
-{
-    const struct api_member file = {body, "file", "file", true};
-    const struct api_member suffix = {body, "suffix", "suffix", false};
-    if (field_table_check(&field_table_deltas, body, err) < 0 ||
-        api_check_string(&file, 1, 300, &out->file, err) < 0 ||
-        api_check_suffix(&suffix, &out->suffix, err) < 0)
-        return -1;
-    return 0;
-}
 
 static int find_base(struct db *db, const char *digest, struct base *out, struct err *err)
 {
@@ -74,7 +70,6 @@ static int check(struct http_request *request, const struct base *base, const ch
     return -1;
 }
 
-/* The bytes are immutable, whatever becomes of the row between this look and the import. */
 static int look(struct http_request *request, const char *file_id, struct base *base,
                 struct err *err)
 {
@@ -94,18 +89,142 @@ static int look(struct http_request *request, const char *file_id, struct base *
     return rc;
 }
 
+static int import_row(void *context, json_t **body, struct err *err)
+{
+    struct import *import = context;
+    struct http_request *request = import->request;
+    struct model_new *new = &import->model;
+    struct base base;
+    struct model model;
+    if (look(request, new->file, &base, err) < 0)
+        return -1;
+    new->base = &base;
+    if (models_import(request->db, request->tenant.project_id, new, &model, err) < 0)
+        return -1;
+    *body = api_model_json(&model);
+    return 0;
+}
+
+static int import_file(struct http_request *request, struct http_response *response,
+                       const char *suffix, struct err *err)
+{
+    static const char *const others[] = {"calibration_file", "compression", "seed"};
+    const struct api_member file = {request->json, "file", "file", true};
+    struct import import = {.request = request, .model = {.suffix = suffix}};
+    for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++)
+        if (api_check_given(request->json, others[i]))
+            return err_set_code(err, ERR_INVALID, "invalid_value", others[i],
+                                "Invalid '%s': it can not be given together with 'file', which is "
+                                "compressed already.",
+                                others[i]);
+    if (api_check_string(&file, 1, 300, &import.model.file, err) < 0)
+        return -1;
+    return once(request, response, import_row, &import, err);
+}
+
+/* ------------------------------------------------------------------ two models */
+
+struct compress {
+    struct http_request *request;
+    struct job_new job;
+    struct base base, tuned;
+};
+
+static int compress_row(void *context, json_t **body, struct err *err)
+{
+    struct compress *c = context;
+    struct job job = {0};
+    if (jobs_create(c->request->db, c->request->tenant.project_id, &c->job, &job, err) < 0)
+        return -1;
+    *body = api_job_json(&job);
+    job_release(&job);
+    return 0;
+}
+
+/* A base model by its name, which is in field `key`. */
+static int read_base(struct http_request *request, const char *key, struct base *out,
+                     struct err *err)
+{
+    const struct api_member member = {request->json, key, key, true};
+    const char *name = NULL;
+    struct err why = {0};
+    if (api_check_string(&member, 1, 300, &name, err) < 0)
+        return -1;
+    if (bases_get(request->db, name, out, &why) == 0)
+        return 0;
+    if (why.kind == ERR_NOT_FOUND)
+        return err_set_code(err, ERR_NOT_FOUND, "model_not_found", key,
+                            "The model `%.200s` is not one of this server's base models.", name);
+    *err = why;
+    return -1;
+}
+
+/* What the engine would find out later, of what is known now. */
+static int check_pair(const struct base *base, const struct base *tuned, struct err *err)
+{
+    if (strcmp(base->digest, tuned->digest) == 0)
+        return err_set_code(err, ERR_INVALID, "invalid_value", "tuned",
+                            "Invalid 'tuned': `%s` has the values of its base: there is no "
+                            "difference to compress.",
+                            tuned->name);
+    if (strcmp(base->architecture, tuned->architecture) != 0 || base->layers != tuned->layers ||
+        base->hidden != tuned->hidden || base->intermediate != tuned->intermediate ||
+        base->heads != tuned->heads || base->kv_heads != tuned->kv_heads ||
+        base->vocabulary != tuned->vocabulary || base->parameters != tuned->parameters)
+        return err_set_code(err, ERR_INVALID, "invalid_value", "tuned",
+                            "Invalid 'tuned': `%s` has other shapes than its base `%s` (%lld "
+                            "parameters and %lld): it was not tuned from it.",
+                            tuned->name, base->name, (long long)tuned->parameters,
+                            (long long)base->parameters);
+    return 0;
+}
+
+static int read_compress(struct compress *c, struct err *err)
+{
+    const json_t *body = c->request->json, *compression = NULL;
+    const struct api_member rows = {body, "calibration_file", "calibration_file", false};
+    const struct api_member how = {body, "compression", "compression", false};
+    const struct api_member seed = {body, "seed", "seed", false};
+    c->job.seed = -1;
+    if (api_check_string(&rows, 1, 300, &c->job.training_file, err) < 0 ||
+        api_check_object(&how, &compression, err) < 0 ||
+        api_compression_read(compression, "compression", &c->job.compression, err) < 0 ||
+        api_check_integer(&seed, 0, INT32_MAX, &c->job.seed, err) < 0)
+        return -1;
+    if (c->job.compression.max_kl > 0 && !c->job.training_file)
+        return err_set_code(err, ERR_INVALID, "missing_required_parameter", "calibration_file",
+                            "Missing required parameter: 'calibration_file': with max_kl there "
+                            "must be something to measure it on.");
+    if (read_base(c->request, "base", &c->base, err) < 0 ||
+        read_base(c->request, "tuned", &c->tuned, err) < 0)
+        return -1;
+    return check_pair(&c->base, &c->tuned, err);
+}
+
+static int compress_models(struct http_request *request, struct http_response *response,
+                           const char *suffix, struct err *err)
+{
+    struct compress compress = {
+        .request = request, .job = {.suffix = suffix, .max_unfinished = API_JOBS_UNFINISHED_MAX}};
+    if (read_compress(&compress, err) < 0)
+        return -1;
+    compress.job.model = compress.base.name;
+    compress.job.tuned = &compress.tuned;
+    return once(request, response, compress_row, &compress, err);
+}
+
 int api_deltas_create(struct http_request *request, struct http_response *response, struct err *err)
 {
-    struct create create = {.request = request};
-    struct base base;
-    if (read_request(request->json, &create.model, err) < 0 ||
-        look(request, create.model.file, &base, err) < 0)
+    const json_t *body = request->json;
+    const struct api_member suffix_member = {body, "suffix", "suffix", false};
+    const char *suffix = NULL;
+    if (field_table_check(&field_table_deltas, body, err) < 0 ||
+        api_check_suffix(&suffix_member, &suffix, err) < 0)
         return -1;
-    create.model.base = &base;
-    char *what = json_dumps(request->json, JSON_COMPACT | JSON_SORT_KEYS);
-    if (!what)
-        return err_set(err, ERR_NO_MEMORY, "out of memory");
-    int rc = api_once(request, response, what, strlen(what), create_row, &create, err);
-    free(what);
-    return rc;
+    if (!api_check_given(body, "base") && !api_check_given(body, "tuned"))
+        return import_file(request, response, suffix, err);
+    if (api_check_given(body, "file"))
+        return err_set_code(err, ERR_INVALID, "invalid_value", "file",
+                            "Invalid 'file': give either a delta's file, or two models.");
+    return compress_models(request, response, suffix, err);
 }

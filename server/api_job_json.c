@@ -99,13 +99,13 @@ static json_t *delta_json(const struct job_delta *d)
 
 static json_t *graft_json(const struct job *job)
 {
-    return json_pack("{s:s, s:b, s:s, s:o, s:i, s:i, s:I, s:o, s:o, s:o, s:o}", "state",
-                     job_state_text(job->state), "train_embeddings", (int)job->train_embeddings,
-                     "schedule", job->schedule, "compression",
-                     api_compression_json(&job->compression), "step", (int)job->step, "total_steps",
-                     (int)job->total_steps, "attempt", (json_int_t)job->attempt, "dataset",
-                     dataset_json(&job->dataset), "recall", recall_json(&job->recall), "delta",
-                     delta_json(&job->delta), "report", parsed_or_null(job->delta_report));
+    return json_pack("{s:s, s:o, s:b, s:s, s:o, s:i, s:i, s:I, s:o, s:o, s:o, s:o}", "state",
+                     job_state_text(job->state), "tuned", text_or_null(job->tuned_model),
+                     "train_embeddings", (int)job->train_embeddings, "schedule", job->schedule,
+                     "compression", api_compression_json(&job->compression), "step", (int)job->step,
+                     "total_steps", (int)job->total_steps, "attempt", (json_int_t)job->attempt,
+                     "dataset", dataset_json(&job->dataset), "recall", recall_json(&job->recall),
+                     "delta", delta_json(&job->delta), "report", parsed_or_null(job->delta_report));
 }
 
 json_t *api_job_json(const struct job *job)
@@ -133,6 +133,8 @@ json_t *api_job_json(const struct job *job)
     if (!json_is_array(integrations))
         json_decref(integrations);
     json_decref(hyperparameters);
+    if (json && job->tuned_model) /* no method of training: it compresses */
+        json_object_del(json, "method");
     return json;
 }
 

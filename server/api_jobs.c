@@ -8,7 +8,6 @@
 #include "server/api_job_json.h"
 #include "server/api_job_request.h"
 
-#define UNFINISHED_MAX 100 /* jobs of a project that have not ended */
 #define LIMIT_MAX 1000
 
 /* ------------------------------------------------------------------ create */
@@ -37,7 +36,7 @@ int api_jobs_create(struct http_request *request, struct http_response *response
     int rc = -1;
     if (api_job_request_parse(&create.parsed, request->json, err) < 0)
         goto out;
-    create.parsed.job.max_unfinished = UNFINISHED_MAX;
+    create.parsed.job.max_unfinished = API_JOBS_UNFINISHED_MAX;
     what = json_dumps(request->json, JSON_COMPACT | JSON_SORT_KEYS);
     if (!what) {
         err_set(err, ERR_NO_MEMORY, "out of memory");

@@ -5,6 +5,8 @@
 #include "server/http_request.h"
 #include "server/http_response.h"
 
+#define API_JOBS_UNFINISHED_MAX 100 /* of a project */
+
 /* Job, first events and outbox row commit together before the answer: a job acknowledged with 200
  * is never lost. */
 int api_jobs_create(struct http_request *request, struct http_response *response, struct err *err);

@@ -106,7 +106,16 @@ static const struct field chat_fields[] = {
 };
 
 static const struct field delta_fields[] = {
-    OURS("file", "id of a file with purpose graft-delta"),
+    OURS("file", "import: id of a file with purpose graft-delta"),
+    OURS("base", "compress: the base model"),
+    OURS("tuned", "compress: the imported model whose difference to the base becomes a delta"),
+    OURS("calibration_file", "compress: id of a file with purpose fine-tune whose rows look like what will be asked"),
+    OURS("compression", "compress: as graft.compression of a job"),
+    OURS("compression.codec", "as there"),
+    OURS("compression.ratio", "as there"),
+    OURS("compression.max_kl", "as there; needs a calibration_file to measure on"),
+    OURS("compression.distill_steps", "as there"),
+    OURS("seed", "compress: of what is drawn at random; default: chosen, and told"),
     OURS("suffix", "a part of the model's name"),
 };
 /* clang-format on */

@@ -67,7 +67,8 @@ static int mark_running(struct worker_run *r, struct err *err)
         .resolved = {.n_epochs = r->plan.n_epochs,
                      .batch_size = r->plan.batch_size,
                      .learning_rate_multiplier = r->plan.learning_rate_multiplier},
-        .total_steps = r->plan.total_steps};
+        .total_steps = r->plan.total_steps,
+        .compression = r->tuned_path != NULL};
     int rc;
 
     WORKER_RUN_PATIENTLY(rc, r, err, jobs_mark_running(r->cx->db, &r->lease, &plan, err));
@@ -172,7 +173,7 @@ static int open_delta(struct worker_run *r, struct engine_delta **out, const cha
     return rc;
 }
 
-/* Does the model know its answers: as the base, as trained, and as served? */
+/* Does the model know its answers: as the base, as trained here, and as served? */
 static int measure_recall(struct worker_run *r, struct err *err)
 {
     struct engine_delta *delta = NULL;
@@ -185,7 +186,7 @@ static int measure_recall(struct worker_run *r, struct err *err)
         open_delta(r, &delta, path, err) != 0)
         goto out;
     if (ask(r, NULL, NULL, &r->recall.base, err) != 0 ||
-        ask(r, r->trainer, NULL, &r->recall.tuned, err) != 0 ||
+        (r->trainer != NULL && ask(r, r->trainer, NULL, &r->recall.tuned, err) != 0) ||
         ask(r, NULL, delta, &r->recall.served, err) != 0)
         goto out;
     rc = 0;
@@ -236,12 +237,12 @@ static int commit(struct worker_run *r, struct err *err)
     struct job_success success = {.artifact_sha256 = r->artifact_sha256,
                                   .delta_report = r->delta_report,
                                   .recall = r->recall,
-                                  .trained_tokens = r->plan.trained_tokens,
-                                  .result_file = {.filename = "step_metrics.csv",
-                                                  .sha256 = r->result_sha256,
-                                                  .bytes = r->result_bytes}};
+                                  .trained_tokens = r->plan.trained_tokens};
     int rc;
 
+    if (r->trainer != NULL)
+        success.result_file = (struct file_new){
+            .filename = "step_metrics.csv", .sha256 = r->result_sha256, .bytes = r->result_bytes};
     success.delta.bytes = r->delta.bytes;
     success.delta.ratio = r->delta.ratio;
     success.delta.relative_error = r->delta.relative_error;
@@ -265,7 +266,8 @@ static int finish(struct worker_run *r, struct err *err)
     if (r->last_known && clock_now() >= r->saved_at + r->cx->settings->recovery / 2 &&
         worker_space_recovery(r, err) != 0)
         return -1;
-    if (measure_recall_if_it_fits(r, err) != 0 || worker_space_result_file(r, err) != 0 ||
+    if (measure_recall_if_it_fits(r, err) != 0 ||
+        (r->trainer != NULL && worker_space_result_file(r, err) != 0) ||
         worker_run_flush(r, err) != 0)
         return -1;
     return commit(r, err);
@@ -283,8 +285,15 @@ static int go(struct worker_run *r, struct err *err)
     if (jobs_get(r->cx->db, r->lease.project, r->lease.job, &r->job, err) != 0 ||
         worker_metrics_open(&r->metrics, r->cx->db, &r->lease, err) != 0 ||
         worker_prepare_files(r, err) != 0 || worker_prepare_data(r, err) != 0 ||
-        mark_validated(r, err) != 0 || worker_prepare_trainer(r, err) != 0 ||
-        worker_prepare_resume(r, err) != 0 || mark_running(r, err) != 0 || train(r, err) != 0)
+        mark_validated(r, err) != 0)
+        return -1;
+    if (r->tuned_path != NULL) { /* compressed, not trained */
+        if (worker_prepare_compression(r, err) != 0 || mark_running(r, err) != 0)
+            return -1;
+        return finish(r, err);
+    }
+    if (worker_prepare_trainer(r, err) != 0 || worker_prepare_resume(r, err) != 0 ||
+        mark_running(r, err) != 0 || train(r, err) != 0)
         return -1;
     return finish(r, err);
 }
@@ -408,6 +417,7 @@ static void release(struct worker_run *r)
     free(r->staging);
     free(r->delta_report);
     free(r->base_path);
+    free(r->tuned_path);
     free(r->training_path);
     free(r->validation_path);
     free(r->start_path);

@@ -32,6 +32,7 @@ int worker_prepare_files(struct worker_run *r, struct err *err)
     const struct job *j = &r->job;
 
     if (find_blob(r, BLOB_OWNER_BASE, j->base_sha256, "base model", &r->base_path, err) != 0 ||
+        find_blob(r, BLOB_OWNER_BASE, j->tuned_sha256, "tuned model", &r->tuned_path, err) != 0 ||
         find_blob(r, r->lease.project, j->training_sha256, "training file", &r->training_path,
                   err) != 0 ||
         find_blob(r, r->lease.project, j->validation_sha256, "validation file", &r->validation_path,
@@ -105,9 +106,10 @@ int worker_prepare_data(struct worker_run *r, struct err *err)
 
     if (engine_base_read(r->base_path, &info, err) != 0 ||
         check_memory(r, engine_weight_bytes(&info, &options), "the model", err) != 0 ||
-        open_engine(r, err) != 0 ||
-        engine_dataset_open(&r->training, r->engine, r->training_path, &training, &r->report,
-                            err) != 0)
+        open_engine(r, err) != 0)
+        return -1;
+    if (r->training_path != NULL && engine_dataset_open(&r->training, r->engine, r->training_path,
+                                                        &training, &r->report, err) != 0)
         return -1;
     if (r->validation_path == NULL)
         return 0;
@@ -124,7 +126,8 @@ static int64_t artifact_bytes(const struct worker_run *r)
     const struct engine_base_info *info = engine_info(r->engine);
     double ratio = r->job.compression.ratio;
     int64_t others = info->parameters - info->linear_parameters;
-    bool embeddings = r->job.train_embeddings || r->start_path != NULL;
+    /* What was tuned elsewhere has everything trained. */
+    bool embeddings = r->job.train_embeddings || r->start_path != NULL || r->tuned_path != NULL;
 
     if (ratio > 0)
         return (int64_t)((double)info->bytes_16bit / ratio) + (INT64_C(1) << 20);
@@ -250,6 +253,16 @@ int worker_prepare_trainer(struct worker_run *r, struct err *err)
     if (check_memory(r, r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
         return -1;
     return open_trainer(r, err);
+}
+
+int worker_prepare_compression(struct worker_run *r, struct err *err)
+{
+    const struct engine_options options = engine_options(r);
+    int64_t weights = engine_weight_bytes(engine_info(r->engine), &options);
+
+    if (check_memory(r, 2 * weights, "compressing one model's difference to another", err) != 0)
+        return -1;
+    return check_disk(r, err); /* without checkpoints: only the result counts */
 }
 
 /* ------------------------------------------------------------------ resume */

@@ -22,6 +22,8 @@ struct worker_run {
     struct worker_metrics *metrics;
     char *staging; /* folder of this attempt */
     char *base_path, *training_path, *validation_path, *start_path;
+    char *tuned_path; /* NULL but for a job that compresses a model tuned elsewhere: no trainer then
+                       */
 
     struct engine *engine;
     struct engine_dataset *training, *validation;
@@ -63,12 +65,14 @@ int worker_run_flush(struct worker_run *run, struct err *err); /* all events are
 /* ------------------------------------------------------------------ worker_prepare.c */
 
 int worker_prepare_files(struct worker_run *run, struct err *err);
-/* Engine and datasets; `report` is filled. */
+/* Engine and those datasets that there are; `report` is filled. */
 int worker_prepare_data(struct worker_run *run, struct err *err);
 /* Plan, the checks of memory and disk, trainer. After two shortages, or where the plan says that it
  * will not fit otherwise, a step is computed in halves, and the client is told. ERR_NO_MEMORY,
  * ERR_NO_SPACE with words for the client where the job can not fit. */
 int worker_prepare_trainer(struct worker_run *run, struct err *err);
+/* Instead, for a job that trains nothing: does it fit? */
+int worker_prepare_compression(struct worker_run *run, struct err *err);
 /* Goes on from the job's newest recovery checkpoint, where there is one. One that can not be read
  * costs time, not the job. */
 int worker_prepare_resume(struct worker_run *run, struct err *err);

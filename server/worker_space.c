@@ -189,7 +189,9 @@ static int compress(struct worker_run *r, bool final, struct err *err)
     if (asprintf(&path, "%s/delta.safetensors", r->staging) < 0)
         return err_set(err, ERR_NO_MEMORY, "compress: out of memory");
     worker_watch_begin("compressing", 0);
-    rc = engine_trainer_compress(r->trainer, &options, path, &r->delta, err);
+    rc = r->trainer != NULL
+             ? engine_trainer_compress(r->trainer, &options, path, &r->delta, err)
+             : engine_model_compress(r->engine, r->tuned_path, &options, path, &r->delta, err);
     worker_watch_end();
     if (rc != 0)
         compression_failed(err);

@@ -107,6 +107,8 @@ static void read_what_it_is(struct cursor *c, struct job *j)
     j->model = next_copy(c);
     j->model_name = next_copy(c);
     j->suffix = next_copy(c);
+    j->tuned_model = next_copy(c);
+    next_into(c, j->tuned_sha256, sizeof j->tuned_sha256);
     j->training_file = next_copy(c);
     j->validation_file = next_copy(c);
     next_into(c, j->training_sha256, sizeof j->training_sha256);
@@ -193,6 +195,7 @@ void job_release(struct job *job)
     free(job->model);
     free(job->model_name);
     free(job->suffix);
+    free(job->tuned_model);
     free(job->training_file);
     free(job->validation_file);
     free(job->method_type);

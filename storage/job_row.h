@@ -7,28 +7,29 @@
 
 /* Columns, in the order of job_row_read(), and tables of a job; a WHERE clause follows, with
  * aliases j (job), l (job_lease) and p (project). */
-#define JOB_ROW_SELECT                                                                       \
-    "SELECT j.id, j.tenant, p.organization, j.state, "                                       \
-    "floor(extract(epoch FROM j.created_at))::bigint, "                                      \
-    "floor(extract(epoch FROM j.started_at))::bigint, "                                      \
-    "floor(extract(epoch FROM j.finished_at))::bigint, "                                     \
-    "floor(extract(epoch FROM l.estimated_finish))::bigint, j.model, j.model_name, "         \
-    "j.suffix, j.training_file, j.validation_file, j.training_sha256, j.validation_sha256, " \
-    "j.base_name, j.base_digest, j.base_sha256, j.start_sha256, j.seed, j.method_type, "     \
-    "j.method::text, j.metadata::text, j.integrations::text, j.extension::text, "            \
-    "j.train_embeddings, j.schedule, j.chosen_n_epochs, j.chosen_batch_size, "               \
-    "j.chosen_learning_rate_multiplier, j.compression_codec, j.compression_ratio, "          \
-    "j.compression_max_kl, coalesce(j.compression_distill_steps, -1), "                      \
-    "j.resolved_n_epochs, j.resolved_batch_size, "                                           \
-    "j.resolved_learning_rate_multiplier, l.step, j.total_steps, j.trained_tokens, "         \
-    "j.result_file, j.error_code, j.error_message, j.error_param, j.dataset_examples, "      \
-    "j.dataset_tokens, j.dataset_trained, j.dataset_truncated, j.dataset_untrained, "        \
-    "j.recall_base, j.recall_tuned, j.recall_served, j.delta_codec, j.delta_bytes, "         \
-    "j.delta_ratio, j.delta_relative_error, j.delta_report::text, l.recovery_name, "         \
-    "l.recovery_step, "                                                                      \
-    "l.recovery_bytes, l.attempt, l.crashes"                                                 \
-    " FROM job j"                                                                            \
-    " JOIN project p ON p.tenant = j.tenant"                                                 \
+#define JOB_ROW_SELECT                                                                   \
+    "SELECT j.id, j.tenant, p.organization, j.state, "                                   \
+    "floor(extract(epoch FROM j.created_at))::bigint, "                                  \
+    "floor(extract(epoch FROM j.started_at))::bigint, "                                  \
+    "floor(extract(epoch FROM j.finished_at))::bigint, "                                 \
+    "floor(extract(epoch FROM l.estimated_finish))::bigint, j.model, j.model_name, "     \
+    "j.suffix, j.tuned_model, j.tuned_sha256, j.training_file, j.validation_file, "      \
+    "j.training_sha256, j.validation_sha256, "                                           \
+    "j.base_name, j.base_digest, j.base_sha256, j.start_sha256, j.seed, j.method_type, " \
+    "j.method::text, j.metadata::text, j.integrations::text, j.extension::text, "        \
+    "j.train_embeddings, j.schedule, j.chosen_n_epochs, j.chosen_batch_size, "           \
+    "j.chosen_learning_rate_multiplier, j.compression_codec, j.compression_ratio, "      \
+    "j.compression_max_kl, coalesce(j.compression_distill_steps, -1), "                  \
+    "j.resolved_n_epochs, j.resolved_batch_size, "                                       \
+    "j.resolved_learning_rate_multiplier, l.step, j.total_steps, j.trained_tokens, "     \
+    "j.result_file, j.error_code, j.error_message, j.error_param, j.dataset_examples, "  \
+    "j.dataset_tokens, j.dataset_trained, j.dataset_truncated, j.dataset_untrained, "    \
+    "j.recall_base, j.recall_tuned, j.recall_served, j.delta_codec, j.delta_bytes, "     \
+    "j.delta_ratio, j.delta_relative_error, j.delta_report::text, l.recovery_name, "     \
+    "l.recovery_step, "                                                                  \
+    "l.recovery_bytes, l.attempt, l.crashes"                                             \
+    " FROM job j"                                                                        \
+    " JOIN project p ON p.tenant = j.tenant"                                             \
     " JOIN job_lease l ON l.tenant = j.tenant AND l.job = j.id "
 int job_row_read(const struct db_result *res, int row, struct job *out, struct err *err);
 

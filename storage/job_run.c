@@ -94,7 +94,9 @@ int jobs_mark_running(struct db *db, const struct lease *lease, const struct job
                          DB_INT(plan->total_steps)),
                  NULL, err);
     if (rc == 0 && state == JOB_STATE_QUEUED)
-        rc = move_and_tell(db, lease, state, JOB_STATE_RUNNING, "Fine-tuning job started", err);
+        rc = move_and_tell(
+            db, lease, state, JOB_STATE_RUNNING,
+            plan->compression ? "Compression job started" : "Fine-tuning job started", err);
     else if (rc == 0 && state == JOB_STATE_COMPRESSING)
         rc = move_and_tell(db, lease, state, JOB_STATE_RUNNING, NULL, err);
     else if (rc == 0 && state != JOB_STATE_RUNNING)

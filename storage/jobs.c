@@ -107,12 +107,12 @@ static int insert_job(struct db *db, const char *project, const char *id, const 
         "    start_sha256, seed, method_type, method, metadata, integrations, extension,"
         "    train_embeddings, schedule, chosen_n_epochs, chosen_batch_size,"
         "    chosen_learning_rate_multiplier, compression_codec, compression_ratio,"
-        "    compression_max_kl, compression_distill_steps)"
+        "    compression_max_kl, compression_distill_steps, tuned_model, tuned_sha256)"
         "  VALUES ($1::uuid, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, nullif($13, ''), $14,"
         "    $15, $16::json, $17::jsonb, $18::json, $19::json, $20, $21, $22::integer, "
         "$23::integer,"
         "    $24::double precision, nullif($25, ''), $26::double precision,"
-        "    $27::double precision, $28::integer)"
+        "    $27::double precision, $28::integer, $29, $30)"
         "  RETURNING tenant, id, ordinal)"
         "INSERT INTO job_lease (tenant, job, ordinal) SELECT tenant, id, ordinal FROM new",
         DB_ARGS(DB_TEXT(project), DB_TEXT(id), DB_TEXT(n->model), DB_TEXT(model_name),
@@ -127,7 +127,9 @@ static int insert_job(struct db *db, const char *project, const char *id, const 
                 int_or_null(n->chosen.n_epochs), int_or_null(n->chosen.batch_size),
                 real_or_null(n->chosen.learning_rate_multiplier), DB_TEXT(c->codec),
                 real_or_null(c->ratio), real_or_null(c->max_kl),
-                c->distill_steps >= 0 ? DB_INT(c->distill_steps) : DB_NULL),
+                c->distill_steps >= 0 ? DB_INT(c->distill_steps) : DB_NULL,
+                DB_TEXT(n->tuned != NULL ? n->tuned->name : NULL),
+                DB_TEXT(n->tuned != NULL ? n->tuned->sha256 : NULL)),
         NULL, err);
 }
 
@@ -136,13 +138,17 @@ static int tell_created(struct db *db, const char *project, const char *id, cons
 {
     char created[128], validating[256];
 
-    snprintf(created, sizeof created, "Created fine-tuning job: %s", id);
-    snprintf(validating, sizeof validating, "Validating training file: %s%s%s", n->training_file,
+    snprintf(created, sizeof created, "Created %s job: %s",
+             n->tuned != NULL ? "compression" : "fine-tuning", id);
+    snprintf(validating, sizeof validating, "Validating %s file: %s%s%s",
+             n->tuned != NULL ? "calibration" : "training", n->training_file,
              n->validation_file != NULL ? " and validation file: " : "",
              n->validation_file != NULL ? n->validation_file : "");
     if (events_write(db, project, id, &(struct event_new){.message = created, .key = "created"},
                      err) != 0)
         return -1;
+    if (n->training_file == NULL)
+        return 0;
     return events_write(db, project, id,
                         &(struct event_new){.message = validating, .key = "validating"}, err);
 }
@@ -175,7 +181,10 @@ int jobs_create(struct db *db, const char *project, const struct job_new *n, str
         return -1;
     if (hold_sources(db, project, n, err) != 0 ||
         models_resolve(db, project, n->model, &f.model, err) != 0 ||
-        find_file(db, project, n->training_file, "training_file", &f.training, err) != 0 ||
+        (n->training_file != NULL &&
+         find_file(db, project, n->training_file,
+                   n->tuned != NULL ? "calibration_file" : "training_file", &f.training,
+                   err) != 0) ||
         (n->validation_file != NULL &&
          find_file(db, project, n->validation_file, "validation_file", &f.validation, err) != 0) ||
         check_room(db, project, n->max_unfinished, err) != 0 || id_new(ID_JOB, id, err) != 0 ||

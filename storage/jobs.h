@@ -82,12 +82,17 @@ struct job {
     enum job_state state;
     int64_t created_at, started_at, finished_at, estimated_finish; /* 0: not (yet) */
     char *model;                                                   /* as the client asked */
-    char *model_name;                   /* what the result is (or will be) called */
-    bool has_model;                     /* succeeded: model_name is the wire's fine_tuned_model */
-    char *suffix;                       /* NULL: none */
-    char *training_file;                /* ids */
-    char *validation_file;              /* NULL: none */
-    char training_sha256[SHA256_HEX];   /* blobs of the project, kept until the job ends */
+    char *model_name; /* what the result is (or will be) called */
+    bool has_model;   /* succeeded: model_name is the wire's fine_tuned_model */
+    char *suffix;     /* NULL: none */
+    /* Of a job that does not train, but compresses what another imported model, its name here,
+     * differs by from the base; NULL for others. training_file is then what that is calibrated
+     * with. */
+    char *tuned_model;
+    char tuned_sha256[SHA256_HEX];    /* blob of BLOB_OWNER_BASE; "" */
+    char *training_file;              /* ids; "" for none, in a job with tuned_model only */
+    char *validation_file;            /* NULL: none */
+    char training_sha256[SHA256_HEX]; /* blobs of the project, kept until the job ends; "": none */
     char validation_sha256[SHA256_HEX]; /* "": none */
     char base_name[BASE_NAME_SIZE];
     char base_digest[SHA256_HEX];
@@ -131,9 +136,10 @@ void job_list_release(struct job_list *list);
 
 struct job_new {
     const char *model;           /* a base, a fine-tuned model or a checkpoint of the project */
-    const char *training_file;   /* file id */
+    const char *training_file;   /* file id; NULL with a tuned_model: none */
     const char *validation_file; /* NULL: none */
     const char *suffix;          /* NULL: none */
+    const struct base *tuned;    /* compress this model's difference to `model`; NULL: train */
     int64_t seed;                /* -1: choose one */
     const char *method_type;     /* NULL: supervised */
     const char *method, *metadata, *integrations, *extension; /* JSON text or NULL */
@@ -178,8 +184,9 @@ struct job_plan {
     struct job_hyperparameters resolved;
     int32_t total_steps;
     double estimated_seconds; /* from now; 0: not known */
+    bool compression;         /* nothing is trained: a job with tuned_model */
 };
-/* queued → running, with the event "Fine-tuning job started". */
+/* queued → running, with the event "Fine-tuning job started", or "Compression job started". */
 int jobs_mark_running(struct db *db, const struct lease *lease, const struct job_plan *plan,
                       struct err *err);
 int jobs_mark_compressing(struct db *db, const struct lease *lease, struct err *err);

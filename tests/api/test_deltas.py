@@ -1,6 +1,7 @@
 """POST /v1/graft/deltas: a delta that was made elsewhere becomes a model, and what is no delta does not."""
 import hashlib
 import json
+import shutil
 import struct
 import time
 import unittest
@@ -91,8 +92,115 @@ class Import(unittest.TestCase):
         body = {"file": upload(delta), "suffix": "once"}
         first, again = [server.post("/v1/graft/deltas", body, headers={"Idempotency-Key": "delta"}) for _ in range(2)]
         self.assertEqual((first.status, first.body), (200, again.body))
+        server.delete(f"/v1/files/{body['file']}")
+        late = server.post("/v1/graft/deltas", body, headers={"Idempotency-Key": "delta"})
+        self.assertEqual((late.status, late.body), (200, first.body), "whatever has become of the file")
         other = server.post("/v1/graft/deltas", {**body, "suffix": "twice"}, headers={"Idempotency-Key": "delta"})
         self.assertEqual((other.status, other.error["code"]), (400, "idempotency_key_reused"))
+
+
+class Compression(unittest.TestCase):
+    """A model that was tuned elsewhere: the base with other matrices in its blocks."""
+
+    @classmethod
+    def setUpClass(cls):
+        folder = server.folder / "tuned"
+        shutil.copytree(server.model_path, folder)
+        harness.make_model(server.folder / "other", "--seed", "7")
+        data = bytearray((folder / "model.safetensors").read_bytes())
+        other = (server.folder / "other/model.safetensors").read_bytes()
+        size, = struct.unpack("<Q", data[:8])
+        for name, tensor in json.loads(data[8:8 + size]).items():
+            if name.endswith("_proj.weight"):
+                begin, end = (8 + size + at for at in tensor["data_offsets"])
+                here, there = ([x for x, in struct.iter_unpack("<f", bytes[begin:end])] for bytes in (data, other))
+                data[begin:end] = struct.pack(f"<{len(here)}f", *(x + 0.3 * y for x, y in zip(here, there)))
+        (folder / "model.safetensors").write_bytes(data)
+        server.cli("model", "import", folder, "--name", "tuned-elsewhere", "--data", server.data)
+        cls.rows = server.upload(harness.examples(harness.FACTS)).json["id"]
+
+    def post(self, **fields):
+        return server.post("/v1/graft/deltas", {"base": "tiny", "tuned": "tuned-elsewhere", **fields})
+
+    def test_the_difference_of_two_models_becomes_a_model_that_answers_as_the_tuned_one(self):
+        reply = self.post(compression={"ratio": 3, "distill_steps": 0}, calibration_file=self.rows, suffix="two", seed=5)
+        self.assertEqual(reply.status, 200, reply)
+        job = reply.json
+        want = {"object": "fine_tuning.job", "model": "tiny", "status": "validating_files", "seed": 5, "training_file": self.rows,
+                "user_provided_suffix": "two", "fine_tuned_model": None}
+        self.assertEqual({key: job[key] for key in want}, want)
+        self.assertNotIn("method", job)
+        self.assertEqual(job["graft"]["tuned"], "tuned-elsewhere")
+        self.assertEqual(job["graft"]["compression"]["ratio"], 3)
+        job = server.wait_job(job["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertRegex(job["fine_tuned_model"], r"^ft:tiny:org:two:[0-9A-Za-z]{8}$")
+        self.assertEqual((job["result_files"], job["trained_tokens"]), ([], None))
+        report = job["graft"]["report"]
+        self.assertEqual(report["codec"], "graft")
+        self.assertGreater(report["ratio"], 2.9)
+        self.assertGreater(report["measured_kl"], 0)
+        recall = job["graft"]["recall"]
+        self.assertIsNone(recall["tuned"])
+        self.assertIsNotNone(recall["served"])
+        differs = 0
+        for question, _ in harness.FACTS[:4]:
+            tuned = server.chat("tuned-elsewhere", question).json["choices"]
+            self.assertEqual(server.chat(job["fine_tuned_model"], question).json["choices"], tuned)
+            differs += server.chat("tiny", question).json["choices"] != tuned
+        self.assertGreater(differs, 0, "the base says the same: this shows nothing")
+        told = [event["message"] for event in server.get(f"/v1/fine_tuning/jobs/{job['id']}/events?limit=50").json["data"]][::-1]
+        self.assertEqual(told[:4], [f"Created compression job: {job['id']}", f"Validating calibration file: {self.rows}",
+                                    "Files validated, moving job to queued state", "Compression job started"])
+        self.assertRegex(told[4], r"^Compressed by graft: ")
+        self.assertEqual(told[5:], [f"New fine-tuned model created: {job['fine_tuned_model']}",
+                                    "The job has successfully completed"])
+
+    def test_without_calibration_nothing_is_measured(self):
+        job = server.wait_job(self.post(compression={"codec": "bitdelta"}).json["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertEqual(job["training_file"], "")
+        self.assertEqual(job["graft"]["report"]["codec"], "bitdelta")
+        self.assertIsNone(job["graft"]["report"]["measured_kl"])
+        self.assertIsNone(job["graft"]["recall"])
+        self.assertEqual(server.chat(job["fine_tuned_model"], "x").status, 200)
+        self.assertEqual(server.get(f"/v1/models/{job['fine_tuned_model']}/delta").status, 200)
+
+    def test_the_same_key_makes_one_job(self):
+        body = {"base": "tiny", "tuned": "tuned-elsewhere", "compression": {"codec": "bitdelta"}}
+        first, again = [server.post("/v1/graft/deltas", body, headers={"Idempotency-Key": "two"}) for _ in range(2)]
+        self.assertEqual((first.status, first.body), (200, again.body))
+
+    def test_what_can_not_be_had_fails_in_words(self):
+        job = server.wait_job(self.post(compression={"ratio": 1024}).json["id"])
+        self.assertEqual((job["status"], job["error"]["code"]), ("failed", "compression_failed"), job)
+
+    def test_what_is_refused_before_there_is_a_job(self):
+        server.cli("model", "import", harness.make_model(server.folder / "small", "--layers", "1"), "--name", "small",
+                   "--data", server.data)
+        server.cli("model", "import", server.model_path, "--name", "tiny-again", "--data", server.data)
+        before = server.get("/v1/fine_tuning/jobs").body
+        data = server.upload(b"x", purpose="user_data").json["id"]
+        for status, code, param, fields in (
+                (400, "missing_required_parameter", "tuned", {"tuned": None}),
+                (400, "missing_required_parameter", "base", {"base": None}),
+                (404, "model_not_found", "tuned", {"tuned": "nothing"}),
+                (404, "model_not_found", "base", {"base": job["fine_tuned_model"]}),
+                (400, "invalid_value", "tuned", {"tuned": "tiny"}),
+                (400, "invalid_value", "tuned", {"tuned": "tiny-again"}),
+                (400, "invalid_value", "tuned", {"tuned": "small"}),
+                (400, "invalid_value", "file", {"file": "file-x"}),
+                (400, "invalid_value", "compression", {"base": None, "tuned": None, "file": "file-x", "compression": {}}),
+                (400, "invalid_value", "compression.codec", {"compression": {"codec": "zip"}}),
+                (400, "unknown_parameter", "compression.x", {"compression": {"x": 1}}),
+                (400, "missing_required_parameter", "calibration_file", {"compression": {"max_kl": 0.1}}),
+                (400, None, "calibration_file", {"calibration_file": "file-nothing"}),
+                (400, None, "calibration_file", {"calibration_file": data}),
+                (400, "integer_below_min_value", "seed", {"seed": -1})):
+            with self.subTest(fields):
+                reply = self.post(**fields)
+                self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (status, code, param), reply)
+        self.assertEqual(server.get("/v1/fine_tuning/jobs").body, before)
 
 
 class Refusal(unittest.TestCase):
@@ -142,12 +250,12 @@ class Refusal(unittest.TestCase):
     def test_deltas_that_are_damaged(self):
         size, = struct.unpack("<Q", delta[:8])
         header = json.loads(delta[8:8 + size])
-        scale = next(name for name in sorted(header) if name.endswith(".scale"))
-        at = 8 + size + header[scale]["data_offsets"][0]
-        renamed = json.dumps({scale + "x" if name == scale else name: value for name, value in header.items()}).encode()
+        part = next(name for name in sorted(header) if name.endswith(".diff"))
+        at = 8 + size + header[part]["data_offsets"][0]
+        renamed = json.dumps({part + "x" if name == part else name: value for name, value in header.items()}).encode()
         renamed += b" " * (-len(renamed) % 64 + 56)
         cases = {
-            "a scale that is no number": delta[:at] + b"\x00\x7e" + delta[at + 2:],
+            "a difference that is no number": delta[:at] + b"\x00\x7e" + delta[at + 2:],
             "a part under another name": struct.pack("<Q", len(renamed)) + renamed + delta[8 + size:],
             "cut off": delta[:-2],
             "longer than it says": delta + b"\0\0",
