@@ -362,4 +362,39 @@ struct engine_bench_decode_options {
 int engine_bench_decode(const struct engine_bench_decode_options *options, char *json,
                         size_t json_size, struct err *err);
 
+#define ENGINE_BENCH_MAX_DATA 16
+
+struct engine_bench_recall_options {
+    const char *model; /* Hugging Face directory, GGUF or base file */
+    const char *delta; /* a delta file on it; NULL: the model alone */
+    const char *device;
+    const char *const *data; /* [data_count] JSONL of chat examples */
+    int32_t data_count;      /* 1..ENGINE_BENCH_MAX_DATA */
+    int32_t threads;
+    enum engine_precision precision;
+};
+/* Asks each file's questions (engine_recall: 512 of a larger file, evenly spread) and takes the
+ * loss over all its answers. One JSON line, "data" has an object for each file, in order: rows, cut
+ * (rows over 512 tokens, which are cut there), asked, exact, contained, loss, answer_tokens,
+ * seconds. ERR_INVALID: a file without questions. */
+int engine_bench_recall(const struct engine_bench_recall_options *options, char *json,
+                        size_t json_size, struct err *err);
+
+struct engine_bench_kl_options {
+    const char *base, *tuned; /* as above */
+    const char *delta;        /* what is held to tuned: the base with this delta, */
+    const char *other;        /* or a second full model; both NULL: the base alone */
+    const char *device;
+    const char *const *data; /* [data_count] */
+    int32_t data_count;
+    int64_t max_tokens; /* of each file, examples evenly spread; 0: all */
+    int32_t threads;
+    enum engine_precision precision;
+};
+/* Mean KL(tuned ‖ other), nats a token. One JSON line, "data" has for each file rows, cut, tokens,
+ * kl (over all tokens), answer_tokens, answer_kl (over those of answers), loss and tuned_loss (over
+ * answers), seconds. */
+int engine_bench_kl(const struct engine_bench_kl_options *options, char *json, size_t json_size,
+                    struct err *err);
+
 #endif

@@ -5,6 +5,7 @@
 
 #include "engine/base/json_text.h"
 #include "engine/base/log.h"
+#include "engine/engine.h"
 
 #define NAMES(...) ((const char *const[]){__VA_ARGS__, NULL})
 #define OPTIONS(...) ((const struct setting_option[]){__VA_ARGS__, {NULL, NULL, NULL}})
@@ -154,6 +155,34 @@ const struct cmd cmd_table[] = {
                          {"--prompt", "N", "tokens of each prompt (default 64)"},
                          {"--tokens", "N", "tokens that each sequence writes (default 64)"})},
      cmd_bench_decode},
+    {"bench recall",
+     "--model DIR [--delta FILE] --data FILE [FILE ...]",
+     "ask a file's questions; prints one JSON line",
+     "Of each file: the share of answers that are exact and that contain the expected one (at\n"
+     "most 512 questions are asked, evenly spread), and the loss over all answers.",
+     {.settings = NAMES("threads", "precision"),
+      .options = OPTIONS({"--model", "PATH", "Hugging Face directory, GGUF or imported base"},
+                         {"--delta", "FILE", "a delta on it (default: the model alone)"},
+                         {"--data", "FILE", "JSONL of chat examples; more may follow"},
+                         {"--device", "NAME", "cpu (default)"}),
+      .args_max = ENGINE_BENCH_MAX_DATA - 1},
+     cmd_bench_recall},
+    {"bench kl",
+     "--base DIR --tuned DIR [--delta FILE | --other DIR] --data FILE [FILE ...]",
+     "how far a delta is from the tuned model; prints one JSON line",
+     "Of each file: the mean KL(tuned || other) in nats a token, over all tokens and over those "
+     "of\n"
+     "answers. The other is the base with a delta, or a second model, or the base alone.",
+     {.settings = NAMES("threads", "precision"),
+      .options = OPTIONS({"--base", "PATH", "Hugging Face directory, GGUF or imported base"},
+                         {"--tuned", "PATH", "the tuned model"},
+                         {"--delta", "FILE", "a delta on the base"},
+                         {"--other", "PATH", "instead: a model of the same shapes"},
+                         {"--data", "FILE", "JSONL of chat examples; more may follow"},
+                         {"--tokens", "N", "of each file at most, evenly spread (default: all)"},
+                         {"--device", "NAME", "cpu (default)"}),
+      .args_max = ENGINE_BENCH_MAX_DATA - 1},
+     cmd_bench_kl},
     {"version", "", "print the version", NULL, {.settings = NULL}, cmd_version},
     {"help", "[COMMAND]", "explain a command", NULL, {.args_max = 2}, cmd_help},
 };

@@ -77,3 +77,82 @@ int cmd_bench_decode(const struct settings *settings, const struct setting_args 
     printf("%s\n", json);
     return CMD_DONE;
 }
+
+/* ------------------------------------------------------------------ recall and KL */
+
+static int require(const struct setting_args *args, int option, const char *flag, struct err *err)
+{
+    return args->options[option] != NULL ? 0 : err_set(err, ERR_INVALID, "%s is missing", flag);
+}
+
+/* The file of --data and those behind the options. Returns how many. */
+static int32_t data_of(const struct setting_args *args, int option,
+                       const char *data[ENGINE_BENCH_MAX_DATA])
+{
+    data[0] = args->options[option];
+    for (int i = 0; i < args->arg_count; i++)
+        data[i + 1] = args->args[i];
+    return args->arg_count + 1;
+}
+
+static const char *device_of(const struct setting_args *args, int option)
+{
+    return args->options[option] != NULL ? args->options[option] : "cpu";
+}
+
+int cmd_bench_recall(const struct settings *settings, const struct setting_args *args,
+                     struct err *err)
+{
+    const char *data[ENGINE_BENCH_MAX_DATA];
+    struct engine_bench_recall_options options = {
+        .model = args->options[CMD_RECALL_MODEL],
+        .delta = args->options[CMD_RECALL_DELTA],
+        .device = device_of(args, CMD_RECALL_DEVICE),
+        .data = data,
+        .data_count = data_of(args, CMD_RECALL_DATA, data),
+        .threads = (int32_t)settings->threads,
+        .precision = settings_precision(settings),
+    };
+    char json[8192];
+
+    if (require(args, CMD_RECALL_MODEL, "--model", err) != 0 ||
+        require(args, CMD_RECALL_DATA, "--data", err) != 0)
+        return CMD_USAGE;
+    if (engine_bench_recall(&options, json, sizeof json, err) != 0)
+        return CMD_FAILED;
+    printf("%s\n", json);
+    return CMD_DONE;
+}
+
+int cmd_bench_kl(const struct settings *settings, const struct setting_args *args, struct err *err)
+{
+    const char *data[ENGINE_BENCH_MAX_DATA];
+    struct engine_bench_kl_options options = {
+        .base = args->options[CMD_KL_BASE],
+        .tuned = args->options[CMD_KL_TUNED],
+        .delta = args->options[CMD_KL_DELTA],
+        .other = args->options[CMD_KL_OTHER],
+        .device = device_of(args, CMD_KL_DEVICE),
+        .data = data,
+        .data_count = data_of(args, CMD_KL_DATA, data),
+        .threads = (int32_t)settings->threads,
+        .precision = settings_precision(settings),
+    };
+    int32_t tokens;
+    char json[8192];
+
+    if (require(args, CMD_KL_BASE, "--base", err) != 0 ||
+        require(args, CMD_KL_TUNED, "--tuned", err) != 0 ||
+        require(args, CMD_KL_DATA, "--data", err) != 0 ||
+        count_of(args, CMD_KL_TOKENS, "--tokens", 0, &tokens, err) != 0)
+        return CMD_USAGE;
+    options.max_tokens = tokens;
+    if (options.delta != NULL && options.other != NULL) {
+        err_set(err, ERR_INVALID, "--delta or --other, not both");
+        return CMD_USAGE;
+    }
+    if (engine_bench_kl(&options, json, sizeof json, err) != 0)
+        return CMD_FAILED;
+    printf("%s\n", json);
+    return CMD_DONE;
+}

@@ -16,6 +16,7 @@
 #include "engine/codec/report.h"
 #include "engine/engine_parts.h"
 #include "engine/trainer.h"
+#include "engine/twin.h"
 
 #define CALIBRATION_MARGIN 10 /* of the answers' margins beside the Fisher of all tokens */
 #define SEARCH_STEPS 6        /* sizes that are tried for a KL */
@@ -148,7 +149,13 @@ static int measure(struct run *r, const char *path, struct err *err)
     if (asprintf(&file, "%s.measured", path) < 0)
         return err_set(err, ERR_NO_MEMORY, "no memory for the name of a file");
     if (write_file(r, file, false, err) || engine_delta_open(&delta, r->engine, file, err) ||
-        fidelity_measure(&found, r->engine, r->tuned, delta, &r->measured, err))
+        fidelity_measure(&found,
+                         &(struct fidelity_args){.engine = r->engine,
+                                                 .tuned = r->tuned,
+                                                 .delta = delta,
+                                                 .examples = &r->measured,
+                                                 .max_tokens = FIDELITY_TOKENS},
+                         err))
         goto out;
     report->measured_kl = found.kl;
     report->answer_kl = found.answer_kl;
@@ -376,62 +383,26 @@ static int read_files(void *context, int32_t index, int64_t from, int64_t count,
     return 0;
 }
 
-static int check_shapes(const struct engine *engine, const struct model *tuned, struct err *err)
-{
-    struct model_weights *a = (struct model_weights *)(uintptr_t)model_base_weights(engine->model);
-    struct model_weights *b = (struct model_weights *)(uintptr_t)model_base_weights(tuned);
-    int32_t count = model_tensor_count(engine->model);
-
-    if (model_tensor_count(tuned) != count)
-        return err_set(err, ERR_INVALID,
-                       "the tuned model has %d tensors, its base %d: they do not belong together",
-                       model_tensor_count(tuned), count);
-    for (int32_t i = 0; i < count; i++) {
-        char name[MODEL_NAME_MAX], other[MODEL_NAME_MAX];
-        const struct tensor *x = model_tensor(engine->model, a, i, name);
-        const struct tensor *y = model_tensor(tuned, b, i, other);
-
-        if (strcmp(name, other) != 0 || x->rank != y->rank ||
-            memcmp(x->shape, y->shape, (size_t)x->rank * sizeof *x->shape) != 0)
-            return err_set(err, ERR_INVALID,
-                           "\"%s\" of the tuned model has not the shape that its base has: they do "
-                           "not belong together",
-                           other);
-    }
-    return 0;
-}
-
 int engine_model_compress(struct engine *engine, const char *tuned_path,
                           const struct engine_compress_options *options, const char *out_path,
                           struct engine_delta_report *report, struct err *err)
 {
-    struct base_file *file = NULL;
-    struct model *model = NULL;
+    struct twin tuned = {NULL, NULL};
     struct artifact_tensor *tensor = NULL;
     struct two_files files = {.engine = engine};
     struct run r = {.engine = engine, .source = {.read = read_files, .context = &files}};
-    char path[ENGINE_PATH_MAX];
-    bool temporary;
     int32_t count;
     int rc = -1;
 
-    if (engine_base_path(path, tuned_path, &temporary, err))
-        return -1;
-    if (base_file_open(&file, path, err) || model_open(&model, engine->backend, file, err) ||
-        check_shapes(engine, model, err) ||
+    if (twin_open(&tuned, engine, tuned_path, "tuned", err) ||
         artifact_tensors_of_model(engine->model, &tensor, &count, err))
         goto out;
-    files.tuned = file;
+    files.tuned = tuned.file;
     files.tensor = tensor;
-    r.tuned = model_base_weights(model);
-    if (temporary && unlink(path) == 0)
-        temporary = false;
+    r.tuned = model_base_weights(tuned.model);
     rc = compress(&r, options, out_path, report, err);
 out:
-    if (temporary)
-        unlink(path);
     free(tensor);
-    model_free(model);
-    base_file_free(file);
+    twin_close(&tuned);
     return rc;
 }

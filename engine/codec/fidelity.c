@@ -9,9 +9,7 @@
 #include "engine/engine_parts.h"
 
 struct measuring {
-    struct engine *engine;
-    const struct model_weights *tuned;
-    const struct engine_delta *delta;
+    const struct fidelity_args *args;
     struct model_decoder *decoder;
     int32_t max_rows, vocabulary;
     int32_t *position, *row;
@@ -32,7 +30,7 @@ static int open_measuring(struct measuring *m, struct err *err)
         return err_set(err, ERR_NO_MEMORY, "no memory to measure a delta on %d rows", m->max_rows);
     for (int32_t i = 0; i < m->max_rows; i++)
         m->position[i] = m->row[i] = i;
-    return model_decoder_open(&m->decoder, m->engine->model, m->max_rows, m->max_rows, err);
+    return model_decoder_open(&m->decoder, m->args->engine->model, m->max_rows, m->max_rows, err);
 }
 
 static void close_measuring(struct measuring *m)
@@ -56,24 +54,37 @@ static double log_sum(const float *logit, int32_t count)
     return (double)best + log(sum);
 }
 
-static void add_row(struct measuring *m, const float *served, const float *exact, int32_t next,
-                    bool answer)
+static double kl_of(const float *exact, double exact_sum, const float *served, double served_sum,
+                    int32_t count)
 {
-    double a = log_sum(exact, m->vocabulary), b = log_sum(served, m->vocabulary), kl = 0;
+    double kl = 0;
 
-    for (int32_t i = 0; i < m->vocabulary; i++) {
-        double log_p = (double)exact[i] - a;
+    for (int32_t i = 0; i < count; i++) {
+        double log_p = (double)exact[i] - exact_sum;
 
         if (log_p > -40) /* e^-40 of anything is nothing */
-            kl += exp(log_p) * (log_p - ((double)served[i] - b));
+            kl += exp(log_p) * (log_p - ((double)served[i] - served_sum));
     }
-    m->kl += kl;
+    return kl;
+}
+
+static void add_row(struct measuring *m, int64_t row, int32_t next, bool answer)
+{
+    const float *served = m->served + row * m->vocabulary, *exact = m->exact + row * m->vocabulary;
+    bool tuned = m->args->tuned != NULL;
+    double a = tuned ? log_sum(exact, m->vocabulary) : 0, kl = 0, b = 0;
+
     m->tokens++;
+    if (tuned || answer)
+        b = log_sum(served, m->vocabulary);
+    if (tuned)
+        kl = kl_of(exact, a, served, b, m->vocabulary);
+    m->kl += kl;
     if (!answer)
         return;
     m->answer_kl += kl;
     m->loss += b - (double)served[next];
-    m->tuned_loss += a - (double)exact[next];
+    m->tuned_loss += tuned ? a - (double)exact[next] : 0;
     m->answer_tokens++;
 }
 
@@ -81,70 +92,72 @@ static int add_example(struct measuring *m, const struct dataset_example *e, str
 {
     int32_t rows = e->length - 1 < m->max_rows ? e->length - 1 : m->max_rows;
     const int32_t ends[2] = {0, rows};
-    const struct adapter *adapter = engine_delta_adapter(m->delta);
+    const struct adapter *adapter = engine_delta_adapter(m->args->delta);
     struct batch batch = {
         .rows = rows, .token = e->token, .position = m->position, .docs = 1, .cu_seqlens = ends};
-    struct model_decode_args args = {
-        .batch = &batch, .logit_row = m->row, .logit_count = rows, .logits = m->exact};
+    struct model_decode_args args = {.weights = m->args->tuned,
+                                     .batch = &batch,
+                                     .logit_row = m->row,
+                                     .logit_count = rows,
+                                     .logits = m->exact};
 
     if (rows < 1)
         return 0;
-    args.weights = m->tuned;
-    if (model_decode(m->decoder, &args, err))
+    if (m->args->tuned && model_decode(m->decoder, &args, err))
         return -1;
-    batch.segments = (struct row_segments){.count = 1, .start = ends, .adapter = &adapter};
-    args.weights = NULL;
+    if (!m->args->other)
+        batch.segments = (struct row_segments){.count = 1, .start = ends, .adapter = &adapter};
+    args.weights = m->args->other;
     args.logits = m->served;
     if (model_decode(m->decoder, &args, err))
         return -1;
-    for (int64_t i = 0; i < rows; i++)
-        add_row(m, m->served + i * m->vocabulary, m->exact + i * m->vocabulary, e->token[i + 1],
-                e->weight[i + 1] > 0);
+    for (int32_t i = 0; i < rows; i++)
+        add_row(m, i, e->token[i + 1], e->weight[i + 1] > 0);
     progress_tick();
     return 0;
 }
 
-/* Examples at a stride that makes about FIDELITY_TOKENS of them. */
-static int64_t stride_of(const struct trainer_source *examples)
+/* Examples at a stride that makes about max_tokens of them. */
+static int64_t stride_of(const struct measuring *m)
 {
-    int64_t tokens = 0;
+    const struct trainer_source *examples = m->args->examples;
+    int64_t tokens = 0, most = m->args->max_tokens;
 
     for (int64_t i = 0; i < examples->count; i++) {
         struct dataset_example e = examples->example(examples->context, i);
 
-        tokens += e.length < FIDELITY_ROWS ? e.length : FIDELITY_ROWS;
+        tokens += e.length < m->max_rows ? e.length : m->max_rows;
     }
-    return (tokens + FIDELITY_TOKENS - 1) / FIDELITY_TOKENS;
+    return most > 0 ? (tokens + most - 1) / most : 1;
 }
 
-int fidelity_measure(struct fidelity *out, struct engine *engine, const struct model_weights *tuned,
-                     const struct engine_delta *delta, const struct trainer_source *examples,
-                     struct err *err)
+static void conclude(const struct measuring *m, struct fidelity *out)
 {
-    struct measuring m = {.engine = engine,
-                          .tuned = tuned,
-                          .delta = delta,
-                          .max_rows = FIDELITY_ROWS,
-                          .vocabulary = model_get_config(engine->model)->vocabulary};
-    int64_t stride = stride_of(examples);
+    bool tuned = m->args->tuned != NULL;
+    double tokens = (double)m->tokens, answers = (double)m->answer_tokens;
+
+    *out = (struct fidelity){.kl = tuned && tokens > 0 ? m->kl / tokens : NAN,
+                             .answer_kl = tuned && answers > 0 ? m->answer_kl / answers : NAN,
+                             .loss = answers > 0 ? m->loss / answers : NAN,
+                             .tuned_loss = tuned && answers > 0 ? m->tuned_loss / answers : NAN,
+                             .tokens = m->tokens,
+                             .answer_tokens = m->answer_tokens};
+}
+
+int fidelity_measure(struct fidelity *out, const struct fidelity_args *args, struct err *err)
+{
+    struct measuring m = {.args = args,
+                          .max_rows = args->max_rows > 0 ? args->max_rows : FIDELITY_ROWS,
+                          .vocabulary = model_get_config(args->engine->model)->vocabulary};
+    int64_t stride = stride_of(&m);
     int rc = open_measuring(&m, err);
 
-    for (int64_t i = 0; !rc && i < examples->count; i += stride) {
-        struct dataset_example e = examples->example(examples->context, i);
+    for (int64_t i = 0; !rc && i < args->examples->count; i += stride) {
+        struct dataset_example e = args->examples->example(args->examples->context, i);
 
         rc = add_example(&m, &e, err);
     }
     close_measuring(&m);
-    *out = (struct fidelity){.kl = m.tokens ? m.kl / (double)m.tokens : NAN,
-                             .answer_kl = NAN,
-                             .loss = NAN,
-                             .tuned_loss = NAN,
-                             .tokens = m.tokens,
-                             .answer_tokens = m.answer_tokens};
-    if (m.answer_tokens > 0) {
-        out->answer_kl = m.answer_kl / (double)m.answer_tokens;
-        out->loss = m.loss / (double)m.answer_tokens;
-        out->tuned_loss = m.tuned_loss / (double)m.answer_tokens;
-    }
+    conclude(&m, out);
     return rc;
 }

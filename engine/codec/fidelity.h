@@ -1,5 +1,6 @@
 /* fidelity.h: what a compressed model costs, measured as it is served: the base with the delta in
- * the decoder, beside the tuned weights, on the same rows. */
+ * the decoder, beside the tuned weights, on the same rows. What is held to the tuned weights may
+ * also be a second full model. */
 #ifndef GRAFT_CODEC_FIDELITY_H
 #define GRAFT_CODEC_FIDELITY_H
 
@@ -7,17 +8,26 @@
 #include "engine/model.h"
 #include "engine/trainer.h"
 
-#define FIDELITY_TOKENS 2048 /* measured at most: examples evenly spread over all */
-#define FIDELITY_ROWS 256    /* of an example: longer ones are cut */
+#define FIDELITY_TOKENS 2048 /* what a compression measures on at most */
+#define FIDELITY_ROWS 256    /* of an example, unless asked */
 
-struct fidelity {            /* nats a token; NAN where there are no such tokens */
+struct fidelity_args {
+    struct engine *engine;
+    const struct model_weights *tuned; /* NULL: none, only the loss of what is served */
+    const struct model_weights *other; /* what is served: these, or NULL: the base with the delta */
+    const struct engine_delta *delta;  /* NULL: none */
+    const struct trainer_source *examples;
+    int64_t max_tokens; /* about so many: examples evenly spread over all; 0: every example */
+    int32_t max_rows;   /* of an example: longer ones are cut; 0: FIDELITY_ROWS */
+};
+
+struct fidelity {            /* nats a token; NAN where there are no such tokens, or no tuned */
     double kl, answer_kl;    /* KL(tuned ‖ served) over all tokens; over those that answer */
     double loss, tuned_loss; /* of the tokens that answer */
     int64_t tokens, answer_tokens;
 };
 
-int fidelity_measure(struct fidelity *out, struct engine *engine, const struct model_weights *tuned,
-                     const struct engine_delta *delta, const struct trainer_source *examples,
-                     struct err *err);
+/* Weights are those of the engine's model or of a twin of it, on its backend. Engine's thread. */
+int fidelity_measure(struct fidelity *out, const struct fidelity_args *args, struct err *err);
 
 #endif

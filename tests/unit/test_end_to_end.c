@@ -342,6 +342,149 @@ static void the_benches_run(void **state)
     assert_non_null(strstr(why.message, "context"));
 }
 
+/* ------------------------------------------------------------------ benches of fidelity */
+
+static json_t *bench_line(const char *line, int rc, const struct err *why)
+{
+    json_t *json;
+
+    if (rc != 0)
+        fail_msg("%s", why->message);
+    json = json_loads(line, 0, NULL);
+    assert_non_null(json);
+    return json;
+}
+
+static double number_in(const json_t *json, size_t file, const char *key)
+{
+    json_t *value = json_object_get(json_array_get(json_object_get(json, "data"), file), key);
+
+    assert_true(json_is_number(value));
+    return json_number_value(value);
+}
+
+static void the_bench_of_recall_asks(void **state)
+{
+    const char *const data[] = {data_path, data_path};
+    struct engine_bench_recall_options options = {
+        .model = base_path, .device = "cpu", .data = data, .data_count = 2, .threads = 1};
+    struct err why = {0};
+    char line[4096];
+    double base_loss;
+    json_t *json = bench_line(line, engine_bench_recall(&options, line, sizeof(line), &why), &why);
+
+    assert_true(number_in(json, 0, "exact") <= 0.1);
+    base_loss = number_in(json, 0, "loss");
+    json_decref(json);
+    options.delta = delta_path;
+    json = bench_line(line, engine_bench_recall(&options, line, sizeof(line), &why), &why);
+    for (size_t i = 0; i < 2; i++) {
+        assert_int_equal(number_in(json, i, "asked"), 12);
+        assert_true(number_in(json, i, "exact") > 0.9);
+        assert_true(number_in(json, i, "loss") < base_loss / 4);
+    }
+    json_decref(json);
+    options.data_count = ENGINE_BENCH_MAX_DATA + 1;
+    assert_int_equal(engine_bench_recall(&options, line, sizeof(line), &why), -1);
+    assert_non_null(strstr(why.message, "data files"));
+}
+
+/* [rows, V] logits of a whole example by a model's own weights; malloc'ed. */
+static float *own_logits(struct engine *of, const struct dataset_example *e)
+{
+    int32_t rows = e->length;
+    size_t count = (size_t)rows * (size_t)model_get_config(of->model)->vocabulary;
+    float *logits = malloc(count * sizeof(*logits));
+    struct model_decoder *decoder;
+
+    assert_non_null(logits);
+    CHECK(model_decoder_open(&decoder, of->model, rows, rows, &err));
+    logits_of(decoder, e, NULL, NULL, logits);
+    model_decoder_free(decoder);
+    return logits;
+}
+
+static double plain_kl(const float *p, const float *q, int32_t n)
+{
+    double sum_p = 0, sum_q = 0, kl = 0;
+
+    for (int32_t i = 0; i < n; i++) {
+        sum_p += exp((double)p[i]);
+        sum_q += exp((double)q[i]);
+    }
+    for (int32_t i = 0; i < n; i++)
+        kl += exp((double)p[i]) / sum_p * ((double)p[i] - log(sum_p) - (double)q[i] + log(sum_q));
+    return kl;
+}
+
+/* KL(base || other base) over all tokens and over answers, from the definition. */
+static void kl_by_definition(double *all, double *answers)
+{
+    struct engine_options options = {.device = "cpu", .threads = 1};
+    int32_t vocabulary = model_get_config(engine->model)->vocabulary;
+    int64_t tokens = 0, answer_tokens = 0;
+    struct engine *other;
+
+    *all = *answers = 0;
+    CHECK(engine_open(&other, other_base, &options, &err));
+    for (int64_t i = 0; i < dataset_count(dataset); i++) {
+        struct dataset_example e = dataset_example(dataset, i);
+        float *p = own_logits(engine, &e), *q = own_logits(other, &e);
+
+        for (int32_t r = 0; r + 1 < e.length; r++) {
+            double kl = plain_kl(p + r * vocabulary, q + r * vocabulary, vocabulary);
+
+            *all += kl;
+            tokens++;
+            if (e.weight[r + 1] > 0) {
+                *answers += kl;
+                answer_tokens++;
+            }
+        }
+        free(p);
+        free(q);
+    }
+    engine_free(other);
+    *all /= (double)tokens;
+    *answers /= (double)answer_tokens;
+}
+
+static void the_bench_of_kl_measures_it(void **state)
+{
+    const char *const data[] = {data_path};
+    struct engine_bench_kl_options options = {.base = base_path,
+                                              .tuned = base_path,
+                                              .other = other_base,
+                                              .device = "cpu",
+                                              .data = data,
+                                              .data_count = 1,
+                                              .threads = 1};
+    struct err why = {0};
+    char line[4096];
+    double all, answers, tokens;
+    json_t *json = bench_line(line, engine_bench_kl(&options, line, sizeof(line), &why), &why);
+
+    kl_by_definition(&all, &answers);
+    assert_true(fabs(number_in(json, 0, "kl") / all - 1) < 1e-4);
+    assert_true(fabs(number_in(json, 0, "answer_kl") / answers - 1) < 1e-4);
+    tokens = number_in(json, 0, "tokens");
+    json_decref(json);
+    options.other = NULL; /* the base beside itself */
+    options.max_tokens = (int64_t)tokens / 3;
+    json = bench_line(line, engine_bench_kl(&options, line, sizeof(line), &why), &why);
+    assert_true(number_in(json, 0, "kl") == 0);
+    assert_true(number_in(json, 0, "tokens") < tokens / 2);
+    json_decref(json);
+    options.delta = delta_path;
+    json = bench_line(line, engine_bench_kl(&options, line, sizeof(line), &why), &why);
+    assert_true(number_in(json, 0, "kl") > 0.01);
+    assert_true(number_in(json, 0, "loss") < number_in(json, 0, "tuned_loss"));
+    json_decref(json);
+    options.other = other_base;
+    assert_int_equal(engine_bench_kl(&options, line, sizeof(line), &why), -1);
+    assert_non_null(strstr(why.message, "either"));
+}
+
 static int setup(void **state)
 {
     struct engine_options options = {.device = "cpu", .threads = 2};
@@ -382,6 +525,8 @@ int main(void)
         cmocka_unit_test(trained_embeddings_are_served_too),
         cmocka_unit_test(another_base_is_refused),
         cmocka_unit_test(the_benches_run),
+        cmocka_unit_test(the_bench_of_recall_asks),
+        cmocka_unit_test(the_bench_of_kl_measures_it),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
