@@ -169,8 +169,8 @@ int artifact_write(const struct artifact_content *content, const char *path, int
     return rc;
 }
 
-/* "<name>.<suffix>":{"dtype":"F16","shape":[123456],"data_offsets":[12345678,12345678]}, */
-#define DECLARATION_BYTES 72
+/* "<name>.<suffix>":{"dtype":"F16","shape":[12345678],"data_offsets":[1234567890,1234567890]}, */
+#define DECLARATION_BYTES 78
 #define METADATA_BYTES 300
 
 int64_t artifact_overhead(const struct artifact_content *c, size_t report_len)

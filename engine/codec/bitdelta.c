@@ -32,9 +32,8 @@ static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *
     *cost = NAN;
     if (sum > bytes)
         return err_set(err, ERR_INVALID,
-                       "bitdelta takes one bit for each weight, %lld bytes here, and not %lld: ask "
-                       "for a lower ratio, or for the codec graft",
-                       (long long)sum, (long long)bytes);
+                       "bitdelta takes one bit for each weight; ask for a lower ratio, or for the "
+                       "codec graft");
     return 0;
 }
 

@@ -53,7 +53,8 @@ struct codec {
      */
     int (*energy)(const struct codec_matrix *matrix, double *energy, struct err *err);
     /* Plans that together take at most `bytes`. *cost: what that is expected to lose, in nats a
-     * token; NAN when it cannot say. ERR_INVALID: so few bytes cannot be had. */
+     * token; NAN when it cannot say. ERR_INVALID: so few bytes cannot be had; the plans are then
+     * the smallest there are. */
     int (*allot)(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost,
                  struct err *err);
     /* part[].data is malloc'ed for the caller, who frees it after -1 too (NULL: not yet there).

@@ -333,20 +333,34 @@ static struct artifact_content content_of(const struct compression *c, const cha
                                      .report = report};
 }
 
+/* Says of a refusal what would have been enough. */
+static int too_small(const struct compression *c, int64_t bytes, int64_t overhead, struct err *err)
+{
+    int64_t least = overhead;
+
+    for (int32_t i = 0; i < c->matrices; i++)
+        least += c->plan[i].bytes;
+    return err_prefix(err,
+                      "a delta of %lld bytes is too small: it takes at least %lld, of which %lld "
+                      "are names, report, norms and embeddings that changed",
+                      (long long)bytes, (long long)least, (long long)overhead);
+}
+
 int compression_run(struct compression *c, int64_t bytes, size_t report_len, double *cost,
                     struct err *err)
 {
     struct artifact_content content = content_of(c, NULL);
     int64_t overhead = artifact_overhead(&content, report_len);
+    struct err why = {0};
 
     *cost = NAN;
-    if (bytes < overhead)
-        return err_set(err, ERR_INVALID,
-                       "a delta of %lld bytes is too small: names, norms and embeddings that "
-                       "changed take %lld; ask for a lower ratio",
-                       (long long)bytes, (long long)overhead);
-    if (c->options.codec->allot(c->plan, c->matrices, bytes - overhead, cost, err))
+    if (c->options.codec->allot(c->plan, c->matrices, bytes - overhead, cost, &why)) {
+        if (why.kind == ERR_INVALID)
+            too_small(c, bytes, overhead, &why);
+        if (err)
+            *err = why;
         return -1;
+    }
     return each_matrix(c, "compress", compress_one, err);
 }
 

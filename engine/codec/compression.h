@@ -32,7 +32,8 @@ int compression_open(struct compression **out, const struct artifact_source *sou
 void compression_free(struct compression *compression);
 
 /* Parts for a file of at most `bytes` with a report of report_len; what was made before is
- * replaced. *cost: as codec.allot. */
+ * replaced. *cost: as codec.allot. ERR_INVALID: so few bytes cannot be had; the message says how
+ * many are enough. */
 int compression_run(struct compression *compression, int64_t bytes, size_t report_len, double *cost,
                     struct err *err);
 

@@ -37,9 +37,8 @@ static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *
     free(matrix);
     return fits ? 0
                 : err_set(err, ERR_INVALID,
-                          "%lld bytes are not even enough for the scales of %d matrices: ask for a "
-                          "lower ratio",
-                          (long long)bytes, count);
+                          "graft keeps a scale for each row and each column of a matrix; ask for a "
+                          "lower ratio");
 }
 
 static int compress(const struct codec_matrix *m, const struct codec_plan *plan,
