@@ -114,81 +114,31 @@ static struct softmax softmax_of(const struct cpu_kernels *k, float *logit, int3
     return s;
 }
 
-/* exp(-d) - 1 + d without its cancellation: |d| ≤ 1/2, to 5e-8 of it. */
-static double exp_excess(double d)
-{
-    double e = -1.0 / 5040 + d * (1.0 / 40320);
-
-    e = 1.0 / 720 + d * e;
-    e = -1.0 / 120 + d * e;
-    e = 1.0 / 24 + d * e;
-    e = -1.0 / 6 + d * e;
-    return d * d * (0.5 + d * e);
-}
-
-struct divergence {               /* of a block of one row: d = log p_teacher - log p */
-    const float *teacher, *model; /* [count] logits */
-    const float *p_teacher;       /* [count] exp(logit - max) */
-    float *p;                     /* [count] the same; out: the gradient of KL at the logits */
-    const struct softmax *of_teacher, *of_model;
-};
-
-/* Σ p_teacher·d, as Σ p_teacher·(exp(-d) - 1 + d): the same, as the p of both add up to 1, but no
- * term is negative, so that none cancels, and an error of the sums comes in squared. The gradient
- * is p - p_teacher. */
-static double divergence_of(const struct divergence *v, int32_t count)
-{
-    double shift = v->of_teacher->lse - v->of_model->lse, kl = 0;
-    double share_teacher = 1 / v->of_teacher->sum, share = 1 / v->of_model->sum;
-
-    for (int32_t i = 0; i < count; i++) {
-        double d = (double)v->teacher[i] - (double)v->model[i] - shift;
-        double pt = (double)v->p_teacher[i] * share_teacher, p = (double)v->p[i] * share;
-        bool near = fabs(d) <= 0.5;
-        double excess = exp_excess(near ? d : 0);
-
-        kl += near ? pt * excess : pt * (d - 1) + p;
-        v->p[i] = (float)(near ? pt * (excess - d) : p - pt);
-    }
-    return kl;
-}
-
 static void teacher_task(void *context, int64_t i, int worker)
 {
     struct loss_run *run = context;
     const struct head_loss_args *a = run->a;
     const struct cpu_kernels *k = run->cpu->k;
     int32_t vocabulary = (int32_t)a->head.shape[0], row = run->row[i];
-    float *logit = f32(&a->logits) + i * vocabulary, p[SOFTMAX_BLOCK];
-    float *teacher = f32(&a->teacher_logits) + i * vocabulary, p_teacher[SOFTMAX_BLOCK];
+    float *logit = f32(&a->logits) + i * vocabulary;
+    float *of_teacher = f32(&a->teacher_logits) + i * vocabulary;
     struct softmax model = softmax_of(k, logit, vocabulary);
-    struct softmax of_teacher = softmax_of(k, teacher, vocabulary);
-    double kl = 0;
+    struct softmax teacher = softmax_of(k, of_teacher, vocabulary);
 
-    for (int32_t from = 0; from < vocabulary; from += SOFTMAX_BLOCK) {
-        int32_t count = vocabulary - from < SOFTMAX_BLOCK ? vocabulary - from : SOFTMAX_BLOCK;
-        size_t bytes = (size_t)count * sizeof *logit;
-
-        memcpy(p, logit + from, bytes);
-        memcpy(p_teacher, teacher + from, bytes);
-        k->exp_sum(p, count, model.max);
-        k->exp_sum(p_teacher, count, of_teacher.max);
-        kl += divergence_of(&(struct divergence){.teacher = teacher + from,
-                                                 .model = logit + from,
-                                                 .p_teacher = p_teacher,
-                                                 .p = p,
-                                                 .of_teacher = &of_teacher,
-                                                 .of_model = &model},
-                            count);
-        if (a->dx.data)
-            memcpy(logit + from, p, bytes);
-    }
-    f32(&a->nll)[row] = (float)kl;
-    ((int32_t *)a->correct.data)[row] = model.best == of_teacher.best && model.best < vocabulary;
-    if (!a->dx.data)
-        return;
-    k->scale(logit, vocabulary, a->weight[row]);
-    cpu_round(run->cpu, logit, vocabulary);
+    f32(&a->nll)[row] = (float)k->divergence(&(struct divergence_args){
+        .teacher = of_teacher,
+        .model = logit,
+        .n = vocabulary,
+        .teacher_max = teacher.max,
+        .teacher_share = (float)(1 / teacher.sum),
+        .max = model.max,
+        .share = (float)(1 / model.sum),
+        .shift = (float)(teacher.lse - model.lse),
+        .weight = a->weight[row],
+    });
+    ((int32_t *)a->correct.data)[row] = model.best == teacher.best && model.best < vocabulary;
+    if (a->dx.data)
+        cpu_round(run->cpu, logit, vocabulary);
 }
 
 /* ------------------------------------------------------------------ a chunk */

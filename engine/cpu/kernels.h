@@ -59,6 +59,16 @@ struct adamw_step {
     float correction1, correction2; /* 1 - beta^step */
 };
 
+/* Two rows of logits, and their probabilities p = exp(logit - max) · share. */
+struct divergence_args {
+    const float *teacher; /* [n] */
+    float *model;         /* [n]; out: weight · (p - p_teacher) */
+    int32_t n;
+    float teacher_max, teacher_share, max, share;
+    float shift; /* log Σ exp of the teacher's logits, less that of the model's */
+    float weight;
+};
+
 struct cpu_kernels {
     const char *name;
 
@@ -75,6 +85,10 @@ struct cpu_kernels {
     void (*softmax_again)(float *x, int32_t n, float scale, float lse);
     /* p = p · (dp - delta) · scale */
     void (*softmax_backward)(float *p, const float *dp, int32_t n, float delta, float scale);
+    /* KL(teacher || model) = Σ p_teacher·d with d = log p_teacher - log p, but summed up as
+     * p_teacher·(exp(-d) - 1 + d): the same, as both p add up to 1, without a negative term. So
+     * nothing cancels, and an error of shift comes in squared. */
+    double (*divergence)(const struct divergence_args *);
     void (*scale)(float *x, int32_t n, float s);
     void (*add)(const float *a, const float *b, float *y, int32_t n); /* y = a + b */
     float (*product)(const float *a, const float *b, int32_t n);

@@ -374,6 +374,64 @@ static void softmax_backward(float *p, const float *dp, int32_t n, float delta, 
     STORE(p, v16_mul(v16_mul(LOAD(p), s), v16_sub(LOAD(dp), d)));
 }
 
+/* exp(-d) - 1 + d without its cancellation: |d| ≤ 1/2, to 1e-7 of it. */
+INLINE v16 exp_excess(v16 d)
+{
+    v16 e = v16_fma(d, v16_set1(1.0f / 40320), v16_set1(-1.0f / 5040));
+
+    e = v16_fma(d, e, v16_set1(1.0f / 720));
+    e = v16_fma(d, e, v16_set1(-1.0f / 120));
+    e = v16_fma(d, e, v16_set1(1.0f / 24));
+    e = v16_fma(d, e, v16_set1(-1.0f / 6));
+    e = v16_fma(d, e, v16_set1(0.5f));
+    return v16_mul(v16_mul(d, d), e);
+}
+
+/* Sixteen terms of the sum; *gradient is p - p_teacher. Beyond 1/2 nothing cancels, and p says what
+ * the polynomial can not: `far` is 1 there, else 0. */
+INLINE v16 divergence_16(const struct divergence_args *a, v16 teacher, v16 model, v16 *gradient)
+{
+    v16 pt = v16_exp(v16_sub(teacher, v16_set1(a->teacher_max)));
+    v16 p = v16_exp(v16_sub(model, v16_set1(a->max)));
+    v16 d = v16_sub(v16_sub(teacher, model), v16_set1(a->shift));
+    v16 half = v16_set1(0.5f), one = v16_set1(1.0f), zero = v16_set1(0.0f);
+    v16 size = v16_max(d, v16_sub(zero, d));
+    v16 far = v16_mul(v16_sub(size, half), v16_set1(1e30f));
+    v16 inner = v16_max(v16_min(d, half), v16_set1(-0.5f)), excess = exp_excess(inner);
+
+    far = v16_min(v16_max(far, zero), one);
+    v16 near = v16_sub(one, far);
+    pt = v16_mul(pt, v16_set1(a->teacher_share));
+    p = v16_mul(p, v16_set1(a->share));
+    *gradient = v16_fma(far, v16_sub(p, pt), v16_mul(near, v16_mul(pt, v16_sub(excess, inner))));
+    return v16_fma(far, v16_fma(pt, v16_sub(d, one), p), v16_mul(near, v16_mul(pt, excess)));
+}
+
+static double divergence(const struct divergence_args *a)
+{
+    v16 weight = v16_set1(a->weight), sum = v16_set1(0.0f), gradient;
+    double total = 0;
+
+    FOR_EACH_16(a->n)
+    {
+        v16 terms = divergence_16(a, LOAD(a->teacher), LOAD(a->model), &gradient);
+
+        if (left_ < 16) {
+            float t[16];
+
+            v16_store(t, terms);
+            terms = load_n(t, left_);
+        }
+        STORE(a->model, v16_mul(gradient, weight));
+        sum = v16_add(sum, terms);
+        if (i % 4096 == 0 || left_ <= 16) { /* f32 lanes over 4096 elements, f64 over those */
+            total += (double)v16_sum(sum);
+            sum = v16_set1(0.0f);
+        }
+    }
+    return total;
+}
+
 static void scale(float *x, int32_t n, float s)
 {
     v16 f = v16_set1(s);
@@ -562,13 +620,13 @@ static void adamw(float *w, float *g, float *m, float *v, int64_t n, const struc
         adamw_16(w + i, g + i, m + i, v + i, s, (int32_t)(n - i));
 }
 
-#define KERNELS_TABLE(title)                                                                   \
-    {                                                                                          \
-        .name = title, .dot = dot, .outer = outer, .sign = sign, .weighted_sum = weighted_sum, \
-        .scale_max = scale_max, .exp_sum = exp_sum, .softmax_again = softmax_again,            \
-        .softmax_backward = softmax_backward, .scale = scale, .add = add, .product = product,  \
-        .rms_norm = rms_norm, .rms_norm_again = rms_norm_again,                                \
-        .rms_norm_backward = rms_norm_backward, .rms_norm_weight_grad = rms_norm_weight_grad,  \
-        .column_sum = column_sum, .rope = rope, .silu_mul = silu_mul,                          \
-        .silu_mul_backward = silu_mul_backward, .sum_squares = sum_squares, .adamw = adamw,    \
+#define KERNELS_TABLE(title)                                                                    \
+    {                                                                                           \
+        .name = title, .dot = dot, .outer = outer, .sign = sign, .weighted_sum = weighted_sum,  \
+        .scale_max = scale_max, .exp_sum = exp_sum, .softmax_again = softmax_again,             \
+        .softmax_backward = softmax_backward, .divergence = divergence, .scale = scale,         \
+        .add = add, .product = product, .rms_norm = rms_norm, .rms_norm_again = rms_norm_again, \
+        .rms_norm_backward = rms_norm_backward, .rms_norm_weight_grad = rms_norm_weight_grad,   \
+        .column_sum = column_sum, .rope = rope, .silu_mul = silu_mul,                           \
+        .silu_mul_backward = silu_mul_backward, .sum_squares = sum_squares, .adamw = adamw,     \
     }

@@ -325,8 +325,71 @@ static void adamw_of(const struct cpu_kernels *k, int32_t n, float *result)
         assert_true(g[i] == 0);
 }
 
+static struct divergence_args divergence_from(const float *teacher, float *model, int32_t n,
+                                              float weight)
+{
+    double sum = 0, sum_teacher = 0;
+
+    for (int32_t i = 0; i < n; i++) {
+        sum += exp((double)model[i] - 2);
+        sum_teacher += exp((double)teacher[i] - 1);
+    }
+    return (struct divergence_args){.teacher = teacher,
+                                    .model = model,
+                                    .n = n,
+                                    .teacher_max = 1,
+                                    .teacher_share = (float)(1 / sum_teacher),
+                                    .max = 2,
+                                    .share = (float)(1 / sum),
+                                    .shift = (float)(log(sum_teacher / sum) - 1),
+                                    .weight = weight};
+}
+
+static void divergence_of(const struct cpu_kernels *k, int32_t n, float *result)
+{
+    static float teacher[600];
+    float *model = result + 1;
+
+    fill(teacher, 600, 33, 2);
+    fill(model, 600, 34, 2);
+    struct divergence_args a = divergence_from(teacher, model, n, 0.7f);
+    result[0] = (float)k->divergence(&a);
+}
+
+/* From rows that hardly differ to rows that have little in common, to a few 1e-6 of the sum. */
+static void test_divergence_is_kl(void **state)
+{
+    static float teacher[5001], model[5001], was[5001];
+
+    for (float apart = 1e-3f; apart < 100; apart *= 10) {
+        fill(teacher, 5001, 35, 5);
+        fill(was, 5001, 36, apart);
+        for (int32_t i = 0; i < 5001; i++)
+            model[i] = was[i] += teacher[i];
+        struct divergence_args a = divergence_from(teacher, model, 5001, 3);
+        double got = cpu_kernels_plain.divergence(&a), want = 0, worst = 0, most = 0;
+        double sum = 0, sum_teacher = 0;
+
+        for (int32_t i = 0; i < 5001; i++) {
+            sum += exp((double)was[i]);
+            sum_teacher += exp((double)teacher[i]);
+        }
+        for (int32_t i = 0; i < 5001; i++) {
+            double p = exp((double)was[i]) / sum, pt = exp((double)teacher[i]) / sum_teacher;
+
+            want += pt * (log(pt) - log(p));
+            worst = fmax(worst, fabs((double)model[i] - 3 * (p - pt)));
+            most = fmax(most, fabs(3 * (p - pt)));
+        }
+        if (!(fabs(got - want) < 2e-6 * want && worst < 1e-3 * most))
+            fail_msg("%g apart: %.9g, not %.9g; a gradient off by %g of %g", (double)apart, got,
+                     want, worst, most);
+    }
+}
+
 static void test_small_kernels(void **state)
 {
+    same_bits(divergence_of);
     same_bits(small_of);
     same_bits(norms_of);
     same_bits(silu_of);
@@ -369,6 +432,7 @@ static void test_adamw_is_the_paper(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_divergence_is_kl),
         cmocka_unit_test(test_dot),
         cmocka_unit_test(test_dot_does_not_see_the_batch),
         cmocka_unit_test(test_outer),
