@@ -18,7 +18,6 @@
 
 #define RETRY_SECONDS 0.5
 #define PROGRESS_SECONDS 1.0
-#define SHORTAGES_MAX 2 /* of a device's memory that a job is tried again after */
 
 /* ------------------------------------------------------------------ the database, patiently */
 
@@ -202,7 +201,8 @@ static int measure_recall_if_it_fits(struct worker_run *r, struct err *err)
 {
     if (measure_recall(r, err) == 0)
         return 0;
-    if (err->kind != ERR_NO_MEMORY || devices_is_cpu(r->cx->device) || r->shortages < SHORTAGES_MAX)
+    if (err->kind != ERR_NO_MEMORY || devices_is_cpu(r->cx->device) ||
+        r->shortages < WORKER_RUN_SHORTAGES_MAX)
         return -1;
     log_warn("%s: %s", r->lease.job, err->message);
     err_clear(err);
@@ -443,7 +443,7 @@ static bool run_once(const struct worker_job_context *context, const struct leas
     if (rc != 0 && err.kind == ERR_FENCED && r.heartbeat != NULL)
         worker_heartbeat_explain(r.heartbeat, &err);
     again = rc != 0 && err.kind == ERR_NO_MEMORY && !devices_is_cpu(context->device) &&
-            *shortages <= SHORTAGES_MAX && !worker_stopping();
+            *shortages <= WORKER_RUN_SHORTAGES_MAX && !worker_stopping();
     if (again) {
         log_warn("%s: %s: it is tried again", lease->job, err.message);
     } else {

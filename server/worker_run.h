@@ -14,6 +14,8 @@
 #include "server/worker_metrics.h"
 #include "storage/jobs.h"
 
+#define WORKER_RUN_SHORTAGES_MAX 2 /* of a device's memory that a job is tried again after */
+
 struct worker_run {
     const struct worker_job_context *cx;
     struct lease lease;

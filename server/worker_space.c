@@ -16,6 +16,7 @@
 #include "engine/base/progress.h"
 #include "server/capacity.h"
 #include "server/clock.h"
+#include "server/devices.h"
 #include "server/worker.h"
 #include "server/worker_run.h"
 #include "server/worker_watch.h"
@@ -178,6 +179,51 @@ static int compression_failed(struct err *err)
                         "The fine-tuned model could not be compressed: %s.", why.message);
 }
 
+static int run_codec(struct worker_run *r, const struct engine_compress_options *options,
+                     const char *path, struct err *err)
+{
+    int rc;
+
+    worker_watch_begin("compressing", 0);
+    rc = r->trainer != NULL
+             ? engine_trainer_compress(r->trainer, options, path, &r->delta, err)
+             : engine_model_compress(r->engine, r->tuned_path, options, path, &r->delta, err);
+    worker_watch_end();
+    return rc;
+}
+
+/* Where the device has no room for the model's passes beside training, even the second time: a
+ * difference that is compressed by its own values alone is better than none. A KL can not be kept
+ * to without measuring it. */
+static int compress_if_it_fits(struct worker_run *r, const struct engine_compress_options *options,
+                               const char *path, struct err *err)
+{
+    struct engine_compress_options without = *options;
+
+    if (run_codec(r, options, path, err) == 0)
+        return 0;
+    if (err->kind != ERR_NO_MEMORY || devices_is_cpu(r->cx->device) ||
+        r->shortages < WORKER_RUN_SHORTAGES_MAX || options->calibration == NULL ||
+        options->max_kl > 0)
+        return -1;
+    log_warn("%s: %s", r->lease.job, err->message);
+    err_clear(err);
+    without.calibration = without.held_out = NULL;
+    without.distill_steps = 0;
+    if (worker_metrics_tell(r->metrics,
+                            &(struct event_new){
+                                .level = "warn",
+                                .message =
+                                    "The device has too little memory to run the model while "
+                                    "it is compressed: what is lost was neither weighed by "
+                                    "the training file's rows nor measured.",
+                                .key = "compressed-without-rows",
+                            },
+                            err) != 0)
+        return -1;
+    return run_codec(r, &without, path, err);
+}
+
 /* The delta as it is now, as a durable blob of the project. */
 static int compress(struct worker_run *r, bool final, struct err *err)
 {
@@ -188,11 +234,7 @@ static int compress(struct worker_run *r, bool final, struct err *err)
 
     if (asprintf(&path, "%s/delta.safetensors", r->staging) < 0)
         return err_set(err, ERR_NO_MEMORY, "compress: out of memory");
-    worker_watch_begin("compressing", 0);
-    rc = r->trainer != NULL
-             ? engine_trainer_compress(r->trainer, &options, path, &r->delta, err)
-             : engine_model_compress(r->engine, r->tuned_path, &options, path, &r->delta, err);
-    worker_watch_end();
+    rc = compress_if_it_fits(r, &options, path, err);
     if (rc != 0)
         compression_failed(err);
     if (rc == 0)

@@ -113,6 +113,8 @@ class Faults(unittest.TestCase):
         self.assertEqual((job["status"], job["graft"]["attempt"]), ("succeeded", 1), job["error"])
         self.assertRegex(warnings[-1], "computed in halves")
         self.assertRegex(warnings[0], "recall was not measured")
+        self.assertRegex(warnings[1], "neither weighed by the training file's rows nor measured")
+        self.assertIsNone(job["graft"]["report"]["measured_kl"])
         self.assertIsNone(job["graft"].get("recall"))
 
     def test_a_device_with_too_little_memory_says_how_much(self):
