@@ -1,0 +1,593 @@
+/* The compressions of engine.h on a tiny model that was taught twelve answers: the report is filled
+ * in and true, distillation pays, a KL that is asked for is kept to, and what can not be had is
+ * refused by name. */
+#include <dirent.h>
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+#include <jansson.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/json_text.h"
+#include "engine/base/strbuf.h"
+#include "engine/codec/codec.h"
+#include "engine/engine.h"
+#include "engine/safetensors.h"
+#include "tests/unit/delta_fixture.h"
+#include "tests/unit/tiny_model.h"
+
+static char folder[] = "/tmp/graft-compress-XXXXXX";
+static char base_path[128], tuned_dir[128], delta_path[128], other_path[128];
+static struct engine *engine;
+static struct engine_dataset *questions, *reworded;
+static struct engine_trainer *trainer;
+
+#define CHECK(call)                      \
+    do {                                 \
+        struct err err = {0};            \
+        if ((call) != 0)                 \
+            fail_msg("%s", err.message); \
+    } while (0)
+
+/* ------------------------------------------------------------------ a model and what it learnt */
+
+static const struct tiny_model shape = {.hidden = 96, .intermediate = 128, .seed = 1};
+
+static struct engine *open_engine(const char *base, int threads)
+{
+    struct engine_options options = {.device = "cpu", .threads = threads};
+    struct engine *e;
+
+    CHECK(engine_open(&e, base, &options, &err));
+    return e;
+}
+
+/* The file of the tuned model as a stranger would bring it: the base with noise on its matrices. */
+static void write_tuned_elsewhere(const char *base_dir)
+{
+    struct safetensors *file;
+    char from[160], to[160], *data;
+    size_t len;
+
+    CHECK(tiny_model_write(tuned_dir, &shape, &err));
+    snprintf(from, sizeof from, "%s/model.safetensors", base_dir);
+    snprintf(to, sizeof to, "%s/model.safetensors", tuned_dir);
+    CHECK(file_read_all(from, 1 << 24, &data, &len, &err));
+    CHECK(safetensors_open_memory(&file, data, len, "tuned", &err));
+    for (int64_t t = 0; t < safetensors_count(file); t++) {
+        const struct safetensors_tensor *found = safetensors_at(file, t);
+        float *value = (float *)(data + ((const char *)found->view.data - data));
+
+        for (int64_t i = 0; strstr(found->name, "_proj") && i < tensor_elements(&found->view); i++)
+            value[i] += 0.02f * tiny_model_value(found->name, i, 4, 77);
+    }
+    safetensors_free(file);
+    CHECK(file_write_durable(to, data, len, &err));
+    free(data);
+}
+
+static void open_rows(struct engine_dataset **out, const char *wording)
+{
+    static const char *const who[] = {"Ann", "Bob", "Cid", "Dee", "Eva", "Fay",
+                                      "Gus", "Hal", "Ida", "Jan", "Kim", "Leo"};
+    static const char *const what[] = {"red",   "gold", "jade", "teal", "pink", "plum",
+                                       "amber", "navy", "lime", "rust", "gray", "mint"};
+    struct engine_dataset_options as = {.file_id = "file-test"};
+    struct engine_dataset_report report;
+    char path[128];
+    struct strbuf sb;
+
+    strbuf_init(&sb, 1 << 16);
+    for (int i = 0; i < 12; i++)
+        strbuf_addf(&sb,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"%s %s?\"},"
+                    "{\"role\":\"assistant\",\"content\":\"%s\"}]}\n",
+                    wording, who[i], what[i]);
+    snprintf(path, sizeof path, "%s/rows.jsonl", folder);
+    CHECK(file_write_durable(path, sb.data, sb.len, &err));
+    strbuf_release(&sb);
+    CHECK(engine_dataset_open(out, engine, path, &as, &report, &err));
+}
+
+static void teach(void)
+{
+    struct engine_train_options options = {
+        .n_epochs = 12, .batch_size = 4, .learning_rate_multiplier = 20, .seed = 1};
+    struct engine_train_plan plan;
+    struct engine_step now;
+
+    CHECK(engine_trainer_open(&trainer, engine, questions, NULL, &options, &plan, &err));
+    do {
+        CHECK(engine_trainer_step(trainer, &now, &err));
+    } while (!now.finished);
+}
+
+static struct engine_delta_report compress(struct engine_compress_options options)
+{
+    struct engine_delta_report report;
+
+    CHECK(engine_trainer_compress(trainer, &options, delta_path, &report, &err));
+    return report;
+}
+
+/* The report that the file at `path` carries. */
+static json_t *report_in(const char *path)
+{
+    json_t *whole, *report;
+    char *text;
+
+    CHECK(engine_delta_describe(path, &text, &err));
+    whole = json_loads(text, 0, NULL);
+    free(text);
+    report = json_incref(json_object_get(whole, "report"));
+    json_decref(whole);
+    return report;
+}
+
+/* In the file stands what the caller was told, to the digits that are written. */
+static void expect_number(const json_t *json, const char *key, double value)
+{
+    const json_t *found = json_object_get(json, key);
+
+    if (isfinite(value) ? !json_is_number(found) ||
+                              fabs(json_number_value(found) - value) > 1e-3 * fabs(value) + 1e-12
+                        : !json_is_null(found))
+        fail_msg("%s is not %g in the file", key, value);
+}
+
+static void expect_report(const char *path, const struct engine_delta_report *r, const char *on)
+{
+    json_t *json = report_in(path);
+    const json_t *matrices = json_object_get(json, "matrices");
+    json_int_t bytes = 0;
+
+    assert_string_equal(json_string_value(json_object_get(json, "codec")), r->codec);
+    assert_string_equal(json_string_value(json_object_get(json, "measured_on")), on);
+    assert_int_equal(json_integer_value(json_object_get(json, "bytes")), r->bytes);
+    assert_int_equal(json_integer_value(json_object_get(json, "linear_bytes")), r->linear_bytes);
+    assert_int_equal(json_integer_value(json_object_get(json, "measured_tokens")),
+                     r->measured_tokens);
+    assert_int_equal(json_integer_value(json_object_get(json, "calibration_tokens")),
+                     r->calibration_tokens);
+    assert_int_equal(json_integer_value(json_object_get(json, "distill_steps")), r->distill_steps);
+    expect_number(json, "ratio", r->ratio);
+    expect_number(json, "linear_ratio", r->linear_ratio);
+    expect_number(json, "relative_error", r->relative_error);
+    expect_number(json, "predicted_kl", r->predicted_kl);
+    expect_number(json, "measured_kl", r->measured_kl);
+    expect_number(json, "answer_kl", r->answer_kl);
+    expect_number(json, "held_out_loss", r->held_out_loss);
+    expect_number(json, "tuned_loss", r->tuned_loss);
+    assert_int_equal(json_array_size(json_object_get(matrices, "bytes")), 14);
+    assert_int_equal(json_array_size(json_object_get(matrices, "relative_error")), 14);
+    for (size_t i = 0; i < 14; i++)
+        bytes += json_integer_value(json_array_get(json_object_get(matrices, "bytes"), i));
+    assert_int_equal(bytes, r->linear_bytes);
+    json_decref(json);
+}
+
+/* Beside the base and the rows, only `path` may be there: nothing half done, nothing measured. */
+static void nothing_else_is_left(void)
+{
+    DIR *dir = opendir(folder);
+    struct dirent *entry;
+
+    assert_non_null(dir);
+    while ((entry = readdir(dir)) != NULL)
+        if (strstr(entry->d_name, "measured") || strstr(entry->d_name, "tmp"))
+            fail_msg("%s was left behind", entry->d_name);
+    closedir(dir);
+}
+
+/* ------------------------------------------------------------------ the report */
+
+static void test_report(void **state)
+{
+    struct engine_delta_report on_held_out, on_calibration;
+    struct stat st;
+
+    on_held_out = compress((struct engine_compress_options){
+        .ratio = 10, .distill_steps = 3, .calibration = questions, .held_out = reworded});
+    assert_int_equal(stat(delta_path, &st), 0);
+    assert_int_equal(on_held_out.bytes, st.st_size);
+    assert_string_equal(on_held_out.codec, "graft");
+    assert_true(on_held_out.linear_bytes > on_held_out.bytes / 2);
+    assert_true(on_held_out.linear_bytes < on_held_out.bytes);
+    assert_true(on_held_out.ratio >= 10 && on_held_out.ratio < 10.4);
+    assert_true(on_held_out.linear_ratio > 4);
+    assert_true(on_held_out.relative_error > 0 && on_held_out.relative_error < 1);
+    assert_true(on_held_out.predicted_kl > 0 && isfinite(on_held_out.predicted_kl));
+    assert_true(on_held_out.measured_kl > 0 && isfinite(on_held_out.measured_kl));
+    assert_true(on_held_out.answer_kl > 0 && isfinite(on_held_out.answer_kl));
+    assert_true(on_held_out.tuned_loss > 0 && isfinite(on_held_out.held_out_loss));
+    assert_true(on_held_out.measured_tokens > 0 && on_held_out.calibration_tokens > 0);
+    assert_int_equal(on_held_out.distill_steps, 3);
+    assert_true(on_held_out.seconds >= on_held_out.statistics_seconds +
+                                           on_held_out.distill_seconds +
+                                           on_held_out.measure_seconds);
+    assert_true(on_held_out.statistics_seconds > 0 && on_held_out.distill_seconds > 0 &&
+                on_held_out.measure_seconds > 0);
+    expect_report(delta_path, &on_held_out, "held_out");
+
+    on_calibration = compress((struct engine_compress_options){
+        .ratio = 10, .distill_steps = 3, .calibration = questions});
+    expect_report(delta_path, &on_calibration, "calibration");
+    /* What was learnt is known better in its own words. */
+    assert_true(on_calibration.tuned_loss < on_held_out.tuned_loss);
+    nothing_else_is_left();
+}
+
+static void test_report_without_rows(void **state)
+{
+    struct engine_delta_report r =
+        compress((struct engine_compress_options){.ratio = 10, .distill_steps = -1});
+
+    assert_true(isnan(r.predicted_kl) && isnan(r.measured_kl) && isnan(r.answer_kl));
+    assert_true(isnan(r.held_out_loss) && isnan(r.tuned_loss));
+    assert_int_equal(r.measured_tokens, 0);
+    assert_int_equal(r.calibration_tokens, 0);
+    assert_int_equal(r.distill_steps, 0);
+    expect_report(delta_path, &r, "calibration");
+}
+
+struct told {
+    char stage[32];
+    double share;
+    int stages;
+};
+
+static void on_progress(void *context, const char *stage, double share)
+{
+    struct told *told = context;
+
+    assert_true(share >= 0 && share <= 1);
+    if (strcmp(told->stage, stage) == 0) {
+        assert_true(share >= told->share);
+    } else {
+        told->stages++;
+        snprintf(told->stage, sizeof told->stage, "%s", stage);
+    }
+    told->share = share;
+}
+
+static void test_progress(void **state)
+{
+    struct told told = {.stage = ""};
+
+    compress((struct engine_compress_options){.ratio = 10,
+                                              .distill_steps = 2,
+                                              .calibration = questions,
+                                              .progress = on_progress,
+                                              .context = &told});
+    assert_int_equal(told.stages, 5); /* statistics, decompose, compress, distill, measure */
+    assert_string_equal(told.stage, "measure");
+}
+
+/* ------------------------------------------------------------------ what is asked for */
+
+static void test_distillation_pays(void **state)
+{
+    char codec[DELTA_FIXTURE_NAME];
+
+    for (int i = 0; delta_fixture_codec(i, codec); i++) {
+        struct engine_compress_options options = {.codec = codec, .calibration = questions};
+        struct engine_delta_report plain, distilled, elsewhere;
+
+        if (!codec_find(codec)->scales)
+            continue;
+        plain = compress(options);
+        options.distill_steps = 25;
+        distilled = compress(options);
+        options.held_out = reworded;
+        elsewhere = compress(options);
+        print_message("# %s: KL %.4f, distilled %.4f (in other words %.4f)\n", codec,
+                      plain.measured_kl, distilled.measured_kl, elsewhere.measured_kl);
+        assert_int_equal(plain.distill_steps, 0);
+        assert_int_equal(distilled.distill_steps, 25);
+        assert_int_equal(distilled.bytes, plain.bytes);
+        assert_true(distilled.measured_kl < 0.9 * plain.measured_kl);
+    }
+}
+
+static void test_max_kl(void **state)
+{
+    struct engine_compress_options options = {.calibration = questions};
+    struct engine_delta_report tight, loose, whole;
+    struct err why = {0};
+
+    options.ratio = 6;
+    whole = compress(options);
+    options.ratio = 0;
+    options.max_kl = 4 * whole.measured_kl;
+    tight = compress(options);
+    options.max_kl = 40 * whole.measured_kl;
+    loose = compress(options);
+    print_message("# KL %.2g takes %lld bytes, %.2g %lld\n", tight.measured_kl,
+                  (long long)tight.bytes, loose.measured_kl, (long long)loose.bytes);
+    assert_true(tight.measured_kl <= 4 * whole.measured_kl);
+    assert_true(loose.measured_kl <= 40 * whole.measured_kl);
+    assert_true(loose.bytes < tight.bytes && tight.bytes < whole.bytes);
+    expect_report(delta_path, &loose, "calibration");
+
+    unlink(delta_path);
+    options.max_kl = 1e-12;
+    assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &loose, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_non_null(strstr(why.message, "1e-12"));
+    assert_int_equal(access(delta_path, F_OK), -1);
+    nothing_else_is_left();
+}
+
+/* So small that most matrices are given no bits at all: it is distilled, measured and served. */
+static void test_smallest(void **state)
+{
+    struct engine_compress_options options = {.bytes = 100, .calibration = questions};
+    struct engine_delta_report report, more;
+    struct engine_delta *delta;
+    struct err why = {0};
+    const char *least;
+
+    assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &why), -1);
+    least = strstr(why.message, "it takes at least ");
+    assert_non_null(least);
+    options.bytes = strtoll(least + strlen("it takes at least "), NULL, 10);
+    options.distill_steps = 2;
+    report = compress(options);
+    assert_true(isfinite(report.measured_kl) && report.measured_kl > 0);
+    CHECK(engine_delta_open(&delta, engine, delta_path, &err));
+    engine_delta_free(delta);
+    options.bytes += 400;
+    more = compress(options);
+    assert_true(more.measured_kl < report.measured_kl);
+}
+
+static void test_bad_options(void **state)
+{
+    const struct {
+        struct engine_compress_options options;
+        const char *complaint;
+    } bad[] = {
+        {{.codec = "zip"}, "\"zip\""},
+        {{.codec = ""}, "graft"},
+        {{.ratio = 16, .bytes = 5000}, "only one"},
+        {{.ratio = 16, .max_kl = 0.1, .calibration = questions}, "only one"},
+        {{.bytes = 5000, .max_kl = 0.1, .calibration = questions}, "only one"},
+        {{.ratio = 0.5}, "ratio is 0.5"},
+        {{.ratio = -3}, "ratio is -3"},
+        {{.ratio = 2000}, "ratio is 2000"},
+        {{.ratio = NAN}, "ratio is"},
+        {{.ratio = INFINITY}, "ratio is inf"},
+        {{.bytes = -1}, "-1 bytes"},
+        {{.bytes = 100}, "it takes at least"},
+        {{.ratio = 1024}, "it takes at least"},
+        {{.codec = "bitdelta", .ratio = 64}, "one bit for each weight"},
+        {{.max_kl = -0.1, .calibration = questions}, "max_kl is -0.1"},
+        {{.max_kl = NAN, .calibration = questions}, "max_kl is"},
+        {{.max_kl = INFINITY, .calibration = questions}, "max_kl is inf"},
+        {{.max_kl = 0.1}, "rows to measure on"},
+    };
+
+    unlink(delta_path);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        struct engine_delta_report report;
+        struct err why = {0};
+
+        assert_int_equal(
+            engine_trainer_compress(trainer, &bad[i].options, delta_path, &report, &why), -1);
+        assert_int_equal(why.kind, ERR_INVALID);
+        if (strstr(why.message, bad[i].complaint) == NULL)
+            fail_msg("\"%s\" is not in \"%s\"", bad[i].complaint, why.message);
+        assert_int_equal(access(delta_path, F_OK), -1);
+    }
+    nothing_else_is_left();
+}
+
+/* ------------------------------------------------------------------ a model tuned elsewhere */
+
+static void model_hash(struct engine *with, const char *tuned, char hash[65])
+{
+    const struct engine_compress_options options = {
+        .ratio = 10, .distill_steps = 3, .calibration = questions, .seed = 4};
+    struct engine_delta_report report;
+
+    CHECK(engine_model_compress(with, tuned, &options, delta_path, &report, &err));
+    assert_true(isfinite(report.measured_kl));
+    CHECK(file_sha256(delta_path, hash, NULL, &err));
+}
+
+/* From a directory and from a base file, by engines of other thread counts: the same bytes. */
+static void test_model_compress(void **state)
+{
+    char one[65], again[65], imported[65], threads[65], path[128];
+    struct engine *other = open_engine(base_path, 3);
+
+    snprintf(path, sizeof path, "%s/tuned-base.safetensors", folder);
+    CHECK(engine_import(tuned_dir, path, NULL, &err));
+    model_hash(engine, tuned_dir, one);
+    model_hash(engine, tuned_dir, again);
+    model_hash(engine, path, imported);
+    model_hash(other, path, threads);
+    assert_string_equal(one, again);
+    assert_string_equal(one, imported);
+    assert_string_equal(one, threads);
+    CHECK(engine_delta_check(base_path, delta_path, "it", &err));
+    engine_free(other);
+    nothing_else_is_left();
+}
+
+static void test_model_of_another_shape(void **state)
+{
+    const struct engine_compress_options options = {.ratio = 10};
+    const struct tiny_model shapes[] = {
+        {.hidden = 64, .seed = 1}, {.hidden = 96, .intermediate = 128, .layers = 3, .seed = 1}};
+    struct engine_delta_report report;
+    char dir[128];
+
+    snprintf(dir, sizeof dir, "%s/shape", folder);
+    unlink(delta_path);
+    for (int i = 0; i < 2; i++) {
+        struct err why = {0};
+
+        CHECK(tiny_model_write(dir, &shapes[i], &err));
+        assert_int_equal(engine_model_compress(engine, dir, &options, delta_path, &report, &why),
+                         -1);
+        assert_int_equal(why.kind, ERR_INVALID);
+        assert_non_null(strstr(why.message, "do not belong together"));
+    }
+    CHECK(file_remove_tree(dir, &err));
+    assert_int_equal(engine_model_compress(engine, dir, &options, delta_path, &report, NULL), -1);
+    assert_int_equal(access(delta_path, F_OK), -1);
+}
+
+/* ------------------------------------------------------------------ describe */
+
+static void test_describe(void **state)
+{
+    struct engine_delta_report report =
+        compress((struct engine_compress_options){.ratio = 10, .calibration = questions});
+    json_t *json, *tensors;
+    json_int_t bytes = 0;
+    char *text;
+    size_t i;
+    json_t *t;
+
+    CHECK(engine_delta_describe(delta_path, &text, &err));
+    json = json_loads(text, 0, NULL);
+    free(text);
+    assert_non_null(json);
+    assert_string_equal(json_string_value(json_object_get(json, "version")), "2");
+    assert_string_equal(json_string_value(json_object_get(json, "codec")), "graft");
+    assert_string_equal(json_string_value(json_object_get(json, "base")),
+                        engine_info(engine)->digest);
+    assert_non_null(strstr(json_string_value(json_object_get(json, "created_by")), "graft "));
+    assert_true(json_is_object(json_object_get(json, "report")));
+    tensors = json_object_get(json, "tensors");
+    assert_int_equal(json_array_size(tensors), 14 + 5); /* two layers' matrices and all norms */
+    json_array_foreach(tensors, i, t) bytes += json_integer_value(json_object_get(t, "bytes"));
+    assert_int_equal(json_integer_value(json_object_get(json, "tensor_bytes")), bytes);
+    assert_true(bytes > report.linear_bytes && bytes < report.bytes);
+    t = json_array_get(tensors, 18);
+    assert_string_equal(json_string_value(json_object_get(t, "dtype")), "U8");
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(t, "shape"), 0)),
+                     json_integer_value(json_object_get(t, "bytes")));
+    json_decref(json);
+}
+
+static void expect_no_description(const char *path, const char *complaint)
+{
+    struct err why = {0};
+    char *text = (char *)"not set";
+
+    assert_int_equal(engine_delta_describe(path, &text, &why), -1);
+    assert_null(text);
+    if (strstr(why.message, complaint) == NULL)
+        fail_msg("\"%s\" is not in \"%s\"", complaint, why.message);
+}
+
+static void test_describe_broken_files(void **state)
+{
+    char *data;
+    size_t len;
+
+    compress((struct engine_compress_options){.ratio = 10});
+    CHECK(file_read_all(delta_path, 1 << 20, &data, &len, &err));
+    CHECK(file_write_durable(other_path, data, len / 2, &err));
+    expect_no_description(other_path, other_path);
+    CHECK(file_write_durable(other_path, data, 5, &err));
+    expect_no_description(other_path, other_path);
+    CHECK(file_write_durable(other_path, data + 1, len - 1, &err));
+    expect_no_description(other_path, other_path);
+    free(data);
+    expect_no_description(base_path, "is not a delta");
+    unlink(other_path);
+    expect_no_description(other_path, other_path);
+}
+
+/* What a stranger wrote into the report is shown as JSON or not at all. */
+static void test_describe_strange_reports(void **state)
+{
+    static const char *const strange[] = {"", "no JSON", "{\"a\":", "nan", "[1,2]", "{\"a\":1}  "};
+
+    for (size_t i = 0; i < sizeof strange / sizeof strange[0]; i++) {
+        struct safetensors_writer *writer;
+        json_t *json, *report;
+        char *text;
+
+        CHECK(safetensors_writer_open(&writer, other_path, &err));
+        safetensors_writer_metadata(writer, "graft.format", "delta", NULL);
+        safetensors_writer_metadata(writer, "graft.report", strange[i], NULL);
+        CHECK(safetensors_writer_begin(writer, &err));
+        CHECK(safetensors_writer_finish(writer, NULL, &err));
+        safetensors_writer_free(writer);
+        CHECK(engine_delta_describe(other_path, &text, &err));
+        json = json_loads(text, 0, NULL);
+        assert_non_null(json);
+        report = json_object_get(json, "report");
+        assert_true(i < 4 ? json_is_null(report) : json_is_array(report) || json_is_object(report));
+        assert_true(json_is_null(json_object_get(json, "codec")));
+        json_decref(json);
+        free(text);
+    }
+}
+
+/* ------------------------------------------------------------------ */
+
+static int setup(void **state)
+{
+    char dir[128];
+
+    json_text_setup();
+    if (mkdtemp(folder) == NULL)
+        return -1;
+    snprintf(dir, sizeof dir, "%s/base", folder);
+    snprintf(base_path, sizeof base_path, "%s/base.safetensors", folder);
+    snprintf(tuned_dir, sizeof tuned_dir, "%s/tuned", folder);
+    snprintf(delta_path, sizeof delta_path, "%s/delta.safetensors", folder);
+    snprintf(other_path, sizeof other_path, "%s/other.safetensors", folder);
+    CHECK(tiny_model_write(dir, &shape, &err));
+    CHECK(engine_import(dir, base_path, NULL, &err));
+    write_tuned_elsewhere(dir);
+    engine = open_engine(base_path, 2);
+    open_rows(&questions, "What suits");
+    open_rows(&reworded, "Who likes it,");
+    teach();
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    engine_trainer_free(trainer);
+    engine_dataset_free(questions);
+    engine_dataset_free(reworded);
+    engine_free(engine);
+    return file_remove_tree(folder, NULL);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_report),
+        cmocka_unit_test(test_report_without_rows),
+        cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_distillation_pays),
+        cmocka_unit_test(test_max_kl),
+        cmocka_unit_test(test_smallest),
+        cmocka_unit_test(test_bad_options),
+        cmocka_unit_test(test_model_compress),
+        cmocka_unit_test(test_model_of_another_shape),
+        cmocka_unit_test(test_describe),
+        cmocka_unit_test(test_describe_broken_files),
+        cmocka_unit_test(test_describe_strange_reports),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
