@@ -247,6 +247,11 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
 /* What a delta file says of itself, as one JSON object; *json is malloc'ed. Needs no base. */
 int engine_delta_describe(const char *path, char **json, struct err *err);
 
+/* Base and delta as one model: a new Hugging Face directory at out_dir, weights in F32 and what
+ * else base_dir, a Hugging Face directory too, has of tokenizer and configuration. */
+int engine_delta_apply(const char *base_dir, const char *delta_path, const char *out_dir,
+                       struct err *err);
+
 struct engine_delta;
 /* Refuses an artifact of another base (by digest), another version, or damaged. */
 int engine_delta_open(struct engine_delta **out, struct engine *engine, const char *path,

@@ -40,12 +40,13 @@ typedef int cmd_fn(const struct settings *settings, const struct setting_args *a
                    struct err *err);
 cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_list, cmd_key_revoke,
     cmd_model_import, cmd_model_list, cmd_collect, cmd_doctor, cmd_bench_train, cmd_bench_decode,
-    cmd_bench_recall, cmd_bench_kl, cmd_delta_compress, cmd_delta_inspect;
+    cmd_bench_recall, cmd_bench_kl, cmd_delta_compress, cmd_delta_inspect, cmd_delta_apply;
 
 enum { CMD_WORK_ROLE, CMD_WORK_DEVICE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET, CMD_WORK_WORDS };
 enum { CMD_KEY_ORG, CMD_KEY_PROJECT };
 enum { CMD_MODEL_NAME };
 enum { CMD_DOCTOR_JSON };
+enum { CMD_APPLY_BASE, CMD_APPLY_DELTA, CMD_APPLY_OUT };
 enum {
     CMD_DELTA_BASE,
     CMD_DELTA_TUNED,

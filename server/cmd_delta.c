@@ -189,3 +189,25 @@ int cmd_delta_inspect(const struct settings *settings, const struct setting_args
     free(json);
     return CMD_DONE;
 }
+
+/* ------------------------------------------------------------------ apply */
+
+int cmd_delta_apply(const struct settings *settings, const struct setting_args *args,
+                    struct err *err)
+{
+    const char *out = args->options[CMD_APPLY_OUT];
+
+    if (require(args, CMD_APPLY_BASE, "--base", err) != 0 ||
+        require(args, CMD_APPLY_DELTA, "--delta", err) != 0 ||
+        require(args, CMD_APPLY_OUT, "-o", err) != 0)
+        return CMD_USAGE;
+    if (engine_delta_apply(args->options[CMD_APPLY_BASE], args->options[CMD_APPLY_DELTA], out,
+                           err) != 0)
+        return CMD_FAILED;
+    printf("{\"directory\":");
+    json_t *name = json_string(out);
+    json_dumpf(name, stdout, JSON_ENCODE_ANY);
+    json_decref(name);
+    printf("}\n");
+    return CMD_DONE;
+}

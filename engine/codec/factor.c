@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/codec/gptq.h"
 #include "engine/codec/linalg.h"
 #include "engine/codec/planes.h"
 #include "engine/tensor.h"
@@ -376,27 +377,24 @@ static void first_right(struct rounding *r, const uint8_t *width, double *turned
             r->right[v * cols + c] = turned[c * r->rank + v];
 }
 
-/* Column by column; what a column loses is made good by those behind it. */
-static void round_right(struct rounding *r, const double *feedback)
+static double round_right_value(void *context, int32_t v, int32_t c, double value)
 {
-    int64_t cols = r->f->cols;
+    struct rounding *r = context;
 
+    return store(value, r->right_scale[v] * r->col[c], r->width[v],
+                 &r->right_signs[(int64_t)v * r->f->cols + c]);
+}
+
+static int round_right(struct rounding *r, const double *feedback, struct err *err)
+{
     find_scales(r->right, r->rank, r->f->cols, r->right_scale, r->col);
-    for (int64_t v = 0; v < r->rank; v++) {
-        double *x = r->right + v * cols;
-
-        for (int64_t c = 0; c < cols; c++) {
-            double was = x[c], wrong;
-
-            x[c] = store(was, r->right_scale[v] * r->col[c], r->width[v],
-                         &r->right_signs[v * cols + c]);
-            if (!feedback)
-                continue;
-            wrong = (was - x[c]) / feedback[c * cols + c];
-            for (int64_t i = c + 1; i < cols; i++)
-                x[i] -= wrong * feedback[c * cols + i];
-        }
-    }
+    return gptq_round(&(struct gptq){.x = r->right,
+                                     .rows = r->rank,
+                                     .cols = r->f->cols,
+                                     .feedback = feedback,
+                                     .round = round_right_value,
+                                     .context = r},
+                      err);
 }
 
 /* left = delta · H · rightᵀ · inner⁻¹: the best there is to this right side. */
@@ -430,29 +428,49 @@ static int fit_left(struct rounding *r, struct err *err)
     return 0;
 }
 
+static double round_left_value(void *context, int32_t i, int32_t v, double value)
+{
+    struct rounding *r = context;
+
+    return store(value, r->left_scale[v] * r->row[i], r->width[v],
+                 &r->left_signs[(int64_t)v * r->f->rows + i]);
+}
+
+static void transpose(const double *from, int64_t rows, int64_t cols, double *to)
+{
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t c = 0; c < cols; c++)
+            to[c * rows + r] = from[r * cols + c];
+}
+
 /* Vector by vector, likewise in the metric of `inner`, which becomes its feedback. */
 static int round_left(struct rounding *r, struct err *err)
 {
-    int64_t rows = r->f->rows, rank = r->rank;
+    int64_t rows = r->f->rows;
+    double *turned = new_doubles(rows * r->rank);
+    int rc = -1;
 
-    if (linalg_feedback(r->inner, r->rank, err))
-        return -1;
-    find_scales(r->left, r->rank, r->f->rows, r->left_scale, r->row);
-    for (int64_t v = 0; v < rank; v++) {
-        const double *feedback = r->inner + v * rank;
-        double *x = r->left + v * rows;
-
-        for (int64_t i = 0; i < rows; i++) {
-            double was = x[i], wrong;
-
-            x[i] =
-                store(was, r->left_scale[v] * r->row[i], r->width[v], &r->left_signs[v * rows + i]);
-            wrong = (was - x[i]) / feedback[v];
-            for (int64_t k = v + 1; k < rank; k++)
-                r->left[k * rows + i] -= wrong * feedback[k];
-        }
+    if (!turned) {
+        err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", r->rank);
+        goto out;
     }
-    return 0;
+    if (linalg_feedback(r->inner, r->rank, err))
+        goto out;
+    find_scales(r->left, r->rank, r->f->rows, r->left_scale, r->row);
+    transpose(r->left, r->rank, rows, turned);
+    if (gptq_round(&(struct gptq){.x = turned,
+                                  .rows = r->f->rows,
+                                  .cols = r->rank,
+                                  .feedback = r->inner,
+                                  .round = round_left_value,
+                                  .context = r},
+                   err))
+        goto out;
+    transpose(turned, rows, r->rank, r->left);
+    rc = 0;
+out:
+    free(turned);
+    return rc;
 }
 
 static int measure(const struct rounding *r, double *cost, struct err *err)
@@ -498,8 +516,7 @@ static int round_both(struct rounding *r, const uint8_t *width, struct err *err)
         if (linalg_feedback(feedback, f->cols, err))
             goto out;
     }
-    round_right(r, feedback);
-    if (fit_left(r, err) || round_left(r, err))
+    if (round_right(r, feedback, err) || fit_left(r, err) || round_left(r, err))
         goto out;
     rc = 0;
 out:
@@ -520,7 +537,7 @@ int factor_compress(const struct factor *f, const uint8_t *width, void *out, dou
         r.row[i] = 1;
     for (int32_t i = 0; i < f->cols; i++)
         r.col[i] = 1;
-    if ((r.rank > 0 && round_both(&r, width, err)) || measure(&r, cost, err))
+    if ((r.rank > 0 && round_both(&r, width, err)) || (cost && measure(&r, cost, err)))
         goto out;
     planes_write(&(struct planes){.rows = f->rows,
                                   .cols = f->cols,

@@ -57,7 +57,8 @@ int64_t factor_matrix_bytes(const struct factor_matrix *matrix);
 /* ------------------------------------------------------------------ rounding */
 
 int64_t factor_bytes(const struct factor *factor, const uint8_t *width);
-/* factor_bytes() to `out`: see planes.h. *cost: ½·tr(G·E·H·Eᵀ) of what is wrong with them. */
+/* factor_bytes() to `out`: see planes.h. *cost (or NULL): ½·tr(G·E·H·Eᵀ) of what is wrong with
+ * them. */
 int factor_compress(const struct factor *factor, const uint8_t *width, void *out, double *cost,
                     struct err *err);
 

@@ -54,7 +54,7 @@ static int compress(const struct codec_matrix *m, const struct codec_plan *plan,
     if (factor_open(&factor, m->delta, m->rows, m->cols,
                     &(struct factor_statistics){.h = m->h, .g = m->g}, err))
         return -1;
-    rc = factor_compress(factor, plan->width, part[0].data, &(double){0}, err);
+    rc = factor_compress(factor, plan->width, part[0].data, NULL, err);
     factor_free(factor);
     return rc;
 }
