@@ -9,7 +9,8 @@
 #include "engine/base/file_io.h"
 #include "engine/base/json_text.h"
 
-#define HEADER_MAX (16u << 20) /* as the engine's own reader has it */
+#define HEADER_MAX \
+    (4u << 20) /* of the largest models it is 200 kB; JSON takes many times its text */
 
 static int invalid(struct err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 static int invalid(struct err *err, const char *fmt, ...)

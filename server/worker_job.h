@@ -1,8 +1,11 @@
-/* worker_job.h: one attempt at one fine-tuning job, from its claim to its end or its hand-over.
+/* worker_job.h: one attempt at one job, from its claim to its end or its hand-over.
  *
  *   validate the files → plan → (resume) → steps, with metrics, user checkpoints at the last three
  *   epochs' ends and recovery checkpoints in between → compress → ask the questions back → result
  *   file → one fenced transaction
+ *
+ * A job that compresses a model tuned elsewhere goes the same way, without what has to do with
+ * steps.
  *
  * Every attempt goes the same way; what an earlier one has told or stored already is not told
  * again. Between two attempts nothing is shared but the database and the newest recovery

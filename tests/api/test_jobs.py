@@ -220,6 +220,14 @@ class Compression(unittest.TestCase):
                 self.assertLess(abs(len(early) / len(body) - 1), 0.1, "an epoch's checkpoint has the same budget")
                 self.assertEqual(server.chat(job["fine_tuned_model"], harness.FACTS[0][0]).status, 200)
 
+    def test_a_kl_is_kept_to_by_a_smaller_file_where_more_is_allowed(self):
+        reports = [self.compressed({"max_kl": kl, "distill_steps": 0})["graft"]["report"] for kl in (0.05, 0.001)]
+        self.assertLessEqual(reports[0]["measured_kl"], 0.05)
+        self.assertLessEqual(reports[1]["measured_kl"], 0.001)
+        self.assertLess(reports[0]["bytes"], reports[1]["bytes"])
+        job = self.compressed({"max_kl": 1e-9})
+        self.assertEqual((job["status"], job["error"]["code"]), ("failed", "compression_failed"), job)
+
     def test_it_is_measured_on_the_validation_file(self):
         validation = server.upload(harness.examples(harness.FACTS[:1]), name="valid.jsonl").json["id"]
         fields = {"compression": {"codec": "bitdelta", "distill_steps": 0}}

@@ -161,6 +161,33 @@ static void what_was_not_asked_of_compression_is_the_engines_choice(void **state
                ERR_INTERNAL);
 }
 
+static void a_job_that_compresses_needs_no_training_file(void **state)
+{
+    struct fixture *f = fixture();
+    struct base base;
+    struct event_list events;
+    struct job job;
+
+    fixture_base(f);
+    fixture_settle(f);
+    assert_ok(bases_get(f->app, "tiny", &base, err));
+    assert_ok(jobs_create(f->app, f->a.project,
+                          &(struct job_new){.model = "tiny", .tuned = &base, .suffix = "two"}, &job,
+                          err));
+    assert_string_equal(job.tuned_model, "tiny");
+    assert_string_equal(job.tuned_sha256, base.sha256);
+    assert_string_equal(job.training_file, "");
+    assert_string_equal(job.training_sha256, "");
+    assert_ok(events_list(f->app, f->a.project, job.id, NULL, 10, &events, err));
+    assert_int_equal(events.count, 1);
+    assert_memory_equal(events.items[0].message, "Created compression job: ftjob-", 31);
+    event_list_release(&events);
+    job_release(&job);
+    /* One that trains does. */
+    assert_err(jobs_create(f->app, f->a.project, &(struct job_new){.model = "tiny"}, &job, err),
+               ERR_INTERNAL);
+}
+
 static void a_job_is_refused_in_words(void **state)
 {
     struct fixture *f = fixture();
@@ -570,6 +597,7 @@ int main(void)
         cmocka_unit_test(the_database_refuses_a_move_that_is_not_in_the_table),
         cmocka_unit_test(a_job_keeps_what_it_was_asked),
         cmocka_unit_test(what_was_not_asked_of_compression_is_the_engines_choice),
+        cmocka_unit_test(a_job_that_compresses_needs_no_training_file),
         cmocka_unit_test(a_job_is_refused_in_words),
         cmocka_unit_test(lists_go_page_by_page),
         cmocka_unit_test(lists_filter_by_metadata),
