@@ -64,7 +64,7 @@ else
 FUZZ_MAIN := $(BUILD)/tests/fuzz/replay_main.o
 endif
 
-.PHONY: all help deps demo run test test-fault test-docker bench fuzz lint format unit unit-programs fuzz-programs clean FORCE
+.PHONY: all help deps demo run test test-fault test-docker bench bench-codecs fuzz lint format unit unit-programs fuzz-programs clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -118,7 +118,7 @@ fuzz-programs: $(FUZZ_BIN)
 
 help: ## this list
 	@echo 'make builds $(BUILD)/graft. Other targets:'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile engine/cuda/cuda.mk tests/gpu/gpu.mk | awk -F'|' '{ printf "%-18s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile engine/cuda/cuda.mk tests/gpu/gpu.mk | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
 
 demo: ## from nothing to an answering fine-tune: installs, builds, trains, asks (about 6 minutes)
 	@tests/demo/demo.sh
@@ -141,6 +141,11 @@ bench: all ## training speed on SmolLM2-135M, one JSON line
 	@tests/demo/fetch_model.sh
 	@$(BUILD)/graft bench train --model .cache/models/SmolLM2-135M-Instruct.Q4_1.gguf \
 	    --seq 512 --batch 2 --steps 5
+
+bench-codecs: all ## each codec's KL, recall, time and memory on BASE, TUNED, CALIBRATION and HELD_OUT (hours)
+	@python3 tests/bench/codecs.py --build '$(BUILD)' --base '$(BASE)' --tuned '$(TUNED)' \
+	    --calibration '$(CALIBRATION)' --held-out '$(HELD_OUT)' \
+	    $(foreach o,OTHER_TEXT REFERENCE PEERS PYTHON NAME CODECS RATIOS SEEDS THREADS,$(if $($o),--$(subst _,-,$(shell echo $o | tr A-Z a-z)) '$($o)'))
 
 fuzz: ## each parser under libFuzzer for FUZZ_SECONDS (60); needs clang
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-60} tests/run fuzz

@@ -53,9 +53,9 @@ static void begin_line(struct fidelity_bench *b, const char *what,
 {
     strbuf_addf(&b->line,
                 "{\"what\": \"graft %s\", \"device\": \"%s\", \"precision\": \"%s\", "
-                "\"threads\": %d, \"delta_bytes\": %lld, \"data\": [",
+                "\"threads\": %d, \"linear_parameters\": %lld, \"delta_bytes\": %lld, \"data\": [",
                 what, device->device, b->engine->backend->activation == DTYPE_BF16 ? "bf16" : "f32",
-                b->engine->backend->threads,
+                b->engine->backend->threads, (long long)engine_info(b->engine)->linear_parameters,
                 (long long)(b->delta ? engine_delta_bytes(b->delta) : 0));
 }
 

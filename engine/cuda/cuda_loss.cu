@@ -194,7 +194,8 @@ static __device__ __forceinline__ float exp_excess(float d)
 
 /* One block for each row, which reads both rows of logits twice: for their softmax, and for
  * KL = Σ p_teacher · (exp(-d) - 1 + d) with d = log p_teacher - log p, whose terms are not negative
- * (cpu/kernels.h says more). The gradient goes where loss_softmax_kernel puts it, and waits as there.
+ * (cpu/kernels.h says more). The gradient goes where loss_softmax_kernel puts it, and waits as
+ * there.
  */
 template <int W, typename T>
 static __global__ void loss_teacher_kernel(struct loss_rows rows, float *logits,

@@ -1,0 +1,169 @@
+"""bench-codecs with a program that pretends to be graft: what it asks for, what it counts, what it writes."""
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import stat
+import sys
+import tempfile
+import unittest
+import xml.etree.ElementTree as xml
+
+# Not by its name: Python has a module codecs of its own.
+spec = importlib.util.spec_from_file_location("bench_codecs", pathlib.Path(__file__).with_name("codecs.py"))
+codecs = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(codecs)
+
+GRAFT = """#!{python} -IS
+import json, os, sys
+words = sys.argv[1:]
+def of(flag, default=None):
+    return words[words.index(flag) + 1] if flag in words else default
+with open({log!r}, "a") as log:
+    log.write(json.dumps(words) + "\\n")
+delta = of("--delta")
+size = os.path.getsize(delta) if delta else 0
+if words[:2] == ["delta", "compress"]:
+    codec, size, steps = of("--codec"), int(of("--bytes", 9000)), int(of("--distill-steps", 5))
+    if codec not in ("wide", "fixed"):
+        sys.exit(f'graft: --codec: there is no codec "{{codec}}": wide, fixed\\nsee: graft help')
+    if codec == "fixed" and size < 9000:
+        sys.exit("graft: fixed takes 9000 bytes")
+    memory = b"x" * ((64 if codec == "wide" else 1) << 20)
+    steps = steps if codec == "wide" else 0
+    open(of("-o"), "wb").write((of("--seed") + codec + str(steps)).ljust(size).encode())
+    print(json.dumps({{"codec": codec, "distill_steps": steps, "seconds": 9.0, "distill_seconds": 4.0 if steps else 0.0,
+                      "measure_seconds": 2.0}}))
+elif words[:2] == ["bench", "kl"]:
+    kl = 1000 / size if size else 0.25 if of("--other") else 3.0
+    data = words[words.index("--data") + 1:]
+    print(json.dumps({{"linear_parameters": 80000, "threads": 1, "data": [
+        {{"kl": kl * (i + 1), "answer_kl": kl / 2, "tokens": 70, "answer_tokens": 7}} for i, _ in enumerate(data)]}}))
+else:
+    print(json.dumps({{"data": [{{"exact": 0.5 if size else 0.0, "asked": 12}}, {{"exact": 0.25, "asked": 12}}]}}))
+"""
+
+
+class Codecs(unittest.TestCase):
+    def setUp(self):
+        self.temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(self.temporary.cleanup)
+        self.at = pathlib.Path(self.temporary.name)
+        for name in ("base", "tuned", "saved"):
+            (self.at / name).mkdir()
+            (self.at / name / "config.json").write_text(name)
+            (self.at / name / "tokenizer.json").write_text(name)
+        for name in ("a.jsonl", "b.jsonl", "c.jsonl"):
+            (self.at / name).write_text(name)
+        self.log = self.at / "log"
+        graft = self.at / "graft"
+        graft.write_text(GRAFT.format(python=sys.executable, log=str(self.log)))
+        graft.chmod(graft.stat().st_mode | stat.S_IXUSR)
+        (self.at / "README.md").write_text("# Codecs\n\nWords.\n")
+
+    def measure(self, *more):
+        """All of it; the calls that were made."""
+        before = len(self.calls())
+        options = codecs.arguments(["--base", f"{self.at}/base", "--tuned", f"{self.at}/tuned", "--calibration", f"{self.at}/a.jsonl",
+                                    "--held-out", f"{self.at}/b.jsonl", "--build", str(self.at), "--readme", f"{self.at}/README.md",
+                                    "--name", "toy", "--ratios", "16,32", "--seeds", "2", *more])
+        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet:
+            sys.stdout, sys.stderr, kept = quiet, quiet, (sys.stdout, sys.stderr)
+            try:
+                codecs.measure(codecs.Bench(options, folder))
+            finally:
+                sys.stdout, sys.stderr = kept
+        return self.calls()[before:]
+
+    def calls(self):
+        return [json.loads(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+    def figures(self):
+        return json.loads((self.at / "bench-codecs-toy.json").read_text())
+
+    def cells(self, first):
+        """The row of the table whose codec begins so, by column."""
+        lines = [re.split(r" \| ", line.strip("| ")) for line in (self.at / "README.md").read_text().splitlines() if line.startswith("| ")]
+        found = [dict(zip(lines[0], line)) for line in lines if line[2].strip("`").startswith(first)]
+        return found
+
+    def test_sizes_are_parts_of_the_16_bit_bytes_of_the_matrices(self):
+        asked = {int(w[w.index("--bytes") + 1]) for w in self.measure() if "--bytes" in w}
+        self.assertEqual(asked, {2 * 80000 // 16, 2 * 80000 // 32})
+
+    def test_every_seed_with_and_without_distillation(self):
+        calls = [w for w in self.measure() if w[:2] == ["delta", "compress"] and "wide" in w]
+        self.assertEqual(len(calls), 2 * 2 * 2)
+        self.assertEqual({w[w.index("--seed") + 1] for w in calls}, {"0", "1"})
+        self.assertEqual(sum("--distill-steps" in w for w in calls), 4)
+
+    def test_the_table_says_what_was_measured(self):
+        self.measure("--other-text", f"{self.at}/c.jsonl")
+        row = self.cells("wide")[0]
+        self.assertEqual((row["bytes"], row["KL"], row["KL answers"], row["KL other text"]), ("10,000", "0.1", "0.05", "0.2"))
+        self.assertEqual((row["memorised"], row["rephrased"], row["s"], row["s distilling"]), ("0.500", "0.250", "3.0", "4.0"))
+        self.assertEqual(self.cells("base")[0]["KL"], "3")
+
+    def test_peak_memory_is_that_of_the_process(self):
+        self.measure()
+        wide = min(int(r["peak_mib"]) for row in self.figures()["rows"] if row["codec"] == "wide" for r in row["runs"])
+        fixed = max(int(r["peak_mib"]) for row in self.figures()["rows"] if row["codec"] == "fixed" for r in row["runs"])
+        self.assertGreater(wide, 64)
+        self.assertLess(fixed, 64)  # the one before it does not count
+
+    def test_a_size_that_a_codec_has_not_is_said(self):
+        self.measure()
+        self.assertIn("fixed, 1/32: fixed takes 9000 bytes", (self.at / "README.md").read_text())
+        self.assertEqual([row["ratio"] for row in self.figures()["rows"] if row["codec"] == "fixed"], [16])
+        self.measure("--ratios", "64")  # none of those asked for: its own
+        self.assertEqual([row["ratio"] for row in self.figures()["rows"] if row["codec"] == "fixed"], [None])
+
+    def test_nothing_is_measured_twice_until_something_changes(self):
+        self.assertGreater(len(self.measure()), 20)
+        self.assertEqual([w for w in self.measure() if "?" not in w], [])
+        (self.at / "a.jsonl").write_text("other rows")
+        self.assertGreater(len(self.measure()), 20)
+
+    def test_a_line_cut_off_is_measured_again(self):
+        self.measure()
+        store = self.at / "bench-codecs-toy.jsonl"
+        store.write_text(store.read_text()[:-20])
+        self.assertEqual(len([w for w in self.measure() if "?" not in w]), 1)
+
+    def test_a_reference_that_was_saved_is_measured_on_the_same_rows_with_the_base_s_tokenizer(self):
+        (self.at / "reference").write_text(json.dumps({"what": "fisher", "linear_params": 80000, "linear_bytes": 9999, "kl": 0.7,
+                                                       "seconds": 3, "saved": f"{self.at}/saved"}) + "\n"
+                                           + json.dumps({"what": "plain", "linear_params": 80000, "linear_bytes": 5000, "kl": 0.9}) + "\n")
+        self.measure("--reference", f"{self.at}/reference")
+        self.assertEqual([self.cells(n)[0]["KL"] for n in ("fisher (torch)", "plain (torch)")], ["0.25", "0.9"])
+        with tempfile.TemporaryDirectory() as folder:
+            codecs.dress(folder, self.at / "saved", self.at / "base")
+            self.assertEqual((pathlib.Path(folder, "config.json").read_text(), pathlib.Path(folder, "tokenizer.json").read_text()),
+                             ("saved", "base"))
+
+    def test_the_document_keeps_what_is_around_its_markers(self):
+        self.measure()
+        once = (self.at / "README.md").read_text()
+        self.assertTrue(once.startswith("# Codecs\n\nWords.\n"))
+        (self.at / "README.md").write_text(once + "\nBehind.\n")
+        self.measure()
+        self.assertEqual((self.at / "README.md").read_text(), once + "\nBehind.\n")
+
+    def test_the_plot_is_xml_with_a_line_for_each_codec_within_its_frame(self):
+        found = {"a": [(1e5, 1e-2), (1e6, 1e-3)], "b & c": [(5e5, 3e-1)]}
+        tree = xml.fromstring(codecs.plot(found, "x < y"))
+        spots = [(float(e.get("cx")), float(e.get("cy"))) for e in tree.iter("{http://www.w3.org/2000/svg}circle")]
+        self.assertEqual(len(spots), 3)
+        self.assertTrue(all(70 < x < 550 and 40 < y < 390 for x, y in spots))
+        self.assertLess(spots[0][0], spots[1][0])
+        self.assertLess(spots[0][1], spots[1][1])  # a smaller KL lies lower
+
+    def test_a_mean_shows_its_spread(self):
+        self.assertEqual(codecs.spread([0.5, 0.7], codecs.share_text), "0.600 ± 0.100")
+        self.assertEqual(codecs.spread([0.5, 0.5], codecs.share_text), "0.500")
+        self.assertEqual(codecs.spread([None], codecs.share_text), "–")
+
+
+if __name__ == "__main__":
+    unittest.main()
