@@ -64,7 +64,7 @@ else
 FUZZ_MAIN := $(BUILD)/tests/fuzz/replay_main.o
 endif
 
-.PHONY: all help deps demo run test test-fault test-docker bench bench-codecs fuzz lint format unit unit-programs fuzz-programs clean FORCE
+.PHONY: all help deps demo run test test-fault test-mixes test-docker bench bench-codecs fuzz lint format unit unit-programs fuzz-programs clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -133,6 +133,9 @@ test: ## every suite; SUITES="lint unit" picks some (tests/run --list)
 
 test-fault: all ## kill -9 at 50 random points of a job's life (about 15 minutes)
 	@tests/run fault-long
+
+test-mixes: $(BUILD)/tests/unit/test_served ## 300 random mixes of tenants, codecs and lengths: each answer as alone (1 minute)
+	@$< 300
 
 test-docker: all ## docker/: the images built by docker, or step by step in a scratch root (2 minutes)
 	@tests/run docker docker-build

@@ -95,7 +95,7 @@ struct cuda {
     int32_t layers;          /* of its model; 0: not told, and no adapters */
     char *staging, *meta;    /* what batch points to: on the host, on the device */
     size_t meta_bytes, meta_used;
-    uint64_t *order; /* [order_rows] host scratch: rows sorted by token */
+    uint64_t *order; /* [order_rows], and as many int32_t behind: host scratch, rows sorted */
     int32_t order_rows;
     double *norm_parts; /* [CUDA_NORM_PARTS] on the device: sums of squares */
     float *head_parts;  /* [CUDA_HEAD_PARTS, CUDA_MAX_HEAD] on the device */

@@ -102,8 +102,10 @@ $(BUILD)/cuda-flags: FORCE
 
 # Tests of the CUDA backend, tests/unit/test_cuda_*.c, are linked against the shim.
 CUDA_TESTS := $(filter $(BUILD)/tests/unit/test_cuda_%,$(UNIT_BIN))
-$(CUDA_TESTS): $(SHIM)
-$(CUDA_TESTS): LDLIBS += $(SHIM) -Wl,-rpath,$(abspath $(BUILD))
+# So is one of the whole engine, which serves on both.
+SHIM_TESTS := $(CUDA_TESTS) $(BUILD)/tests/unit/test_served
+$(SHIM_TESTS): $(SHIM)
+$(SHIM_TESTS): LDLIBS += $(SHIM) -Wl,-rpath,$(abspath $(BUILD))
 
 .PHONY: shim test-cuda-shim
 shim: $(SHIM) ## the test shim of a CUDA device, for --device shim:0

@@ -153,7 +153,8 @@ static int make_room(struct cuda *cuda, const struct begin_args *a, struct err *
     if (b->rows > cuda->order_rows) {
         free(cuda->order);
         cuda->order_rows = 0;
-        cuda->order = (uint64_t *)malloc(2 * rows * sizeof *cuda->order);
+        /* For twice the rows: of each what is sorted, and behind all of those what came of it. */
+        cuda->order = (uint64_t *)malloc(2 * rows * (sizeof *cuda->order + sizeof(int32_t)));
         if (!cuda->order)
             return err_set(err, ERR_NO_MEMORY, "no memory for a batch of %d rows", b->rows);
         cuda->order_rows = 2 * b->rows;

@@ -17,11 +17,10 @@
 #include "engine/base/file_io.h"
 #include "engine/base/json_text.h"
 #include "engine/base/strbuf.h"
-#include "engine/base_file.h"
-#include "engine/codec/artifact.h"
 #include "engine/dataset.h"
 #include "engine/engine.h"
 #include "engine/engine_parts.h"
+#include "tests/unit/noisy_delta.h"
 #include "tests/unit/tiny_model.h"
 
 static char folder[] = "/tmp/graft-end-to-end-XXXXXX";
@@ -128,41 +127,6 @@ static void the_compressed_difference_keeps_it(void **state)
     assert_true(recall_of(NULL, delta) >= 0.9);
 }
 
-/* base + what the artifact says, as a full set of f32 weights. */
-static void expanded_weights(const struct artifact_tensor *tensor, int32_t count,
-                             const struct artifact *artifact, struct model_weights *weights)
-{
-    CHECK(model_weights_alloc(weights, engine->model, &err));
-    for (int32_t i = 0; i < count; i++) {
-        int64_t elements = (int64_t)tensor[i].rows * tensor[i].cols;
-        float *value = malloc((size_t)elements * sizeof(*value));
-        float *diff = malloc((size_t)elements * sizeof(*diff));
-        char name[MODEL_NAME_MAX];
-        struct tensor *t = model_tensor(engine->model, weights, i, name), host;
-
-        assert_non_null(value);
-        assert_non_null(diff);
-        assert_true(base_file_tensor(engine->base, name, &host));
-        tensor_to_f32(&host, 0, elements, value);
-        CHECK(artifact_expand(artifact, i, diff, &err));
-        for (int64_t k = 0; k < elements; k++)
-            value[k] += diff[k];
-        free(diff);
-        t->data = value;
-    }
-    if (model_get_config(engine->model)->tied_embeddings)
-        weights->head = weights->embed;
-}
-
-static void free_weights(struct model_weights *weights, int32_t count)
-{
-    char name[MODEL_NAME_MAX];
-
-    for (int32_t i = 0; i < count; i++)
-        free(model_tensor(engine->model, weights, i, name)->data);
-    model_weights_release(weights);
-}
-
 /* Logits of every position of a document. */
 static void logits_of(struct model_decoder *decoder, const struct dataset_example *e,
                       const struct model_weights *weights, const struct adapter *adapter,
@@ -207,12 +171,9 @@ static int32_t best_of(const float *logits, int32_t count, float *margin)
 /* Logits from the served delta against those of base + expanded artifact, over the dataset. */
 static void compare_with_expanded(const struct engine_delta *served, const char *path)
 {
-    int32_t vocabulary = model_get_config(engine->model)->vocabulary, count;
-    struct artifact_expectation want = {.base_digest = engine_info(engine)->digest};
-    struct artifact_tensor *tensor;
+    int32_t vocabulary = model_get_config(engine->model)->vocabulary;
     struct model_decoder *decoder;
     struct model_weights weights;
-    struct artifact *artifact;
     float *bits = calloc(256 * (size_t)vocabulary, sizeof(*bits));
     float *full = calloc(256 * (size_t)vocabulary, sizeof(*full));
     double error = 0, norm = 0;
@@ -220,11 +181,7 @@ static void compare_with_expanded(const struct engine_delta *served, const char 
     assert_non_null(served);
     assert_non_null(bits);
     assert_non_null(full);
-    CHECK(artifact_tensors_of_model(engine->model, &tensor, &count, &err));
-    want.tensor = tensor;
-    want.count = count;
-    CHECK(artifact_open(&artifact, path, &want, &err));
-    expanded_weights(tensor, count, artifact, &weights);
+    expanded_weights_open(&weights, engine, path);
     CHECK(model_decoder_open(&decoder, engine->model, 256, 256, &err));
     for (int64_t i = 0; i < dataset_count(dataset); i++) {
         struct dataset_example e = dataset_example(dataset, i);
@@ -246,9 +203,7 @@ static void compare_with_expanded(const struct engine_delta *served, const char 
     print_message("# relative error of the logits %.2g\n", sqrt(error / norm));
     assert_true(sqrt(error / norm) < 1e-4);
     model_decoder_free(decoder);
-    artifact_free(artifact);
-    free_weights(&weights, count);
-    free(tensor);
+    expanded_weights_free(&weights, engine);
     free(bits);
     free(full);
 }

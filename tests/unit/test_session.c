@@ -16,12 +16,9 @@
 #include "engine/base/json_text.h"
 #include "engine/base/strbuf.h"
 #include "engine/base/utf8.h"
-#include "engine/base_file.h"
-#include "engine/codec/artifact.h"
 #include "engine/engine.h"
-#include "engine/engine_parts.h"
 #include "engine/session.h"
-#include "tests/unit/delta_fixture.h"
+#include "tests/unit/noisy_delta.h"
 #include "tests/unit/tiny_model.h"
 
 #define TENANTS 4 /* the last is the base */
@@ -33,49 +30,15 @@ static struct engine_delta *tenant[TENANTS];
 
 /* ------------------------------------------------------------------ deltas */
 
-struct noise {
-    const struct artifact_tensor *tensor;
-    uint64_t seed;
-};
-
-/* Every linear layer and norm moves by a fifth of its size: enough to change what is said. */
-static int read_noisy(void *context, int32_t index, int64_t from, int64_t count, float *base,
-                      float *tuned, struct err *err)
-{
-    const struct noise *noise = context;
-    const struct artifact_tensor *t = &noise->tensor[index];
-    struct tensor host;
-
-    if (!base_file_tensor(engine->base, t->name, &host))
-        return err_set(err, ERR_INTERNAL, "no tensor \"%s\"", t->name);
-    tensor_to_f32(&host, from, count, base);
-    for (int64_t i = 0; i < count; i++) {
-        float size = t->kind == ARTIFACT_EMBEDDING ? 0 : t->kind == ARTIFACT_VECTOR ? 0.1f : 0.05f;
-
-        tuned[i] =
-            base[i] + size * tiny_model_value("noise", from + i, 4, noise->seed + (uint64_t)index);
-    }
-    return 0;
-}
-
 static int make_delta(int which, struct err *err)
 {
-    struct artifact_tensor *tensor;
-    struct noise noise = {.seed = 1000 * (uint64_t)(which + 1)};
-    struct artifact_source source = {
-        .base_digest = engine_info(engine)->digest, .read = read_noisy, .context = &noise};
-    struct delta_fixture report;
+    const struct noisy_delta noise = {.codec = which % 2 ? "graft" : "bitdelta",
+                                      .seed = 1000 * (uint64_t)(which + 1)};
     char path[128];
-    int rc;
 
-    if (artifact_tensors_of_model(engine->model, &tensor, &source.count, err) != 0)
-        return -1;
-    noise.tensor = source.tensor = tensor;
     snprintf(path, sizeof(path), "%s/delta%d.safetensors", folder, which);
-    rc =
-        delta_fixture_write(&source, which % 2 ? "graft" : "bitdelta", 0, NULL, path, &report, err);
-    free(tensor);
-    return rc != 0 ? rc : engine_delta_open(&tenant[which], engine, path, err);
+    return noisy_delta_write(engine, &noise, path, err) ||
+           engine_delta_open(&tenant[which], engine, path, err);
 }
 
 /* ------------------------------------------------------------------ running */
