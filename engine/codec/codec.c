@@ -3,9 +3,10 @@
 #include <string.h>
 
 #include "engine/codec/bitdelta.h"
+#include "engine/codec/delta_come.h"
 #include "engine/codec/graft.h"
 
-static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta};
+static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta, &codec_delta_come};
 
 const struct codec *codec_find(const char *name)
 {
@@ -17,5 +18,5 @@ const struct codec *codec_find(const char *name)
 
 const char *codec_names(void)
 {
-    return "graft, bitdelta";
+    return "graft, bitdelta, delta-come";
 }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/codec/fit.h"
 #include "engine/codec/gptq.h"
 #include "engine/codec/linalg.h"
 #include "engine/codec/planes.h"
@@ -262,7 +263,6 @@ struct rounding {
     uint8_t *width;       /* [rank] */
     double *right, *left; /* [rank, cols], [rank, rows]: what is rounded, then what came of it */
     double *inner;        /* [rank, rank]: right · H · rightᵀ */
-    double *right_h;      /* [rank, cols]: right · H */
     uint8_t *right_signs, *left_signs; /* [rank, cols], [rank, rows] */
     float *right_scale, *left_scale;   /* [rank] */
     float *row, *col;                  /* [rows], [cols] */
@@ -280,15 +280,14 @@ static int open_rounding(struct rounding *r, const struct factor *f, const uint8
     r->right = new_doubles(r->rank * cols);
     r->left = new_doubles(r->rank * rows);
     r->inner = new_doubles((int64_t)r->rank * r->rank);
-    r->right_h = new_doubles(r->rank * cols);
     r->right_signs = malloc((size_t)(r->rank * cols) + 1);
     r->left_signs = malloc((size_t)(r->rank * rows) + 1);
     r->right_scale = malloc((size_t)r->rank * sizeof(float) + 1);
     r->left_scale = malloc((size_t)r->rank * sizeof(float) + 1);
     r->row = malloc((size_t)rows * sizeof(float));
     r->col = malloc((size_t)cols * sizeof(float));
-    if (!r->width || !r->right || !r->left || !r->inner || !r->right_h || !r->right_signs ||
-        !r->left_signs || !r->right_scale || !r->left_scale || !r->row || !r->col)
+    if (!r->width || !r->right || !r->left || !r->inner || !r->right_signs || !r->left_signs ||
+        !r->right_scale || !r->left_scale || !r->row || !r->col)
         return err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", r->rank);
     return 0;
 }
@@ -299,7 +298,6 @@ static void close_rounding(struct rounding *r)
     free(r->right);
     free(r->left);
     free(r->inner);
-    free(r->right_h);
     free(r->right_signs);
     free(r->left_signs);
     free(r->right_scale);
@@ -397,37 +395,6 @@ static int round_right(struct rounding *r, const double *feedback, struct err *e
                       err);
 }
 
-/* left = delta · H · rightᵀ · inner⁻¹: the best there is to this right side. */
-static int fit_left(struct rounding *r, struct err *err)
-{
-    const struct factor *f = r->f;
-    int32_t rank = r->rank;
-    double mean = 0, *root;
-
-    if (f->h)
-        linalg_product(false, false, rank, f->cols, f->cols, r->right, f->h, r->right_h);
-    else
-        memcpy(r->right_h, r->right, (size_t)rank * (size_t)f->cols * sizeof(double));
-    linalg_product(false, true, rank, rank, f->cols, r->right_h, r->right, r->inner);
-    for (int64_t v = 0; v < rank; v++)
-        mean += r->inner[v * rank + v] / rank;
-    for (int64_t v = 0; v < rank; v++)
-        r->inner[v * rank + v] += 1e-5 * (mean > 0 ? mean : 1);
-    linalg_product(false, true, rank, f->rows, f->cols, r->right_h, f->delta, r->left);
-    root = new_doubles((int64_t)rank * rank);
-    if (!root)
-        return err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", rank);
-    memcpy(root, r->inner, (size_t)rank * (size_t)rank * sizeof *root);
-    if (linalg_cholesky(root, rank, err)) {
-        free(root);
-        return -1;
-    }
-    linalg_solve_lower(root, rank, false, r->left, f->rows);
-    linalg_solve_lower(root, rank, true, r->left, f->rows);
-    free(root);
-    return 0;
-}
-
 static double round_left_value(void *context, int32_t i, int32_t v, double value)
 {
     struct rounding *r = context;
@@ -516,7 +483,9 @@ static int round_both(struct rounding *r, const uint8_t *width, struct err *err)
         if (linalg_feedback(feedback, f->cols, err))
             goto out;
     }
-    if (round_right(r, feedback, err) || fit_left(r, err) || round_left(r, err))
+    if (round_right(r, feedback, err) ||
+        fit_left(f->delta, f->h, r->right, f->rows, f->cols, r->rank, r->left, r->inner, err) ||
+        round_left(r, err))
         goto out;
     rc = 0;
 out:
