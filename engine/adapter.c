@@ -76,7 +76,8 @@ static int load_matrix(struct loading *l, int32_t index, const struct packed_del
 
     if (artifact_codec(l->artifact)->view(part, t->rows, t->cols, &view, &memory, err) != 0)
         return -1;
-    if (view.kind == DELTA_PLANES && view.planes.rank == 0)
+    if ((view.kind == DELTA_PLANES && view.planes.rank == 0) ||
+        (view.kind == DELTA_FACTORS && view.factors.left.shape[1] == 0))
         rc = 0; /* a matrix that was given no bits stays the base's */
     else
         rc = pack(l, &view, out, err);

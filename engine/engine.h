@@ -232,7 +232,7 @@ struct engine_delta_report {
 };
 
 bool engine_codec_known(const char *name);
-const char *engine_codec_names(void); /* "graft, bitdelta": the default first */
+const char *engine_codec_names(void); /* "graft, bitdelta, …": the default first */
 
 /* tuned - base, compressed into a safetensors file at out_path (api-spec/delta-format.md), written
  * durably. Deterministic: the same weights and rows give the same bytes. */
