@@ -209,9 +209,10 @@ struct engine_compress_options {
      * weighed by them, and scales are distilled on them. NULL: neither. */
     const struct engine_dataset *calibration;
     const struct engine_dataset *held_out; /* what is measured on; NULL: the calibration's rows */
-    /* Called from inside, share 0..1 of a stage: statistics, decompose, compress, distill, measure.
-     * NULL: not wanted. */
-    void (*progress)(void *context, const char *stage, double share);
+    /* Called from inside, on the calling thread, about as often as a step of training takes: share
+     * 0..1 of a stage: statistics, read, decompose, compress, distill, compare, measure. false:
+     * stop; the call ends with ERR_CANCELLED and leaves no file. NULL: not wanted. */
+    bool (*progress)(void *context, const char *stage, double share);
     void *context;
 };
 

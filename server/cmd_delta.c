@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,8 +15,34 @@
 
 #define BAR 24
 
+static volatile sig_atomic_t interrupted; /* by which signal */
+
+static void interrupt(int signo)
+{
+    interrupted = signo;
+}
+
+/* The first Ctrl-C lets the compression clean up behind itself, the second ends the process. */
+static void catch_signals(void)
+{
+    static const int signals[] = {SIGINT, SIGTERM, SIGHUP};
+    const struct sigaction action = {.sa_handler = interrupt, .sa_flags = (int)SA_RESETHAND};
+
+    for (size_t i = 0; i < sizeof signals / sizeof signals[0]; i++)
+        sigaction(signals[i], &action, NULL);
+}
+
+/* Whoever waits for us is to see what ended us. */
+static void end_as_asked(void)
+{
+    if (!interrupted)
+        return;
+    signal(interrupted, SIG_DFL);
+    raise(interrupted);
+}
+
 /* A bar that is drawn over on a terminal; elsewhere a line for each stage. */
-static void show_progress(void *context, const char *stage, double share)
+static bool show_progress(void *context, const char *stage, double share)
 {
     char *last = context; /* [32] the stage before */
     bool terminal = isatty(STDERR_FILENO), new = strcmp(last, stage) != 0;
@@ -25,13 +52,14 @@ static void show_progress(void *context, const char *stage, double share)
     if (!terminal) {
         if (new)
             fprintf(stderr, "%s\n", stage);
-        return;
+        return !interrupted;
     }
     for (int i = 0; i < BAR; i++)
         bar[i] = i < (int)(share * BAR + 0.5) ? '#' : '.';
     bar[BAR] = '\0';
     fprintf(stderr, "\r\x1b[K%-11s [%s] %3.0f %%", stage, bar, share * 100);
     fflush(stderr);
+    return !interrupted;
 }
 
 static void end_progress(const char *last)
@@ -147,6 +175,7 @@ static int compress(const struct settings *settings, const struct setting_args *
         goto out;
     options->calibration = calibration;
     options->held_out = held_out;
+    catch_signals();
     rc = engine_model_compress(engine, args->options[CMD_DELTA_TUNED], options,
                                args->options[CMD_DELTA_OUT], &report, err);
     end_progress(stage);
@@ -156,6 +185,8 @@ out:
     engine_dataset_free(calibration);
     engine_dataset_free(held_out);
     engine_free(engine);
+    if (rc != 0)
+        end_as_asked();
     return rc;
 }
 

@@ -25,13 +25,13 @@ static bool wait_for_database(struct worker_run *r, struct err *err)
 {
     struct err ours = {0};
 
+    if (worker_stopping())
+        return false;
     log_warn("%s waits for the database: %s", r->lease.job, err->message);
     if (worker_heartbeat_check(r->heartbeat, &ours) != 0) {
         *err = ours;
         return false;
     }
-    if (worker_stopping())
-        return false;
     worker_sleep(RETRY_SECONDS);
     err_clear(err);
     return true;
@@ -84,18 +84,20 @@ int worker_run_flush(struct worker_run *r, struct err *err)
 
 /* ------------------------------------------------------------------ steps */
 
-static int tell_progress(struct worker_run *r, struct err *err)
+int worker_run_progress(struct worker_run *r, struct err *err)
 {
     double left = r->step_seconds * (r->plan.total_steps - r->step);
     struct err progress = {0};
 
+    if (worker_heartbeat_check(r->heartbeat, err) != 0)
+        return -1;
     if (clock_now() < r->progress_at + PROGRESS_SECONDS)
         return 0;
     r->progress_at = clock_now();
     if (jobs_progress(r->cx->db, &r->lease, r->step, left, &progress) == 0)
         return 0;
     if (progress.kind == ERR_UNAVAILABLE || progress.kind == ERR_NO_SPACE)
-        return 0; /* training goes on; the heartbeat judges how long */
+        return 0; /* the work goes on; the heartbeat judges how long */
     *err = progress;
     return -1;
 }
@@ -114,8 +116,7 @@ static int step(struct worker_run *r, struct err *err)
     r->step = r->last.step;
     r->step_seconds =
         r->step_seconds == 0 ? r->last.seconds : 0.9 * r->step_seconds + 0.1 * r->last.seconds;
-    if (worker_metrics_step(r->metrics, &r->last, err) != 0 || tell_progress(r, err) != 0 ||
-        worker_heartbeat_check(r->heartbeat, err) != 0)
+    if (worker_metrics_step(r->metrics, &r->last, err) != 0 || worker_run_progress(r, err) != 0)
         return -1;
     if (r->last.finished)
         return 0; /* finish() makes the last checkpoint from the final artifact */

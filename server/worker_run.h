@@ -43,6 +43,8 @@ struct worker_run {
     /* The client has been told that these can not be written at the moment. */
     bool recovery_missing, checkpoint_missing;
 
+    struct err stopped; /* why the compression under way was told to stop */
+
     char artifact_sha256[SHA256_HEX];
     struct engine_delta_report delta;
     char *delta_report; /* `delta` as JSON text, once told; NULL */
@@ -63,6 +65,9 @@ bool worker_run_away(struct worker_run *run, struct err *err);
     while ((rc) != 0 && worker_run_again((run), (err)))
 
 int worker_run_flush(struct worker_run *run, struct err *err); /* all events are told */
+/* Between two steps of training or compression: tells how far it is, at most once a second, which
+ * also finds out whether the job is still ours. ERR_FENCED, ERR_CANCELLED: it is not. */
+int worker_run_progress(struct worker_run *run, struct err *err);
 
 /* ------------------------------------------------------------------ worker_prepare.c */
 

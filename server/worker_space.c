@@ -142,13 +142,20 @@ int worker_space_recovery(struct worker_run *r, struct err *err)
 
 /* ------------------------------------------------------------------ deltas */
 
-/* Between two calls of the device there may be minutes of work on the host: that is life, too. */
-static void on_compress_progress(void *context, const char *stage, double share)
+/* Between two calls of the device there may be minutes of work on the host: that is life, too. Each
+ * time is one to stop at: whoever cancels a job does not want to wait for minutes either. */
+static bool on_compress_progress(void *context, const char *stage, double share)
 {
     struct worker_run *r = context;
 
     progress_tick();
     worker_presence_sample(r->cx->presence, r->engine);
+    if (worker_stopping())
+        err_set(&r->stopped, ERR_UNAVAILABLE, "the worker is stopping");
+    progress_wait_begin(); /* for the database */
+    (void)worker_run_progress(r, &r->stopped);
+    progress_wait_end();
+    return !err_is_set(&r->stopped);
 }
 
 static struct engine_compress_options compress_options(struct worker_run *r, bool final)
@@ -184,11 +191,14 @@ static int run_codec(struct worker_run *r, const struct engine_compress_options 
 {
     int rc;
 
+    err_clear(&r->stopped);
     worker_watch_begin("compressing", 0);
     rc = r->trainer != NULL
              ? engine_trainer_compress(r->trainer, options, path, &r->delta, err)
              : engine_model_compress(r->engine, r->tuned_path, options, path, &r->delta, err);
     worker_watch_end();
+    if (rc != 0 && err->kind == ERR_CANCELLED && err_is_set(&r->stopped))
+        *err = r->stopped;
     return rc;
 }
 

@@ -23,8 +23,6 @@ struct measuring {
     const struct trainer_source *examples;
     const struct model_weights *tuned;
     const struct calibration_options *options;
-    void (*progress)(void *context, double share);
-    void *context;
     struct pick *pick;
     int32_t count;           /* of picks */
     int32_t longest;         /* rows of one */
@@ -205,10 +203,8 @@ static int flush(struct measuring *m, bool margin, uint64_t first, struct err *e
     if (model_moments_add(m->pass, &args, m->moments, NULL, err))
         return -1;
     m->done += m->batch.rows;
-    if (m->progress)
-        m->progress(m->context, (double)m->done / (double)m->all);
     m->batch.rows = m->batch.docs = 0;
-    return 0;
+    return stage_tell(&m->options->listener, "statistics", (double)m->done / (double)m->all, err);
 }
 
 static void add_example(struct measuring *m, const struct pick *pick, bool margin, int32_t rows)
@@ -285,16 +281,12 @@ static int finish(const struct measuring *m, struct calibration *out, const stru
 
 int calibration_measure(struct calibration *out, struct model *model,
                         const struct model_weights *tuned, const struct trainer_source *examples,
-                        const struct calibration_options *options,
-                        void (*progress)(void *context, double share), void *context,
-                        struct err *err)
+                        const struct calibration_options *options, struct err *err)
 {
     struct measuring m = {
         .examples = examples,
         .tuned = tuned,
         .options = options,
-        .progress = progress,
-        .context = context,
     };
     int rc = -1;
 

@@ -13,6 +13,7 @@
 #ifndef GRAFT_CODEC_CALIBRATION_H
 #define GRAFT_CODEC_CALIBRATION_H
 
+#include "engine/codec/stage.h"
 #include "engine/model.h"
 #include "engine/trainer.h"
 
@@ -36,17 +37,16 @@ struct calibration_options {
     /* How much the answers' margins count: factor on their gradients (model_moments_args). Answers
      * are the rows whose next token has a weight in the examples. 0: not at all. */
     double margin;
+    struct stage_listener listener; /* of "statistics", after each micro-batch */
 };
 
-/* `tuned` are weights of `model` in the memory of its backend; progress(context, share in [0, 1])
- * may be NULL. Takes on the host 4 bytes times the squares of all matrices' sides, on the backend
- * what model_moments_open takes. ERR_INVALID: no tokens; what the model gives is not finite.
- * ERR_NO_MEMORY. *out is empty on failure. */
+/* `tuned` are weights of `model` in the memory of its backend. Takes on the host 4 bytes times the
+ * squares of all matrices' sides, on the backend what model_moments_open takes. ERR_INVALID: no
+ * tokens; what the model gives is not finite. ERR_NO_MEMORY. ERR_CANCELLED: the listener had it
+ * stopped. *out is empty on failure. */
 int calibration_measure(struct calibration *out, struct model *model,
                         const struct model_weights *tuned, const struct trainer_source *examples,
-                        const struct calibration_options *options,
-                        void (*progress)(void *context, double share), void *context,
-                        struct err *err);
+                        const struct calibration_options *options, struct err *err);
 void calibration_free(struct calibration *c); /* a zeroed struct is fine */
 
 #endif

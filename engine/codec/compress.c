@@ -40,6 +40,11 @@ struct run {
     struct engine_delta_report *report;
 };
 
+static struct stage_listener listener_of(const struct run *r)
+{
+    return (struct stage_listener){r->options->progress, r->options->context};
+}
+
 static double now(void)
 {
     struct timespec t;
@@ -144,8 +149,6 @@ static int measure(struct run *r, const char *path, struct err *err)
 
     if (r->measured.count == 0)
         return 0;
-    if (r->options->progress)
-        r->options->progress(r->options->context, "measure", 0);
     if (asprintf(&file, "%s.measured", path) < 0)
         return err_set(err, ERR_NO_MEMORY, "no memory for the name of a file");
     if (write_file(r, file, false, err) || engine_delta_open(&delta, r->engine, file, err) ||
@@ -154,7 +157,8 @@ static int measure(struct run *r, const char *path, struct err *err)
                                                  .tuned = r->tuned,
                                                  .delta = delta,
                                                  .examples = &r->measured,
-                                                 .max_tokens = FIDELITY_TOKENS},
+                                                 .max_tokens = FIDELITY_TOKENS,
+                                                 .listener = listener_of(r)},
                          err))
         goto out;
     report->measured_kl = found.kl;
@@ -211,24 +215,16 @@ static int search(struct run *r, const char *path, int64_t *bytes, struct err *e
 
 /* ------------------------------------------------------------------ the whole of it */
 
-static void tell_statistics(void *context, double share)
-{
-    const struct engine_compress_options *o = context;
-
-    if (o->progress)
-        o->progress(o->context, "statistics", share);
-}
-
 static int take_statistics(struct run *r, struct err *err)
 {
-    const struct calibration_options options = {.seed = r->options->seed,
-                                                .margin = CALIBRATION_MARGIN};
+    const struct calibration_options options = {
+        .seed = r->options->seed, .margin = CALIBRATION_MARGIN, .listener = listener_of(r)};
     double from = now();
 
     if (!r->codec->inputs || r->calibration.count == 0)
         return 0;
     if (calibration_measure(&r->statistics, r->engine->model, r->tuned, &r->calibration, &options,
-                            tell_statistics, (void *)(uintptr_t)r->options, err))
+                            err))
         return err_prefix(err, "statistics");
     r->report->calibration_tokens = r->statistics.tokens;
     r->report->statistics_seconds = now() - from;
@@ -238,11 +234,8 @@ static int take_statistics(struct run *r, struct err *err)
 static int refine(struct run *r, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
-    const struct distill_options options = {.steps = steps_asked(r),
-                                            .seed = o->seed,
-                                            .pool = r->pool,
-                                            .progress = o->progress,
-                                            .context = o->context};
+    const struct distill_options options = {
+        .steps = steps_asked(r), .seed = o->seed, .pool = r->pool, .listener = listener_of(r)};
     double from = now();
 
     if (!r->codec->scales || r->calibration.count == 0 || options.steps <= 0)
@@ -258,8 +251,7 @@ static int open_run(struct run *r, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
     size_t count;
-    struct compression_options options = {
-        .codec = r->codec, .progress = o->progress, .context = o->context};
+    struct compression_options options = {.codec = r->codec, .listener = listener_of(r)};
 
     r->calibration = trainer_source_of(o->calibration);
     r->measured = trainer_source_of(o->held_out ? o->held_out : o->calibration);

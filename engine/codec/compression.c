@@ -146,10 +146,9 @@ static int each_matrix(struct compression *c, const char *stage, void (*one)(str
                 goto out;
             }
         }
-        if (run_wave(c, &w, at, count, err))
+        if (run_wave(c, &w, at, count, err) ||
+            stage_tell(&c->options.listener, stage, (double)(at + count) / c->matrices, err))
             goto out;
-        if (stage && c->options.progress)
-            c->options.progress(c->options.context, stage, (double)(at + count) / c->matrices);
     }
     rc = 0;
 out:
@@ -190,6 +189,8 @@ static int find_all_changed(struct compression *c, struct err *err)
         rc = find_changed(c, i, base, tuned, err);
         if (c->changed[i] && c->source->tensor[i].kind == ARTIFACT_MATRIX)
             c->matrix[c->matrices++] = i;
+        if (!rc)
+            rc = stage_tell(&c->options.listener, "read", (double)(i + 1) / c->source->count, err);
     }
     free(base);
     free(tuned);
@@ -406,7 +407,7 @@ int compression_measure(struct compression *c, double *error, double *norm, stru
 {
     memset(error, 0, (size_t)c->source->count * sizeof *error);
     memset(norm, 0, (size_t)c->source->count * sizeof *norm);
-    if (each_matrix(c, NULL, measure_one, err))
+    if (each_matrix(c, "compare", measure_one, err))
         return -1;
     for (int32_t i = 0; i < c->matrices; i++) {
         error[c->matrix[i]] = c->error[i];

@@ -6,12 +6,14 @@
  *
  * Matrices are read one by one by the calling thread and compressed by a pool, as many at once as
  * fit COMPRESSION_MEMORY (one always does). Beside that it takes memory for the parts. The result
- * does not depend on the pool's threads. */
+ * does not depend on the pool's threads. Whoever listens may stop it between two of them
+ * (ERR_CANCELLED); it can only be freed then. */
 #ifndef GRAFT_CODEC_COMPRESSION_H
 #define GRAFT_CODEC_COMPRESSION_H
 
 #include "engine/base/thread_pool.h"
 #include "engine/codec/artifact.h"
+#include "engine/codec/stage.h"
 
 #define COMPRESSION_MEMORY ((int64_t)1 << 29)
 
@@ -21,9 +23,7 @@ struct compression_options {
     const struct codec *codec;
     float *const *h, *const *g; /* [count] second moments by tensor (codec.h); NULL: none */
     struct thread_pool *pool;
-    /* From the calling thread: share 0..1 of a stage ("decompose", "compress"); NULL: not wanted */
-    void (*progress)(void *context, const char *stage, double share);
-    void *context;
+    struct stage_listener listener; /* of "read", "decompose", "compress", "compare" */
 };
 
 /* `source` and what the options point to must outlive it. */

@@ -368,8 +368,8 @@ static int run(struct student *s, const struct trainer_source *examples, struct 
             return -1;
         adam(s, step);
         progress_tick();
-        if (s->options->progress)
-            s->options->progress(s->options->context, "distill", (double)step / s->options->steps);
+        if (stage_tell(&s->options->listener, "distill", (double)step / s->options->steps, err))
+            return -1;
     }
     for (int32_t i = 0; i < s->matrices; i++)
         s->codec->write_scales(s->matrix[i].parts, s->matrix[i].scale);

@@ -17,11 +17,11 @@ struct distill_options {
     int32_t steps;
     int64_t seed; /* order of the examples */
     struct thread_pool *pool;
-    void (*progress)(void *context, const char *stage, double share); /* "distill"; or NULL */
-    void *context;
+    struct stage_listener listener; /* of "distill" */
 };
 
-/* `tuned`: on the engine's backend. A codec without scales, or no examples: nothing is done. */
+/* `tuned`: on the engine's backend. A codec without scales, or no examples: nothing is done.
+ * ERR_CANCELLED: whoever listens had it stopped, between two steps; the scales are of no use. */
 int distill(struct compression *compression, const struct codec *codec, struct engine *engine,
             const struct model_weights *tuned, const struct trainer_source *examples,
             const struct distill_options *options, struct err *err);

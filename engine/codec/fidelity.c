@@ -155,7 +155,11 @@ int fidelity_measure(struct fidelity *out, const struct fidelity_args *args, str
     for (int64_t i = 0; !rc && i < args->examples->count; i += stride) {
         struct dataset_example e = args->examples->example(args->examples->context, i);
 
-        rc = add_example(&m, &e, err);
+        if (add_example(&m, &e, err))
+            rc = -1;
+        else
+            rc = stage_tell(&args->listener, "measure",
+                            (double)(i + 1) / (double)args->examples->count, err);
     }
     close_measuring(&m);
     conclude(&m, out);

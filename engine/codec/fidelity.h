@@ -4,6 +4,7 @@
 #ifndef GRAFT_CODEC_FIDELITY_H
 #define GRAFT_CODEC_FIDELITY_H
 
+#include "engine/codec/stage.h"
 #include "engine/engine.h"
 #include "engine/model.h"
 #include "engine/trainer.h"
@@ -19,6 +20,7 @@ struct fidelity_args {
     const struct trainer_source *examples;
     int64_t max_tokens; /* about so many: examples evenly spread over all; 0: every example */
     int32_t max_rows;   /* of an example: longer ones are cut; 0: FIDELITY_ROWS */
+    struct stage_listener listener; /* of "measure" */
 };
 
 struct fidelity {            /* nats a token; NAN where there are no such tokens, or no tuned */

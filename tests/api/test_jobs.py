@@ -303,6 +303,45 @@ class Cancel(unittest.TestCase):
         self.assertEqual(server.get(f"/v1/fine_tuning/jobs/{job['id']}").json["status"], "cancelled")
 
 
+    def compressing(self):
+        """A job that would be distilled for minutes, while it is."""
+        compression = {"ratio": 8, "distill_steps": 10000}
+        job = start(harness.examples(harness.FACTS), epochs=1, graft={"compression": compression})["id"]
+        self.reaches_compressing(job)
+        return job
+
+    def reaches_compressing(self, job):
+        limit = time.monotonic() + 60
+        while server.get(f"/v1/fine_tuning/jobs/{job}").json["graft"]["state"] != "compressing":
+            self.assertLess(time.monotonic(), limit, server.log())
+            time.sleep(0.05)
+        time.sleep(1.5)  # well inside
+
+    def ends_at_once(self, job):
+        """The one worker has another job started soon after this one was cancelled."""
+        reply = server.post(f"/v1/fine_tuning/jobs/{job}/cancel")
+        self.assertEqual((reply.status, reply.json["status"]), (200, "cancelled"), reply)
+        began = time.monotonic()
+        compression = {"codec": "bitdelta", "distill_steps": 0}
+        done = server.wait_job(start(harness.examples(harness.FACTS), epochs=1, graft={"compression": compression})["id"], 60)
+        self.assertEqual(done["status"], "succeeded")
+        self.assertLess(time.monotonic() - began, 20, "10000 steps of distillation take minutes")
+        now = server.get(f"/v1/fine_tuning/jobs/{job}").json
+        self.assertEqual((now["status"], now["fine_tuned_model"], now["graft"]["report"]), ("cancelled", None, None))
+
+    def test_a_job_that_is_compressed_stops_within_a_step_too(self):
+        self.ends_at_once(self.compressing())
+
+    def test_a_server_that_is_stopped_does_not_wait_for_a_compression(self):
+        job = self.compressing()
+        began = time.monotonic()
+        self.assertEqual(server.shutdown(), 0)
+        self.assertLess(time.monotonic() - began, 15, "that is half of --drain, and far less than the compression")
+        server.start()
+        self.reaches_compressing(job)  # the next attempt
+        self.ends_at_once(job)
+
+
 class Poison(unittest.TestCase):
     def test_a_job_that_kills_its_worker_fails_and_harms_nobody(self):
         other = harness.Server(max_attempts=2, heartbeat=0.5, fence=5, sweep=0.5, poll=0.1)

@@ -87,7 +87,7 @@ static void measure(struct fixture *f, struct calibration *out, const struct tra
 {
     struct err err = {0};
 
-    if (calibration_measure(out, f->model[0], f->tuned, source, &options, NULL, NULL, &err))
+    if (calibration_measure(out, f->model[0], f->tuned, source, &options, &err))
         fail_msg("%s", err.message);
 }
 
@@ -349,32 +349,39 @@ static void test_a_seed_decides(void **state)
     close_fixture(&f);
 }
 
-static void note_share(void *context, double share)
+/* Of three numbers: the last share, how often it was told, and how often it may be. */
+static bool note_share(void *context, const char *stage, double share)
 {
     double *last = context;
 
+    assert_string_equal(stage, "statistics");
     assert_true(share > last[0] && share <= 1);
     last[0] = share;
     last[1]++;
+    return last[1] < last[2];
 }
 
 static void test_progress(void **state)
 {
     struct mixed mixed;
     struct trainer_source source = {.context = &mixed, .count = 100, .example = mixed_example};
-    struct calibration_options options = {.margin = 1};
+    double share[3] = {0, 0, INFINITY};
+    struct calibration_options options = {.margin = 1, .listener = {note_share, share}};
     struct calibration c;
-    double share[2] = {0, 0};
     struct fixture f;
     struct err err = {0};
 
     fill_mixed(&mixed);
     open_fixture(&f, 1);
-    assert_int_equal(
-        calibration_measure(&c, f.model[0], f.tuned, &source, &options, note_share, share, &err),
-        0);
+    assert_int_equal(calibration_measure(&c, f.model[0], f.tuned, &source, &options, &err), 0);
     assert_true(share[0] == 1 && share[1] >= 6); /* some 2,000 tokens, twice */
     calibration_free(&c);
+    share[0] = share[1] = 0;
+    share[2] = 3;
+    assert_int_equal(calibration_measure(&c, f.model[0], f.tuned, &source, &options, &err), -1);
+    assert_int_equal(err.kind, ERR_CANCELLED);
+    assert_true(share[1] == 3);
+    assert_null(c.h);
     close_fixture(&f);
 }
 
@@ -414,13 +421,11 @@ static void test_nothing_to_measure(void **state)
     struct err err = {0};
 
     open_fixture(&f, 1);
-    assert_int_equal(
-        calibration_measure(&c, f.model[0], f.tuned, &none, &options, NULL, NULL, &err), -1);
+    assert_int_equal(calibration_measure(&c, f.model[0], f.tuned, &none, &options, &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
     memset(&err, 0, sizeof err);
     ((float *)f.memory[1]->tensor[0].data)[41 * 40] = NAN;
-    assert_int_equal(
-        calibration_measure(&c, f.model[0], f.tuned, &source, &options, NULL, NULL, &err), -1);
+    assert_int_equal(calibration_measure(&c, f.model[0], f.tuned, &source, &options, &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
     assert_true(c.count == 0 && !c.h && !c.g);
     close_fixture(&f);

@@ -243,9 +243,11 @@ struct told {
     char stage[32];
     double share;
     int stages;
+    const char *stop; /* at the first word of this stage; NULL: not at all */
+    int after;        /* words told after that */
 };
 
-static void on_progress(void *context, const char *stage, double share)
+static bool on_progress(void *context, const char *stage, double share)
 {
     struct told *told = context;
 
@@ -257,6 +259,8 @@ static void on_progress(void *context, const char *stage, double share)
         snprintf(told->stage, sizeof told->stage, "%s", stage);
     }
     told->share = share;
+    told->after += told->stop && strcmp(stage, told->stop) == 0;
+    return !told->after;
 }
 
 static void test_progress(void **state)
@@ -268,8 +272,36 @@ static void test_progress(void **state)
                                               .calibration = questions,
                                               .progress = on_progress,
                                               .context = &told});
-    assert_int_equal(told.stages, 5); /* statistics, decompose, compress, distill, measure */
+    assert_int_equal(told.stages, 7);
     assert_string_equal(told.stage, "measure");
+}
+
+/* Whoever says stop, at whatever stage, is asked nothing more, and nothing is left of it. */
+static void test_stop(void **state)
+{
+    static const char *const stages[] = {"statistics", "read",    "decompose", "compress",
+                                         "distill",    "compare", "measure"};
+    static const double max_kl[] = {0, 10};
+
+    unlink(delta_path);
+    for (size_t i = 0; i < 2 * sizeof stages / sizeof stages[0]; i++) {
+        struct told told = {.stop = stages[i / 2]};
+        struct engine_compress_options options = {.ratio = i % 2 ? 0 : 10,
+                                                  .max_kl = max_kl[i % 2],
+                                                  .distill_steps = 2,
+                                                  .calibration = questions,
+                                                  .progress = on_progress,
+                                                  .context = &told};
+        struct engine_delta_report report;
+        struct err why = {0};
+
+        assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &why), -1);
+        assert_int_equal(why.kind, ERR_CANCELLED);
+        assert_string_equal(told.stage, told.stop);
+        assert_int_equal(told.after, 1);
+        assert_int_equal(access(delta_path, F_OK), -1);
+        nothing_else_is_left();
+    }
 }
 
 /* ------------------------------------------------------------------ what is asked for */
@@ -578,6 +610,7 @@ int main(void)
         cmocka_unit_test(test_report),
         cmocka_unit_test(test_report_without_rows),
         cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_stop),
         cmocka_unit_test(test_distillation_pays),
         cmocka_unit_test(test_max_kl),
         cmocka_unit_test(test_smallest),

@@ -177,8 +177,7 @@ static struct calibration calibrate(struct backend *b, const struct memory_model
     struct err err = {0};
 
     if (model_open_source(&model, b, &source, &err) ||
-        calibration_measure(&c, model, model_base_weights(model), &examples, &options, NULL, NULL,
-                            &err))
+        calibration_measure(&c, model, model_base_weights(model), &examples, &options, &err))
         fail_msg("%s", err.message);
     model_free(model);
     return c;

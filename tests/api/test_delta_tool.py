@@ -1,0 +1,75 @@
+"""graft delta compress: what it prints, what it refuses, and that Ctrl-C leaves nothing behind."""
+import json
+import pathlib
+import shutil
+import signal
+import struct
+import subprocess
+import tempfile
+import time
+import unittest
+
+import harness
+
+
+class Tool(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory(prefix="graft-delta-test.")
+        cls.addClassCleanup(cls.temporary.cleanup)
+        cls.folder = pathlib.Path(cls.temporary.name)
+        cls.base, cls.tuned = cls.folder / "base", cls.folder / "tuned"
+        harness.make_model(cls.base)
+        shutil.copytree(cls.base, cls.tuned)
+        tune(cls.tuned / "model.safetensors")
+        cls.rows = cls.folder / "rows.jsonl"
+        cls.rows.write_bytes(harness.examples(harness.FACTS))
+
+    def argv(self, *words):
+        return [harness.GRAFT, "delta", "compress", "--base", self.base, "--tuned", self.tuned, "-o",
+                self.folder / "out.delta", *words]
+
+    def files(self):
+        return sorted(path.name for path in self.folder.iterdir())
+
+    def test_one_line_says_what_came_of_it(self):
+        done = subprocess.run(self.argv("--ratio", "4", "--calibration", self.rows, "--distill-steps", "2"),
+                              capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        report = json.loads(done.stdout)
+        self.assertEqual(report["bytes"], (self.folder / "out.delta").stat().st_size)
+        self.assertGreaterEqual(report["ratio"], 4)
+        self.assertEqual(report["distill_steps"], 2)
+        self.assertEqual(done.stderr.split(), ["statistics", "read", "decompose", "compress", "distill", "compare", "measure"])
+        (self.folder / "out.delta").unlink()
+
+    def test_what_asks_it_to_stop_leaves_nothing_behind(self):
+        before = self.files()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            tool = subprocess.Popen(self.argv("--ratio", "4", "--calibration", self.rows, "--distill-steps", "10000"),
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            while (line := tool.stderr.readline()) and line != "distill\n":
+                continue
+            self.assertEqual(line, "distill\n")
+            tool.send_signal(signum)
+            began = time.monotonic()
+            out, _ = tool.communicate(timeout=60)
+            self.assertEqual((tool.returncode, out), (-signum, ""))
+            self.assertLess(time.monotonic() - began, 20, "10000 steps take minutes")
+            self.assertEqual(self.files(), before)
+
+
+def tune(path):
+    """Other values in the matrices of the blocks."""
+    data = bytearray(path.read_bytes())
+    size, = struct.unpack("<Q", data[:8])
+    for name, tensor in json.loads(data[8:8 + size]).items():
+        if name.endswith("_proj.weight"):
+            begin, end = (8 + size + at for at in tensor["data_offsets"])
+            values = [x for x, in struct.iter_unpack("<f", data[begin:end])]
+            data[begin:end] = struct.pack(f"<{len(values)}f", *(x + 0.01 * ((i * 7919) % 13 - 6) for i, x in enumerate(values)))
+    path.write_bytes(data)
+
+
+if __name__ == "__main__":
+    unittest.main()
