@@ -1,4 +1,5 @@
 /* worker_models.h: what is wrong with a file in the store is told to the log, not to a client. */
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -6,12 +7,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "engine/base/file_io.h"
 #include "engine/base/json_text.h"
+#include "engine/base/rng.h"
 #include "server/worker_models.h"
+#include "tests/unit/delta_fixture.h"
+#include "tests/unit/noisy_delta.h"
 #include "tests/unit/tiny_model.h"
 
 static char folder[] = "/tmp/graft-models-XXXXXX";
@@ -67,6 +72,66 @@ static void a_damaged_artifact_names_no_place(void **state)
             ERR_NOT_FOUND);
 }
 
+/* Whatever bit of it changes on its way or on the disk: its digest tells, and nobody is answered
+ * with it. A delta of the same name that was loaded before goes on. */
+static void an_artifact_with_another_bit_is_refused(void **state)
+{
+    struct worker_base *base;
+    struct worker_delta *delta, *other;
+    char sha256[65], codec[DELTA_FIXTURE_NAME], path[64], *data;
+    size_t size;
+
+    snprintf(path, sizeof path, "%s/delta", folder);
+    assert_int_equal(worker_models_base(models, digest, base_path, &base, &err), 0);
+    for (int i = 0; delta_fixture_codec(i, codec); i++) {
+        const struct noisy_delta noise = {.codec = codec, .seed = 3};
+
+        assert_int_equal(noisy_delta_write(base->engine, &noise, path, &err), 0);
+        assert_int_equal(file_sha256(path, sha256, NULL, NULL), 0);
+        assert_int_equal(file_read_all(path, 1 << 24, &data, &size, NULL), 0);
+        assert_int_equal(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), 0);
+        for (uint64_t k = 0; k < 40; k++) {
+            uint64_t bit = rng_at(1, (uint64_t)i, k) % (8 * size);
+            int fd = open(path, O_WRONLY);
+            char byte = (char)(data[bit / 8] ^ (1 << bit % 8));
+
+            assert_true(fd >= 0);
+            assert_int_equal(pwrite(fd, &byte, 1, (off_t)(bit / 8)), 1);
+            refused(worker_models_pin(models, base, "other", sha256, path, &other, &err),
+                    ERR_INTERNAL);
+            assert_int_equal(pwrite(fd, &data[bit / 8], 1, (off_t)(bit / 8)), 1);
+            close(fd);
+        }
+        assert_int_equal(truncate(path, (off_t)size - 1), 0);
+        refused(worker_models_pin(models, base, "other", sha256, path, &other, &err), ERR_INTERNAL);
+        worker_models_unpin(delta);
+        free(data);
+    }
+}
+
+/* What is in use when its file goes stays what it was; who asks anew hears that it was deleted, and
+ * no other tenant's copy is taken for it. */
+static void a_delta_that_is_deleted_in_use_goes_on(void **state)
+{
+    const struct noisy_delta noise = {.codec = "graft", .seed = 4};
+    struct worker_base *base;
+    struct worker_delta *delta, *again;
+    char sha256[65], path[64];
+
+    snprintf(path, sizeof path, "%s/deleted", folder);
+    assert_int_equal(worker_models_base(models, digest, base_path, &base, &err), 0);
+    assert_int_equal(noisy_delta_write(base->engine, &noise, path, &err), 0);
+    assert_int_equal(file_sha256(path, sha256, NULL, NULL), 0);
+    assert_int_equal(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), 0);
+    assert_int_equal(unlink(path), 0);
+    assert_int_equal(worker_models_pin(models, base, "tenant", sha256, path, &again, &err), 0);
+    assert_ptr_equal(delta, again);
+    assert_true(engine_delta_bytes(worker_delta_engine(delta)) > 0);
+    refused(worker_models_pin(models, base, "other", sha256, path, &again, &err), ERR_NOT_FOUND);
+    worker_models_unpin(delta);
+    worker_models_unpin(delta);
+}
+
 static void a_damaged_base_names_no_place(void **state)
 {
     struct worker_base *base;
@@ -114,6 +179,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_base_is_loaded_once),
         cmocka_unit_test(a_damaged_artifact_names_no_place),
+        cmocka_unit_test(an_artifact_with_another_bit_is_refused),
+        cmocka_unit_test(a_delta_that_is_deleted_in_use_goes_on),
         cmocka_unit_test(a_damaged_base_names_no_place),
     };
 
