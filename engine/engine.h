@@ -199,7 +199,8 @@ int engine_trainer_load(struct engine_trainer *trainer, const char *path, struct
 
 struct engine_compress_options {
     const char *codec; /* one of engine_codec_names(); NULL: the first of them */
-    /* How large: at most one is not 0; none: the codec's own size. */
+    /* How large: at most one is not 0; none: the codec's own size, more where embeddings changed
+     * (engine_delta_least). */
     double ratio;          /* 16-bit bytes of the whole base / bytes of the file, 1..1024 */
     int64_t bytes;         /* of the file */
     double max_kl;         /* the smallest file whose measured KL is not above this, nats a token */
@@ -210,7 +211,7 @@ struct engine_compress_options {
     const struct engine_dataset *calibration;
     const struct engine_dataset *held_out; /* what is measured on; NULL: the calibration's rows */
     /* Called from inside, on the calling thread, about as often as a step of training takes: share
-     * 0..1 of a stage: statistics, read, decompose, compress, distill, compare, measure. false:
+     * 0..1 of a stage: read, statistics, decompose, compress, distill, compare, measure. false:
      * stop; the call ends with ERR_CANCELLED and leaves no file. NULL: not wanted. */
     bool (*progress)(void *context, const char *stage, double share);
     void *context;
@@ -264,6 +265,18 @@ int64_t engine_delta_bytes(const struct engine_delta *delta); /* in memory */
  * messages. */
 int engine_delta_check(const char *base_path, const char *delta_path, const char *name,
                        struct err *err);
+
+struct engine_delta_size {
+    int64_t bytes;
+    double ratio; /* bytes_16bit of the base / bytes */
+};
+/* The smallest delta that a codec (NULL: the default) makes of a fine-tune of that base file in
+ * which everything was trained but the embeddings, or these as well: of a codec with one size of
+ * its own, that size. What a compression would be refused for is known before the training. From
+ * what the base says of itself, without an engine; any thread. ERR_INVALID: there is no such codec.
+ */
+int engine_delta_least(const char *base_path, const char *codec, bool embeddings,
+                       struct engine_delta_size *out, struct err *err);
 
 /* ------------------------------------------------------------------ inference */
 

@@ -1,6 +1,8 @@
 #include "server/api_compression.h"
 
+#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "engine/engine.h"
@@ -64,6 +66,31 @@ int api_compression_read(const json_t *object, const char *path, struct job_comp
         return -1;
     out->distill_steps = (int32_t)steps;
     return 0;
+}
+
+int api_compression_check(const struct job_compression *c, const char *path,
+                          struct blob_store *blobs, const char *base_sha256, bool embeddings,
+                          struct err *err)
+{
+    const char *codec = c->codec[0] ? c->codec : NULL;
+    struct engine_delta_size least;
+    char *base_path = NULL, param[96];
+    int rc;
+    if (c->ratio <= 0)
+        return 0;
+    if (blob_path(blobs, BLOB_OWNER_BASE, base_sha256, &base_path, err) < 0)
+        return -1;
+    rc = engine_delta_least(base_path, codec, embeddings, &least, err);
+    free(base_path);
+    if (rc < 0 || c->ratio <= least.ratio)
+        return rc;
+    snprintf(param, sizeof(param), "%s.ratio", path);
+    return err_set_code(err, ERR_INVALID, "decimal_above_max_value", param,
+                        "Invalid '%s': decimal above maximum value. Expected a value <= %.2f, but "
+                        "got %g instead: a delta of this model takes at least %lld bytes%s%s%s.",
+                        param, floor(least.ratio * 100) / 100, c->ratio, (long long)least.bytes,
+                        codec ? " with the codec " : "", codec ? codec : "",
+                        embeddings ? ", since its embeddings are trained" : "");
 }
 
 static json_t *real_or_null(double n)

@@ -4,9 +4,12 @@
 #include <string.h>
 
 #include "server/api_check.h"
+#include "server/api_compression.h"
+#include "server/api_context.h"
 #include "server/api_idempotency.h"
 #include "server/api_job_json.h"
 #include "server/api_job_request.h"
+#include "storage/models.h"
 
 #define LIMIT_MAX 1000
 
@@ -17,10 +20,26 @@ struct create {
     struct api_job_request parsed;
 };
 
+/* What of the request only the base can answer. That there is no such model is jobs_create's to
+ * say. */
+static int check_base(const struct create *create, struct err *err)
+{
+    struct http_request *request = create->request;
+    const struct job_new *job = &create->parsed.job;
+    struct model model;
+    struct err ignored = {0};
+    if (models_resolve(request->db, request->tenant.project_id, job->model, &model, &ignored) < 0)
+        return 0;
+    return api_compression_check(&job->compression, "graft.compression", request->api->blobs,
+                                 model.base_sha256, job->train_embeddings, err);
+}
+
 static int create_rows(void *context, json_t **body, struct err *err)
 {
     struct create *create = context;
     struct job job = {0};
+    if (check_base(create, err) < 0)
+        return -1;
     if (jobs_create(create->request->db, create->request->tenant.project_id, &create->parsed.job,
                     &job, err) < 0)
         return -1;

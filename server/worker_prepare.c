@@ -119,19 +119,23 @@ int worker_prepare_data(struct worker_run *r, struct err *err)
 
 /* ------------------------------------------------------------------ plan */
 
-/* What was asked for, or what the most any codec takes of its own accord: a bit for each weight of
- * a matrix and its scales, two bytes for each other difference. */
+/* What was asked for, or what the most any codec takes of its own accord: a sixteenth of
+ * the model, or a bit for each weight of a matrix and its scales; two bytes for each other
+ * difference. */
 static int64_t artifact_bytes(const struct worker_run *r)
 {
     const struct engine_base_info *info = engine_info(r->engine);
     double ratio = r->job.compression.ratio;
-    int64_t others = info->parameters - info->linear_parameters;
+    int64_t others = info->parameters - info->linear_parameters, matrices;
     /* What was tuned elsewhere has everything trained. */
     bool embeddings = r->job.train_embeddings || r->start_path != NULL || r->tuned_path != NULL;
 
     if (ratio > 0)
         return (int64_t)((double)info->bytes_16bit / ratio) + (INT64_C(1) << 20);
-    return info->linear_parameters / 7 + (embeddings ? 2 * others : 0) + (INT64_C(1) << 20);
+    matrices = info->linear_parameters / 7;
+    if (matrices < info->bytes_16bit / 16)
+        matrices = info->bytes_16bit / 16;
+    return matrices + (embeddings ? 2 * others : 0) + (INT64_C(1) << 20);
 }
 
 static int warn(struct worker_run *r, const char *key, const char *text, struct err *err)

@@ -1,5 +1,5 @@
-/* engine_delta_check: is a delta sound, and of this base? Asked of files alone, without an engine.
- */
+/* What can be asked of files alone, without an engine: is a delta sound, and of this base? How
+ * small can one be? */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -7,6 +7,8 @@
 #include "engine/base_file.h"
 #include "engine/base_layout.h"
 #include "engine/codec/artifact.h"
+#include "engine/codec/budget.h"
+#include "engine/codec/report.h"
 
 static enum artifact_kind kind_of(const struct base_layout_tensor *t)
 {
@@ -58,6 +60,16 @@ static int check(const struct base_file *base, const struct file_map *delta, con
     return rc;
 }
 
+/* It was imported: whatever is wrong with it now is not the client's fault. */
+static int open_base(struct base_file **base, const char *path, struct err *err)
+{
+    if (base_file_open(base, path, err) == 0)
+        return 0;
+    if (err != NULL && err->kind == ERR_INVALID)
+        err->kind = ERR_INTERNAL;
+    return -1;
+}
+
 int engine_delta_check(const char *base_path, const char *delta_path, const char *name,
                        struct err *err)
 {
@@ -65,14 +77,55 @@ int engine_delta_check(const char *base_path, const char *delta_path, const char
     struct file_map delta = {0};
     int rc = -1;
 
-    if (base_file_open(&base, base_path, err) != 0) {
-        if (err != NULL && err->kind == ERR_INVALID) /* it was imported: not the delta's fault */
-            err->kind = ERR_INTERNAL;
+    if (open_base(&base, base_path, err) != 0)
         return -1;
-    }
     if (file_map_open(&delta, delta_path, err) == 0)
         rc = check(base, &delta, name, err);
     file_map_close(&delta);
+    base_file_free(base);
+    return rc;
+}
+
+static int least(const struct base_file *base, const struct codec *codec, bool embeddings,
+                 struct budget *out, struct err *err)
+{
+    struct artifact_source source = {0};
+    struct artifact_content content = {.source = &source, .codec = codec};
+    struct artifact_tensor *tensor = NULL;
+    bool *changed;
+    int rc = -1;
+
+    if (list_tensors(base, &tensor, &source.count, err) != 0)
+        return -1;
+    source.tensor = tensor;
+    changed = calloc((size_t)source.count, sizeof *changed);
+    for (int32_t i = 0; changed != NULL && i < source.count; i++)
+        changed[i] = embeddings || tensor[i].kind != ARTIFACT_EMBEDDING;
+    content.changed = changed;
+    rc = changed != NULL ? budget_measure(&content, report_room(source.count), out, err)
+                         : err_set(err, ERR_NO_MEMORY, "no memory for a list of tensors");
+    free(changed);
+    free(tensor);
+    return rc;
+}
+
+int engine_delta_least(const char *base_path, const char *codec, bool embeddings,
+                       struct engine_delta_size *out, struct err *err)
+{
+    const struct codec *found = codec_find(codec != NULL ? codec : codec_default());
+    struct base_file *base = NULL;
+    struct budget budget;
+    int rc;
+
+    if (found == NULL)
+        return err_set(err, ERR_INVALID, "there is no codec \"%.32s\": %s", codec, codec_names());
+    if (open_base(&base, base_path, err) != 0)
+        return -1;
+    rc = least(base, found, embeddings, &budget, err);
+    if (rc == 0) {
+        out->bytes = budget.least;
+        out->ratio = (double)base_file_info(base)->bytes_16bit / (double)budget.least;
+    }
     base_file_free(base);
     return rc;
 }

@@ -16,6 +16,11 @@ const struct codec *codec_find(const char *name)
     return NULL;
 }
 
+const char *codec_default(void)
+{
+    return codecs[0]->name;
+}
+
 const char *codec_names(void)
 {
     return "graft, bitdelta, delta-come";

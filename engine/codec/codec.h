@@ -81,6 +81,7 @@ struct codec {
 
 /* NULL: unknown. */
 const struct codec *codec_find(const char *name);
+const char *codec_default(void);
 /* The names of all codecs, for messages, the default first. */
 const char *codec_names(void);
 

@@ -79,14 +79,38 @@ static int check_options(const struct engine_compress_options *o, const struct c
     return 0;
 }
 
-static int64_t bytes_asked(const struct run *r)
+/* Unless asked, the codec's own part of the model; or of the matrices alone, where what changed
+ * beside them would take too much of that: embeddings, or the names in a very small model. */
+static int own_bytes(const struct run *r, int64_t *bytes, struct err *err)
+{
+    const struct engine_base_info *info = engine_info(r->engine);
+    struct budget budget;
+    int64_t matrices;
+
+    *bytes = INT64_MAX;
+    if (r->codec->ratio <= 0)
+        return 0;
+    if (compression_budget(r->compression, report_room(r->source.count), &budget, err))
+        return -1;
+    *bytes = (int64_t)((double)info->bytes_16bit / r->codec->ratio);
+    matrices = (int64_t)(2 * (double)info->linear_parameters / r->codec->ratio);
+    if (*bytes < budget.overhead + matrices)
+        *bytes = budget.overhead + matrices;
+    if (*bytes < budget.least)
+        *bytes = budget.least;
+    return 0;
+}
+
+static int bytes_asked(const struct run *r, int64_t *bytes, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
-    double ratio = o->ratio != 0 ? o->ratio : r->codec->ratio;
 
-    if (o->bytes > 0)
-        return o->bytes;
-    return ratio > 0 ? (int64_t)((double)engine_info(r->engine)->bytes_16bit / ratio) : INT64_MAX;
+    if (o->ratio == 0 && o->bytes == 0)
+        return own_bytes(r, bytes, err);
+    *bytes = o->bytes;
+    if (o->ratio != 0)
+        *bytes = (int64_t)((double)engine_info(r->engine)->bytes_16bit / o->ratio);
+    return compression_check(r->compression, *bytes, report_room(r->source.count), err);
 }
 
 static int32_t steps_asked(const struct run *r)
@@ -247,7 +271,8 @@ static int refine(struct run *r, struct err *err)
     return 0;
 }
 
-static int open_run(struct run *r, struct err *err)
+/* *bytes: of the file; 0: yet to be searched for. */
+static int open_run(struct run *r, int64_t *bytes, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
     size_t count;
@@ -266,12 +291,13 @@ static int open_run(struct run *r, struct err *err)
     r->bytes = calloc(count + 1, sizeof *r->bytes);
     if (!r->error || !r->norm || !r->bytes)
         return err_set(err, ERR_NO_MEMORY, "no memory for a report");
-    if (take_statistics(r, err))
-        return -1;
     options.pool = r->pool;
-    options.h = r->statistics.h;
-    options.g = r->statistics.g;
-    return compression_open(&r->compression, &r->source, &options, err);
+    *bytes = 0;
+    /* What can not be had is refused before anything that takes its time. */
+    if (compression_open(&r->compression, &r->source, &options, err) ||
+        (o->max_kl == 0 && bytes_asked(r, bytes, err)) || take_statistics(r, err))
+        return -1;
+    return compression_decompose(r->compression, r->statistics.h, r->statistics.g, err);
 }
 
 static void close_run(struct run *r)
@@ -287,16 +313,10 @@ static void close_run(struct run *r)
 
 static int run(struct run *r, const char *path, struct err *err)
 {
-    int64_t bytes = 0;
+    int64_t bytes;
 
-    if (open_run(r, err))
+    if (open_run(r, &bytes, err) || (r->options->max_kl > 0 && search(r, path, &bytes, err)))
         return -1;
-    if (r->options->max_kl > 0) {
-        if (search(r, path, &bytes, err))
-            return -1;
-    } else {
-        bytes = bytes_asked(r);
-    }
     if (make(r, bytes, err) || refine(r, err) ||
         compression_measure(r->compression, r->error, r->norm, err) || measure(r, path, err))
         return -1;
@@ -309,7 +329,7 @@ static int run(struct run *r, const char *path, struct err *err)
 static int compress(struct run *r, const struct engine_compress_options *options, const char *path,
                     struct engine_delta_report *report, struct err *err)
 {
-    const char *name = options->codec ? options->codec : "graft";
+    const char *name = options->codec ? options->codec : codec_default();
     double from = now();
     int rc = -1;
 

@@ -9,6 +9,7 @@
 struct compression {
     const struct artifact_source *source;
     struct compression_options options;
+    float *const *h, *const *g;             /* [count] or NULL */
     bool *changed;                          /* [count] */
     struct tensor (*part)[CODEC_MAX_PARTS]; /* [count] */
     int32_t *matrix;                        /* [matrices] tensors that go through the codec, the
@@ -213,15 +214,15 @@ static void sort_matrices(struct compression *c)
 static struct codec_matrix matrix_of(const struct slot *s)
 {
     const struct artifact_tensor *t = tensor_at(s->c, s->at);
-    const struct compression_options *o = &s->c->options;
-    int32_t index = s->c->matrix[s->at];
+    const struct compression *c = s->c;
+    int32_t index = c->matrix[s->at];
 
     return (struct codec_matrix){
         .rows = t->rows,
         .cols = t->cols,
         .delta = s->difference,
-        .h = o->h && o->codec->inputs ? o->h[index] : NULL,
-        .g = o->g && o->codec->gradients ? o->g[index] : NULL,
+        .h = c->h && c->options.codec->inputs ? c->h[index] : NULL,
+        .g = c->g && c->options.codec->gradients ? c->g[index] : NULL,
     };
 }
 
@@ -253,6 +254,13 @@ static int open_plans(struct compression *c, struct err *err)
         if (!p->width || !c->energy[i])
             return err_set(err, ERR_NO_MEMORY, "no memory to plan %d matrices", c->matrices);
     }
+    return 0;
+}
+
+int compression_decompose(struct compression *c, float *const *h, float *const *g, struct err *err)
+{
+    c->h = h;
+    c->g = g;
     return c->options.codec->energy ? each_matrix(c, "decompose", decompose_one, err) : 0;
 }
 
@@ -334,17 +342,20 @@ static struct artifact_content content_of(const struct compression *c, const cha
                                      .report = report};
 }
 
-/* Says of a refusal what would have been enough. */
-static int too_small(const struct compression *c, int64_t bytes, int64_t overhead, struct err *err)
+int compression_budget(const struct compression *c, size_t report_len, struct budget *out,
+                       struct err *err)
 {
-    int64_t least = overhead;
+    struct artifact_content content = content_of(c, NULL);
 
-    for (int32_t i = 0; i < c->matrices; i++)
-        least += c->plan[i].bytes;
-    return err_prefix(err,
-                      "a delta of %lld bytes is too small: it takes at least %lld, of which %lld "
-                      "are names, report, norms and embeddings that changed",
-                      (long long)bytes, (long long)least, (long long)overhead);
+    return budget_measure(&content, report_len, out, err);
+}
+
+int compression_check(const struct compression *c, int64_t bytes, size_t report_len,
+                      struct err *err)
+{
+    struct artifact_content content = content_of(c, NULL);
+
+    return budget_check(&content, report_len, bytes, err);
 }
 
 int compression_run(struct compression *c, int64_t bytes, size_t report_len, double *cost,
@@ -352,16 +363,11 @@ int compression_run(struct compression *c, int64_t bytes, size_t report_len, dou
 {
     struct artifact_content content = content_of(c, NULL);
     int64_t overhead = artifact_overhead(&content, report_len);
-    struct err why = {0};
 
     *cost = NAN;
-    if (c->options.codec->allot(c->plan, c->matrices, bytes - overhead, cost, &why)) {
-        if (why.kind == ERR_INVALID)
-            too_small(c, bytes, overhead, &why);
-        if (err)
-            *err = why;
+    if (compression_check(c, bytes, report_len, err) ||
+        c->options.codec->allot(c->plan, c->matrices, bytes - overhead, cost, err))
         return -1;
-    }
     return each_matrix(c, "compress", compress_one, err);
 }
 

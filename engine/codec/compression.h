@@ -1,7 +1,7 @@
 /* compression.h: the difference of one model to its base on its way through a codec: which tensors
  * changed, what each matrix is worth, plans for a number of bytes, parts, and the file.
  *
- *   compression_open -> compression_run (once for each size that is tried)
+ *   compression_open -> compression_decompose -> compression_run (for each size that is tried)
  *                    -> compression_parts (distillation changes their scales) -> _measure, _write
  *
  * Matrices are read one by one by the calling thread and compressed by a pool, as many at once as
@@ -13,6 +13,7 @@
 
 #include "engine/base/thread_pool.h"
 #include "engine/codec/artifact.h"
+#include "engine/codec/budget.h"
 #include "engine/codec/stage.h"
 
 #define COMPRESSION_MEMORY ((int64_t)1 << 29)
@@ -21,7 +22,6 @@ struct compression;
 
 struct compression_options {
     const struct codec *codec;
-    float *const *h, *const *g; /* [count] second moments by tensor (codec.h); NULL: none */
     struct thread_pool *pool;
     struct stage_listener listener; /* of "read", "decompose", "compress", "compare" */
 };
@@ -31,9 +31,19 @@ int compression_open(struct compression **out, const struct artifact_source *sou
                      const struct compression_options *options, struct err *err);
 void compression_free(struct compression *compression);
 
+/* What each matrix is worth. h, g: [count] second moments by tensor (codec.h), which must outlive
+ * it; NULL: none. Before it, only compression_budget and compression_changed may be asked. */
+int compression_decompose(struct compression *compression, float *const *h, float *const *g,
+                          struct err *err);
+/* Of a file with a report of report_len. */
+int compression_budget(const struct compression *compression, size_t report_len, struct budget *out,
+                       struct err *err);
+/* ERR_INVALID: so few bytes cannot be had; the message says how many are enough. */
+int compression_check(const struct compression *compression, int64_t bytes, size_t report_len,
+                      struct err *err);
+
 /* Parts for a file of at most `bytes` with a report of report_len; what was made before is
- * replaced. *cost: as codec.allot. ERR_INVALID: so few bytes cannot be had; the message says how
- * many are enough. */
+ * replaced. *cost: as codec.allot. ERR_INVALID: as compression_check. */
 int compression_run(struct compression *compression, int64_t bytes, size_t report_len, double *cost,
                     struct err *err);
 

@@ -56,15 +56,15 @@ static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *
     double weights = 0, share;
 
     *cost = NAN;
-    if (left < 0)
-        return err_set(err, ERR_INVALID,
-                       "%lld bytes are not enough for %d matrices: ask for a lower ratio",
-                       (long long)bytes, count);
     for (int32_t i = 0; i < count; i++) {
         weights += (double)plan[i].rows * plan[i].cols;
         memset(plan[i].width, 0, (size_t)plan[i].rank);
         plan[i].bytes = 4;
     }
+    if (left < 0)
+        return err_set(err, ERR_INVALID,
+                       "delta-come keeps the number of its vectors for each matrix; ask for a "
+                       "lower ratio");
     share = count ? (double)left / weights : 0;
     for (int32_t i = 0; i < count; i++) {
         int64_t own = (int64_t)(share * plan[i].rows * plan[i].cols), added;

@@ -236,12 +236,32 @@ class Compression(unittest.TestCase):
         self.assertGreater(tokens[0], tokens[1])
         self.assertGreater(tokens[1], 0)
 
-    def test_what_can_not_be_had_fails_in_words(self):
-        job = self.compressed({"ratio": 1024})
-        self.assertEqual((job["status"], job["error"]["code"], job["error"]["param"]), ("failed", "compression_failed", None), job)
-        self.assertIn("lower ratio", job["error"]["message"])
-        self.assertNotIn(str(server.data), job["error"]["message"])
-        self.assertIsNone(job["fine_tuned_model"])
+    def refused(self, ratio, **graft):
+        """The highest ratio that can be had, as a refusal says it."""
+        codec = graft.pop("codec", None)
+        file = server.upload(harness.examples(harness.FACTS)).json["id"]
+        reply = server.create_job(file, epochs=1, graft={"compression": {"codec": codec, "ratio": ratio}, **graft})
+        self.assertEqual(reply.status, 400, reply)
+        self.assertEqual((reply.error["code"], reply.error["param"]), ("decimal_above_max_value", "graft.compression.ratio"))
+        self.assertNotIn(str(server.data), reply.error["message"])
+        return float(reply.error["message"].split("<= ")[1].split(", but")[0])
+
+    def test_a_size_that_can_not_be_had_is_refused_before_anything_is_trained(self):
+        limit = self.refused(1024)
+        job = self.compressed({"ratio": limit, "distill_steps": 0})
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertGreaterEqual(job["graft"]["delta"]["ratio"], limit)
+        self.assertGreater(self.refused(limit + 0.02), limit - 0.01)
+        self.assertLess(self.refused(1024, codec="bitdelta"), limit)
+        self.assertLess(self.refused(1024, train_embeddings=True), limit)
+
+    def test_trained_embeddings_have_room_without_being_asked_for(self):
+        job = server.wait_job(start(harness.examples(harness.FACTS), epochs=1, graft={"train_embeddings": True})["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertGreater(job["graft"]["delta"]["bytes"], self.plain()["bytes"])
+
+    def plain(self):
+        return server.wait_job(start(harness.examples(harness.FACTS), epochs=1)["id"])["graft"]["delta"]
 
 
 class Failure(unittest.TestCase):

@@ -18,7 +18,7 @@ int delta_fixture_write(const struct artifact_source *source, const char *codec,
     *out = (struct delta_fixture){0};
     if (!error || !norm || thread_pool_open(&options.pool, 2, err))
         goto out;
-    if (compression_open(&c, source, &options, err) ||
+    if (compression_open(&c, source, &options, err) || compression_decompose(c, NULL, NULL, err) ||
         compression_run(c, bytes ? bytes : INT64_MAX, report ? strlen(report) : 0, &cost, err) ||
         compression_measure(c, error, norm, err) ||
         compression_write(c, path, report, &out->bytes, &more_error, &more_norm, err))

@@ -279,8 +279,8 @@ static void test_progress(void **state)
 /* Whoever says stop, at whatever stage, is asked nothing more, and nothing is left of it. */
 static void test_stop(void **state)
 {
-    static const char *const stages[] = {"statistics", "read",    "decompose", "compress",
-                                         "distill",    "compare", "measure"};
+    static const char *const stages[] = {"read",    "statistics", "decompose", "compress",
+                                         "distill", "compare",    "measure"};
     static const double max_kl[] = {0, 10};
 
     unlink(delta_path);
@@ -380,6 +380,53 @@ static void test_smallest(void **state)
     options.bytes += 400;
     more = compress(options);
     assert_true(more.measured_kl < report.measured_kl);
+}
+
+/* What is said before anything is trained is what holds afterwards. */
+static void test_least(void **state)
+{
+    char codec[DELTA_FIXTURE_NAME];
+    struct engine_delta_size least, with_embeddings;
+    struct err why = {0};
+
+    for (int i = 0; delta_fixture_codec(i, codec); i++) {
+        struct engine_compress_options options = {.codec = codec};
+        struct engine_delta_report report;
+        struct err small = {0};
+
+        CHECK(engine_delta_least(base_path, codec, false, &least, &err));
+        options.bytes = least.bytes - 1;
+        assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &small),
+                         -1);
+        assert_int_equal(small.kind, ERR_INVALID);
+        options.bytes = 0;
+        options.ratio = least.ratio;
+        report = compress(options);
+        assert_true(report.bytes <= least.bytes && report.bytes >= least.bytes * 9 / 10);
+        CHECK(engine_delta_least(base_path, codec, true, &with_embeddings, &err));
+        assert_true(with_embeddings.bytes > least.bytes);
+    }
+    CHECK(engine_delta_least(base_path, NULL, false, &least, &err));
+    assert_int_equal(engine_delta_least(base_path, "zip", false, &least, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    err_clear(&why);
+    assert_int_equal(engine_delta_least("/nonexistent", NULL, false, &least, &why), -1);
+    assert_int_not_equal(why.kind, ERR_INVALID);
+}
+
+/* The statistics take their time: a size that is refused is refused before them. */
+static void test_refused_at_once(void **state)
+{
+    struct told told = {.stage = ""};
+    struct engine_compress_options options = {
+        .ratio = 1024, .calibration = questions, .progress = on_progress, .context = &told};
+    struct engine_delta_report report;
+    struct err why = {0};
+
+    assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_string_equal(told.stage, "read");
+    assert_int_equal(told.stages, 1);
 }
 
 static void test_bad_options(void **state)
@@ -614,6 +661,8 @@ int main(void)
         cmocka_unit_test(test_distillation_pays),
         cmocka_unit_test(test_max_kl),
         cmocka_unit_test(test_smallest),
+        cmocka_unit_test(test_least),
+        cmocka_unit_test(test_refused_at_once),
         cmocka_unit_test(test_bad_options),
         cmocka_unit_test(test_model_compress),
         cmocka_unit_test(test_model_of_another_shape),

@@ -97,7 +97,7 @@ static struct compression *open_compression(const struct artifact_source *from, 
     struct compression *c;
     struct err err = {0};
 
-    if (compression_open(&c, from, &options, &err))
+    if (compression_open(&c, from, &options, &err) || compression_decompose(c, NULL, NULL, &err))
         fail_msg("%s", err.message);
     return c;
 }
