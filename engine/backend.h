@@ -249,23 +249,28 @@ struct sample_args {
     struct tensor token;
 };
 
+/* Beside a row's cross-entropy the gap by which its best token leads another one: the loss that is
+ * differentiated also has weight · gap / divisor, gap = logit(best) - logit(other), with the
+ * divisor max(1, gap) as it is, not differentiated. */
+struct loss_margins {
+    const int32_t *best, *other; /* [T] host */
+    const float *weight;         /* [T] host, of either sign; 0: none of this row */
+};
+
 /* The loss of the rows whose weight is not 0, never more than C of them at a time: logits, softmax,
- * and with dx the gradient, chunk by chunk. Cross-entropy, nll = -log p(target), or with
- * - other: nll = logit(other) - logit(target), the margin of an answer; its gradient at the logits
- *   is weight · (onehot(other) - onehot(target));
- * - teacher_x: nll = KL(teacher || model) over the vocabulary, the gradient weight · (p -
- *   p_teacher). It is a sum of terms that are not negative, so that near models keep their digits;
- *   of the same bits it is 0.
- * At most one of the two. */
+ * and with dx the gradient, chunk by chunk. Cross-entropy, nll = -log p(target), with `margins`
+ * beside it, of which only dx and what follows from it tell; or with teacher_x nll = KL(teacher ||
+ * model) over the vocabulary, the gradient weight · (p - p_teacher). That is a sum of terms that
+ * are not negative, so that near models keep their digits; of the same bits it is 0. */
 struct head_loss_args {
     const struct model_config *config;
     struct tensor final_norm, head;
     const struct batch *batch;
-    const int32_t *target;   /* [T] host: what should follow row i; not read with a teacher */
-    const int32_t *other;    /* [T] host: the token it should beat; or NULL */
-    const float *weight;     /* [T] host: d(total loss)/d(nll of row i) */
-    struct tensor x;         /* [T, D] */
-    struct tensor teacher_x; /* [T, D]; absent: no teacher, nor the next three */
+    const int32_t *target; /* [T] host: what should follow row i; not read with a teacher */
+    const float *weight;   /* [T] host: d(total loss)/d(nll of row i) */
+    const struct loss_margins *margins;       /* or NULL; not with a teacher */
+    struct tensor x;                          /* [T, D] */
+    struct tensor teacher_x;                  /* [T, D]; absent: no teacher, nor the next three */
     struct tensor teacher_norm, teacher_head; /* [D], [V, D]: what it is read with */
     struct tensor teacher_logits;             /* [C, V] scratch */
     struct tensor nll;                        /* [T] F32 out, 0 where weight is 0 */

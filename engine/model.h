@@ -91,14 +91,14 @@ void model_training_free(struct model_training *training);
 int64_t model_training_bytes(const struct backend *backend, const struct model_config *config,
                              int32_t max_rows, bool teacher);
 
-/* The loss of a row is -log p(target), or with `other` or `teacher` what head_loss_args says. */
+/* The loss of a row is -log p(target), with `margins` or `teacher` what head_loss_args says. */
 struct model_loss_args {
     const struct model_weights *weights;
     struct model_weights *grads; /* +=; NULL: loss only. Tensors without data are frozen. */
     const struct batch *batch;   /* without slots and segments */
     const int32_t *target; /* [rows]: the token that should follow row i; not read with a teacher */
     const float *weight;   /* [rows]: d(loss)/d(nll of row i), 0: row is not trained */
-    const int32_t *other;  /* [rows]: the token it should beat; or NULL */
+    const struct loss_margins *margins; /* or NULL */
     /* A model of the same shapes in the memory of this backend, which reads the batch first; only
      * what its last layer gives is kept. NULL, or the training was opened for one. */
     const struct model_weights *teacher;
@@ -106,7 +106,7 @@ struct model_loss_args {
 
 struct model_loss {
     double nll;      /* Σ over rows with weight ≠ 0 of their loss, nats */
-    double weighted; /* Σ weight · nll: the loss whose gradient was added */
+    double weighted; /* Σ weight · nll: the loss whose gradient was added, but for margins */
     int64_t correct; /* rows with weight ≠ 0 whose best logit is the target, or the teacher's */
     int64_t rows;    /* rows with weight ≠ 0 */
 };

@@ -7,7 +7,8 @@
 #include "engine/base/rng.h"
 #include "engine/model_pass.h"
 
-#define STREAM_SIGN 3 /* of random numbers: which way a margin goes */
+#define STREAM_SIGN 3       /* of random numbers: which way a margin goes */
+#define RIVALS (1ull << 40) /* the random numbers that draw them lie behind those of targets */
 
 struct model_moments_pass {
     struct model *model;
@@ -23,10 +24,13 @@ struct model_moments_pass {
     void *host_rows;          /* [max_rows, widest] in the backend's precision */
     float *host_row;          /* [widest] */
     float *host_weight;       /* [max_rows] */
-    float *loss_weight;       /* [max_rows]: 1 for each, or what a margin makes of it */
-    int32_t *target, *other;  /* [max_rows] what was drawn */
+    float *loss_weight;       /* [max_rows] */
+    float *margin;            /* [max_rows] 0: none */
+    int32_t *target;          /* [max_rows] what was drawn */
+    int32_t *best, *other;    /* [max_rows] of a margin */
     int32_t *row, *drawn;     /* [max_rows] rows that are drawn for; [rows of a chunk] */
     struct sample_row *sample;
+    struct loss_margins margins; /* of the three above */
 
     /* of the micro-batch that runs */
     const struct model_moments_args *args;
@@ -72,13 +76,16 @@ static int open_memory(struct model_moments_pass *p, struct err *err)
     p->host_row = malloc(widest * sizeof *p->host_row);
     p->host_weight = malloc(rows * sizeof *p->host_weight);
     p->loss_weight = malloc(rows * sizeof *p->loss_weight);
+    p->margin = malloc(rows * sizeof *p->margin);
     p->target = malloc(rows * sizeof *p->target);
+    p->best = malloc(rows * sizeof *p->best);
     p->other = malloc(rows * sizeof *p->other);
     p->row = malloc(rows * sizeof *p->row);
     p->drawn = malloc(rows * sizeof *p->drawn);
     p->sample = malloc(rows * sizeof *p->sample);
-    if (!p->host_rows || !p->host_row || !p->host_weight || !p->loss_weight || !p->target ||
-        !p->other || !p->row || !p->drawn || !p->sample)
+    p->margins = (struct loss_margins){p->best, p->other, p->margin};
+    if (!p->host_rows || !p->host_row || !p->host_weight || !p->loss_weight || !p->margin ||
+        !p->target || !p->best || !p->other || !p->row || !p->drawn || !p->sample)
         return err_set(err, ERR_NO_MEMORY, "no memory for the moments of %d tokens", p->max_rows);
     p->memory = b->ops->alloc(b, (size_t)place(p, NULL), err);
     if (!p->memory)
@@ -119,7 +126,9 @@ void model_moments_free(struct model_moments_pass *pass)
     free(pass->drawn);
     free(pass->row);
     free(pass->other);
+    free(pass->best);
     free(pass->target);
+    free(pass->margin);
     free(pass->loss_weight);
     free(pass->host_weight);
     free(pass->host_row);
@@ -227,19 +236,23 @@ static void logits_of(struct model_moments_pass *p, const struct model_head_pass
                     });
 }
 
-/* A token for each of those logits, to its row of `token`; the best one at temperature 0, which
- * leaves the logits alone. */
+struct draw {
+    double temperature; /* 0: the best one, which leaves the logits alone */
+    uint64_t first;     /* random number of row 0 */
+    int32_t *token;     /* [max_rows] out, of the rows that are drawn for */
+};
+
 static int choose(struct model_moments_pass *p, const struct model_head_pass *head, int32_t from,
-                  int32_t count, double temperature, int32_t *token, struct err *err)
+                  int32_t count, const struct draw *draw, struct err *err)
 {
     struct backend *b = p->model->backend;
 
     for (int32_t i = 0; i < count; i++)
         p->sample[i] = (struct sample_row){
-            .temperature = temperature,
+            .temperature = draw->temperature,
             .top_p = 1,
             .seed = p->args->seed,
-            .index = p->args->first + (uint64_t)p->row[from + i],
+            .index = draw->first + (uint64_t)p->row[from + i],
         };
     /* A device has room for the arrays of one pass behind a begin. */
     model_begin_batch(p->model, p->args->batch, head->rope);
@@ -254,85 +267,73 @@ static int choose(struct model_moments_pass *p, const struct model_head_pass *he
     for (int32_t i = 0; i < count; i++) {
         if (p->drawn[i] < 0)
             return err_set(err, ERR_INVALID, "what the model gives is not finite");
-        token[p->row[from + i]] = p->drawn[i];
+        draw->token[p->row[from + i]] = p->drawn[i];
     }
     return 0;
 }
 
-/* The best token as the target, another one beside it. */
+static int choose_targets(struct model_moments_pass *p, const struct model_head_pass *head,
+                          int32_t from, int32_t count, struct err *err)
+{
+    const struct draw draw = {1, p->args->first, p->target};
+
+    logits_of(p, head, from, count);
+    return choose(p, head, from, count, &draw, err);
+}
+
+/* The best token, and another one beside it. */
 static int choose_rivals(struct model_moments_pass *p, const struct model_head_pass *head,
                          int32_t from, int32_t count, struct err *err)
 {
     struct backend *b = p->model->backend;
+    const struct draw best = {0, 0, p->best}, other = {1, p->args->first + RIVALS, p->other};
     const float never = -INFINITY;
 
-    if (choose(p, head, from, count, 0, p->target, err))
+    logits_of(p, head, from, count);
+    if (choose(p, head, from, count, &best, err))
         return -1;
     for (int32_t i = 0; i < count; i++)
         b->ops->upload(
-            b, (float *)head->logits.data + i * head->logits.shape[1] + p->target[p->row[from + i]],
+            b, (float *)head->logits.data + i * head->logits.shape[1] + p->best[p->row[from + i]],
             &never, sizeof never);
-    return choose(p, head, from, count, 1, p->other, err);
+    return choose(p, head, from, count, &other, err);
 }
 
-/* ±margin / max(1, gap) for each row that has a weight. */
-static int weigh_margins(struct model_moments_pass *p, const struct model_head_pass *head,
-                         struct err *err)
+/* For the rows whose weight is not 0, a chunk of them at a time. */
+static int each_chunk(struct model_moments_pass *p, const struct model_head_pass *head,
+                      const float *weight,
+                      int (*draw)(struct model_moments_pass *, const struct model_head_pass *,
+                                  int32_t from, int32_t count, struct err *),
+                      struct err *err)
 {
-    struct backend *b = p->model->backend;
-    const struct model_moments_args *a = p->args;
-    float *loss = p->host_weight;
+    int32_t chunk = (int32_t)head->logits.shape[0], count = 0;
 
-    model_begin_batch(p->model, a->batch, head->rope);
-    b->ops->head_loss(b, &(struct head_loss_args){
-                             .config = &p->model->config,
-                             .final_norm = a->weights->final_norm,
-                             .head = a->weights->head,
-                             .batch = a->batch,
-                             .target = p->target,
-                             .other = p->other,
-                             .weight = p->loss_weight,
-                             .x = head->x,
-                             .nll = head->nll,
-                             .correct = head->correct,
-                             .n = head->n,
-                             .logits = head->logits,
-                         });
-    b->ops->download(b, loss, head->nll.data, (size_t)a->batch->rows * sizeof *loss);
-    if (backend_check(b, err))
-        return -1;
-    for (int32_t r = 0; r < a->batch->rows; r++) {
-        double gap = -(double)loss[r];
-        double sign = rng_at(a->seed, STREAM_SIGN, a->first + (uint64_t)r) & 1 ? 1 : -1;
-
-        if (p->loss_weight[r] != 0)
-            p->loss_weight[r] = (float)(sign * a->margin / (gap > 1 ? gap : 1));
-    }
+    for (int32_t r = 0; r < p->args->batch->rows; r++)
+        if (weight[r] != 0)
+            p->row[count++] = r;
+    for (int32_t from = 0; from < count; from += chunk)
+        if (draw(p, head, from, count - from < chunk ? count - from : chunk, err))
+            return -1;
     return 0;
 }
 
-static int choose_targets(void *context, const struct model_head_pass *head, struct err *err)
+static int take_head(void *context, const struct model_head_pass *head, struct err *err)
 {
     struct model_moments_pass *p = context;
     const struct model_moments_args *a = p->args;
-    int32_t chunk = (int32_t)head->logits.shape[0], count = 0;
 
     if (a->target)
         return 0;
     for (int32_t r = 0; r < a->batch->rows; r++) {
-        p->target[r] = p->other[r] = 0;
-        if (p->loss_weight[r] != 0)
-            p->row[count++] = r;
-    }
-    for (int32_t from = 0; from < count; from += chunk) {
-        int32_t n = count - from < chunk ? count - from : chunk;
+        bool minus = rng_at(a->seed, STREAM_SIGN, a->first + (uint64_t)r) & 1;
 
-        logits_of(p, head, from, n);
-        if (a->margin > 0 ? choose_rivals(p, head, from, n, err)
-                          : choose(p, head, from, n, 1, p->target, err))
-            return -1;
+        p->target[r] = p->best[r] = p->other[r] = 0;
+        p->margin[r] = !a->margin || p->loss_weight[r] == 0 ? 0
+                       : minus                              ? -a->margin[r]
+                                                            : a->margin[r];
     }
-    if (a->margin > 0 && weigh_margins(p, head, err))
+    if (each_chunk(p, head, p->loss_weight, choose_targets, err) ||
+        each_chunk(p, head, p->margin, choose_rivals, err))
         return -1;
     model_begin_batch(p->model, a->batch, head->rope); /* of the loss and backward */
     return 0;
@@ -348,14 +349,13 @@ int model_moments_add(struct model_moments_pass *pass, const struct model_moment
     struct model_loss unused;
     struct model_watch watch = {
         .context = pass,
-        .head = choose_targets,
+        .head = take_head,
         .gradient = take_gradient,
         .input = take_input,
     };
 
     assert(batch.rows <= pass->max_rows);
-    assert(args->target || !args->other);
-    assert(!args->target || args->margin == 0);
+    assert(args->target ? !args->margin : !args->margins);
     batch.serving = false;
     a.batch = &batch;
     pass->args = &a;
@@ -368,8 +368,8 @@ int model_moments_add(struct model_moments_pass *pass, const struct model_moment
                                   .grads = &pass->grads,
                                   .batch = &batch,
                                   .target = args->target ? args->target : pass->target,
-                                  .other = args->margin > 0 ? pass->other : args->other,
                                   .weight = pass->loss_weight,
+                                  .margins = args->margin ? &pass->margins : args->margins,
                               },
                               &watch, loss ? loss : &unused, err);
 }

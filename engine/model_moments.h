@@ -40,13 +40,14 @@ struct model_moments_args {
     /* [rows]: the token that should follow row i. NULL: drawn from what the model itself gives, at
      * temperature 1, and the sums are those of its Fisher information. */
     const int32_t *target;
-    const int32_t *other; /* [rows], with a target: see head_loss_args; or NULL */
-    /* > 0, without a target: what is summed is not the Fisher information, which a model that is
-     * sure of its answers does not show, but their margins. For rows whose weight is not 0 the loss
-     * is ±margin · gap / max(1, gap) with a random sign, where gap is how far the best logit is
-     * above that of another token, drawn from what the model gives beside the best. */
-    double margin;
-    /* Row r draws random number `first` + r under `seed`. */
+    const struct loss_margins *margins; /* with a target: see head_loss_args; or NULL */
+    /* [rows], without a target: how much the row's margin counts, NULL: not at all. The Fisher
+     * information does not show what a model is sure of. So the loss of a row whose margin is not 0
+     * also has ±margin · gap / max(1, gap) with a random sign, where gap is how far the best logit
+     * is above that of another token, drawn from what the model gives beside the best. As the sign
+     * is random the sums are, on average, those of both losses one by one. */
+    const float *margin;
+    /* Row r draws its target by random number `first` + r under `seed`; first + rows < 2^40. */
     uint64_t seed, first;
 };
 /* Adds to moments[0 .. model_tensor_count), of which only matrices of blocks are looked at. *loss

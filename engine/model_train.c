@@ -358,8 +358,8 @@ static void loss_and_gradient(const struct model_training *t, const struct model
         .head = args->weights->head,
         .batch = args->batch,
         .target = args->target,
-        .other = args->other,
         .weight = args->weight,
+        .margins = args->margins,
         .x = model_first_rows(t->x_out, rows),
         .nll = model_first_rows(t->nll, rows),
         .correct = model_first_rows(t->correct, rows),
@@ -418,7 +418,7 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
     a.batch = &batch;
     assert(batch.rows > 0 && batch.rows <= t->max_rows);
     assert(!batch.slot && batch.segments.count == 0);
-    assert(!args->teacher || (t->teacher && !args->other));
+    assert(!args->teacher || (t->teacher && !args->margins));
     model_assert_batch(t->model, &batch, NULL);
     forward_both(t, &a);
     if (watch_head(t, batch.rows, err))

@@ -9,14 +9,10 @@
 #include "engine/model_moments.h"
 
 #define STREAM_EXAMPLES 4 /* of random numbers: which examples */
-#define MARGIN_DRAWS                                                             \
-    (1ull << 40) /* random numbers of the margins lie behind those of the Fisher \
-                  */
 
 struct pick { /* an example, or its beginning */
     int32_t example;
-    int32_t rows;   /* those that have a next token, one at least */
-    int32_t answer; /* rows up to the last one of an answer */
+    int32_t rows; /* those that have a next token, one at least */
 };
 
 struct measuring {
@@ -24,29 +20,19 @@ struct measuring {
     const struct model_weights *tuned;
     const struct calibration_options *options;
     struct pick *pick;
-    int32_t count;           /* of picks */
-    int32_t longest;         /* rows of one */
-    int64_t rows, all, done; /* of the picks; of both passes; so far */
+    int32_t count;      /* of picks */
+    int32_t longest;    /* rows of one */
+    int64_t rows, done; /* of the picks; so far */
 
     struct model_moments_pass *pass;
     struct model_moments *moments; /* by index of a tensor */
     struct batch batch;
     int32_t max_rows;
     int32_t *token, *position, *cu_seqlens;
-    float *weight;
+    float *margin;
 };
 
 /* ------------------------------------------------------------------ which examples */
-
-static int32_t answer_rows(const struct dataset_example *e, int32_t rows)
-{
-    int32_t answer = 0;
-
-    for (int32_t i = 0; i < rows && i + 1 < e->length; i++)
-        if (e->weight[i + 1] > 0)
-            answer = i + 1;
-    return answer;
-}
 
 static int pick_examples(struct measuring *m, struct err *err)
 {
@@ -70,10 +56,9 @@ static int pick_examples(struct measuring *m, struct err *err)
         if (e.length < 1)
             continue;
         rows = rows < left ? rows : (int32_t)left;
-        m->pick[m->count++] = (struct pick){order[i], rows, answer_rows(&e, rows)};
+        m->pick[m->count++] = (struct pick){order[i], rows};
         m->longest = rows > m->longest ? rows : m->longest;
         m->rows += rows;
-        m->all += rows + (m->options->margin > 0 ? m->pick[m->count - 1].answer : 0);
         left -= rows;
     }
     free(order);
@@ -109,8 +94,8 @@ static int open_batch(struct measuring *m, const struct model *model, struct err
     m->token = malloc(rows * sizeof *m->token);
     m->position = malloc(rows * sizeof *m->position);
     m->cu_seqlens = malloc((rows + 1) * sizeof *m->cu_seqlens);
-    m->weight = malloc(rows * sizeof *m->weight);
-    if (!m->token || !m->position || !m->cu_seqlens || !m->weight)
+    m->margin = malloc(rows * sizeof *m->margin);
+    if (!m->token || !m->position || !m->cu_seqlens || !m->margin)
         return err_set(err, ERR_NO_MEMORY, "no memory for batches of %d tokens", m->max_rows);
     m->cu_seqlens[0] = 0;
     m->batch =
@@ -176,7 +161,7 @@ void calibration_free(struct calibration *c)
 static void close_measuring(struct measuring *m)
 {
     model_moments_free(m->pass);
-    free(m->weight);
+    free(m->margin);
     free(m->cu_seqlens);
     free(m->position);
     free(m->token);
@@ -186,16 +171,15 @@ static void close_measuring(struct measuring *m)
 
 /* ------------------------------------------------------------------ passes */
 
-/* The batch as it is; `first` row of all that this pass has looked at. */
-static int flush(struct measuring *m, bool margin, uint64_t first, struct err *err)
+/* The batch as it is. */
+static int flush(struct measuring *m, struct err *err)
 {
     struct model_moments_args args = {
         .weights = m->tuned,
         .batch = &m->batch,
-        .weight = m->weight,
-        .margin = margin ? m->options->margin : 0,
+        .margin = m->options->margin > 0 ? m->margin : NULL,
         .seed = (uint64_t)m->options->seed,
-        .first = first + (margin ? MARGIN_DRAWS : 0),
+        .first = (uint64_t)m->done,
     };
 
     if (m->batch.rows == 0)
@@ -204,44 +188,32 @@ static int flush(struct measuring *m, bool margin, uint64_t first, struct err *e
         return -1;
     m->done += m->batch.rows;
     m->batch.rows = m->batch.docs = 0;
-    return stage_tell(&m->options->listener, "statistics", (double)m->done / (double)m->all, err);
+    return stage_tell(&m->options->listener, "statistics", (double)m->done / (double)m->rows, err);
 }
 
-static void add_example(struct measuring *m, const struct pick *pick, bool margin, int32_t rows)
+static void add_example(struct measuring *m, const struct pick *pick)
 {
     struct dataset_example e = m->examples->example(m->examples->context, pick->example);
     int32_t at = m->batch.rows;
 
-    memcpy(m->token + at, e.token, (size_t)rows * sizeof *m->token);
-    for (int32_t i = 0; i < rows; i++) {
+    memcpy(m->token + at, e.token, (size_t)pick->rows * sizeof *m->token);
+    for (int32_t i = 0; i < pick->rows; i++) {
         m->position[at + i] = i;
-        m->weight[at + i] = !margin || e.weight[i + 1] > 0;
+        m->margin[at + i] = i + 1 < e.length && e.weight[i + 1] > 0 ? (float)m->options->margin : 0;
     }
-    m->batch.rows = at + rows;
+    m->batch.rows = at + pick->rows;
     m->cu_seqlens[++m->batch.docs] = m->batch.rows;
 }
 
 /* Documents back to back. */
-static int run_pass(struct measuring *m, bool margin, struct err *err)
+static int run_pass(struct measuring *m, struct err *err)
 {
-    uint64_t first = 0;
-
-    m->batch.rows = m->batch.docs = 0;
     for (int32_t i = 0; i < m->count; i++) {
-        int32_t rows = margin ? m->pick[i].answer : m->pick[i].rows;
-
-        if (rows == 0)
-            continue;
-        if (m->batch.rows + rows > m->max_rows) {
-            uint64_t next = first + (uint64_t)m->batch.rows;
-
-            if (flush(m, margin, first, err))
-                return -1;
-            first = next;
-        }
-        add_example(m, &m->pick[i], margin, rows);
+        if (m->batch.rows + m->pick[i].rows > m->max_rows && flush(m, err))
+            return -1;
+        add_example(m, &m->pick[i]);
     }
-    return flush(m, margin, first, err);
+    return flush(m, err);
 }
 
 static void scale(float *sum, int64_t n, double divisor)
@@ -295,9 +267,8 @@ int calibration_measure(struct calibration *out, struct model *model,
     if (pick_examples(&m, err) || open_batch(&m, model, err) || open_sums(&m, out, model, err) ||
         model_moments_open(&m.pass, model, m.max_rows, err))
         goto out;
-    if (run_pass(&m, false, err) || (options->margin > 0 && run_pass(&m, true, err)))
-        goto out;
-    rc = finish(&m, out, model, err);
+    if (!run_pass(&m, err))
+        rc = finish(&m, out, model, err);
 out:
     if (rc)
         calibration_free(out);

@@ -4,8 +4,9 @@
  *
  * The gradients are those of the true Fisher information: at every row, of prompt and answer alike,
  * of -log p(y) with y drawn from the tuned model itself. With a margin those of the answers'
- * margins are added, which the Fisher information of a model that is sure of its answers is blind
- * to. Examples are taken in a random order until max_tokens, the last one cut to what is left.
+ * margins are added, with random signs, so that in the mean their moments are; the Fisher
+ * information of a model that is sure of its answers is blind to them. Examples are taken in a
+ * random order until max_tokens, the last one cut to what is left.
  *
  * One thread, that of the model's backend. Deterministic: a function of the weights, the examples
  * and the options; how sums are rounded depends on the device and its memory, not on what of that

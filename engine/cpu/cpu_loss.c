@@ -35,17 +35,19 @@ static void norm_task(void *context, int64_t i, int worker)
     cpu_round(run->cpu, f32(&a->n) + i * d, d);
 }
 
-/* The place of the largest logit, the first of equal ones; n where none is a number. */
-static int32_t place_of(const float *logit, int32_t n, float max)
-{
-    int32_t best = 0;
-
-    while (best < n && logit[best] != max)
-        best++;
-    return best;
-}
-
 /* ------------------------------------------------------------------ cross-entropy */
+
+/* What the gradient at the logits of the row's best token has of its margin, and at that of the
+ * other one less. */
+static float margin_of(const struct loss_margins *m, int32_t row, const float *logit)
+{
+    float gap;
+
+    if (!m || m->weight[row] == 0)
+        return 0;
+    gap = logit[m->best[row]] - logit[m->other[row]];
+    return m->weight[row] / (gap > 1 ? gap : 1);
+}
 
 static void softmax_task(void *context, int64_t i, int worker)
 {
@@ -55,6 +57,7 @@ static void softmax_task(void *context, int64_t i, int worker)
     int32_t vocabulary = (int32_t)a->head.shape[0], row = run->row[i], best = 0;
     float *logit = f32(&a->logits) + i * vocabulary;
     float max = k->scale_max(logit, vocabulary, 1.0f), of_target = logit[a->target[row]];
+    float margin = margin_of(a->margins, row, logit);
 
     if (of_target == max)
         while (logit[best] != max)
@@ -66,27 +69,10 @@ static void softmax_task(void *context, int64_t i, int worker)
         return;
     k->scale(logit, vocabulary, a->weight[row] / sum);
     logit[a->target[row]] -= a->weight[row];
-    cpu_round(run->cpu, logit, vocabulary);
-}
-
-/* ------------------------------------------------------------------ the margin of an answer */
-
-static void margin_task(void *context, int64_t i, int worker)
-{
-    struct loss_run *run = context;
-    const struct head_loss_args *a = run->a;
-    int32_t vocabulary = (int32_t)a->head.shape[0], row = run->row[i];
-    int32_t target = a->target[row], other = a->other[row];
-    float *logit = f32(&a->logits) + i * vocabulary;
-    float max = run->cpu->k->scale_max(logit, vocabulary, 1.0f);
-
-    ((int32_t *)a->correct.data)[row] = place_of(logit, vocabulary, max) == target;
-    f32(&a->nll)[row] = logit[other] - logit[target];
-    if (!a->dx.data)
-        return;
-    memset(logit, 0, (size_t)vocabulary * sizeof *logit);
-    logit[other] += a->weight[row];
-    logit[target] -= a->weight[row];
+    if (margin != 0) {
+        logit[a->margins->best[row]] += margin;
+        logit[a->margins->other[row]] -= margin;
+    }
     cpu_round(run->cpu, logit, vocabulary);
 }
 
@@ -97,6 +83,16 @@ struct softmax {
     float max;
     double sum, lse; /* of exp(logit - max); log Σ exp(logit) */
 };
+
+/* The place of the largest logit, the first of equal ones; n where none is a number. */
+static int32_t place_of(const float *logit, int32_t n, float max)
+{
+    int32_t best = 0;
+
+    while (best < n && logit[best] != max)
+        best++;
+    return best;
+}
 
 static struct softmax softmax_of(const struct cpu_kernels *k, float *logit, int32_t n)
 {
@@ -251,14 +247,12 @@ void cpu_head_loss(struct backend *backend, const struct head_loss_args *a)
         .a = a,
         .model = {a->x, a->final_norm, a->head, a->logits},
         .teacher = {a->teacher_x, a->teacher_norm, a->teacher_head, a->teacher_logits},
-        .loss = a->teacher_x.data ? teacher_task
-                : a->other        ? margin_task
-                                  : softmax_task,
+        .loss = a->teacher_x.data ? teacher_task : softmax_task,
     };
     int32_t rows = a->batch->rows;
     int32_t chunk = a->n.shape[0] < MAX_CHUNK ? (int32_t)a->n.shape[0] : MAX_CHUNK;
 
-    assert(!a->other || !a->teacher_x.data);
+    assert(!a->margins || !a->teacher_x.data);
     memset(a->nll.data, 0, (size_t)rows * sizeof(float));
     memset(a->correct.data, 0, (size_t)rows * sizeof(int32_t));
     if (a->dx.data)

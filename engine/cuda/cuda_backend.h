@@ -54,6 +54,7 @@ static inline unsigned long cuda_backend_layout_here(void)
         sizeof(struct attn_out_args),
         sizeof(struct mlp_args),
         sizeof(struct head_args),
+        sizeof(struct loss_margins),
         sizeof(struct head_loss_args),
         sizeof(struct mlp_backward_args),
         sizeof(struct attn_out_backward_args),

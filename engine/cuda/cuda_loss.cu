@@ -9,8 +9,8 @@ struct loss_rows {
     const int32_t *row;
     int32_t count;
     const int32_t *target; /* or NULL: there is a teacher */
-    const int32_t *other;  /* or NULL */
     const float *weight;
+    struct loss_margins margins; /* of NULL: none */
     float *nll;
     int32_t *correct;
 };
@@ -81,6 +81,31 @@ static __device__ __forceinline__ softmax_part read_row(const float *logit, int3
     return p;
 }
 
+/* What the gradient at the logits has of the row's margin: at the best token, and less at the
+ * other. Weight 0: nothing. */
+struct row_margin {
+    float weight;
+    int32_t best, other;
+};
+
+static __device__ __forceinline__ row_margin margin_of(const struct loss_margins &m, int32_t row,
+                                                       const float *logit)
+{
+    row_margin r = {0, -1, -1};
+
+    if (!m.weight || m.weight[row] == 0)
+        return r;
+    r.best = m.best[row];
+    r.other = m.other[row];
+    r.weight = m.weight[row] / fmaxf(1, logit[r.best] - logit[r.other]);
+    return r;
+}
+
+static __device__ __forceinline__ float margin_at(const row_margin &r, int32_t token)
+{
+    return (token == r.best ? r.weight : 0.0f) - (token == r.other ? r.weight : 0.0f);
+}
+
 /* One block for each row of the chunk, which reads its logits twice: once for the loss, and with
  * `backward` once more to write the gradient over them, as T. Gradients narrower than logits go to
  * the front of the same row, [V] of them, the row's distance staying V floats: they overlap only
@@ -93,6 +118,7 @@ static __global__ void loss_softmax_kernel(struct loss_rows rows, float *logits,
     T *gradient = reinterpret_cast<T *>(logit);
     int32_t row = rows.row[blockIdx.x], target = rows.target[row];
     float of_target = logit[target], weight = rows.weight[row];
+    row_margin margin = margin_of(rows.margins, row, logit);
     softmax_part p = read_row<W>(logit, vocabulary, target, of_target);
     float max = block_max(p.max);
     bool beaten = block_max(p.beaten ? 1.0f : 0.0f) > 0;
@@ -110,40 +136,12 @@ static __global__ void loss_softmax_kernel(struct loss_rows rows, float *logits,
 
         load_logits<W>(x, logit, at, vocabulary);
         for (int k = 0; k < W; k++)
-            x[k] = expf(x[k] - max) * (weight / sum) - (at + k == target ? weight : 0.0f);
+            x[k] = expf(x[k] - max) * (weight / sum) - (at + k == target ? weight : 0.0f) +
+                   margin_at(margin, at + k);
         if (sizeof(T) < sizeof(float))
             __syncthreads();
         if (at < vocabulary)
             store_gradient<W>(gradient, at, x);
-    }
-}
-
-/* ------------------------------------------------------------------ the margin of an answer */
-
-/* One block for each row. Where the gradient goes, all logits have been read: block_max waits. */
-template <int W, typename T>
-static __global__ void loss_margin_kernel(struct loss_rows rows, float *logits, int32_t vocabulary,
-                                          bool backward)
-{
-    float *logit = logits + (int64_t)blockIdx.x * vocabulary;
-    T *gradient = reinterpret_cast<T *>(logit);
-    int32_t row = rows.row[blockIdx.x], target = rows.target[row], other = rows.other[row];
-    float of_target = logit[target], of_other = logit[other], weight = rows.weight[row];
-    softmax_part p = read_row<W>(logit, vocabulary, target, of_target);
-    bool beaten = block_max(p.beaten ? 1.0f : 0.0f) > 0;
-
-    if (threadIdx.x == 0) {
-        rows.nll[row] = of_other - of_target;
-        rows.correct[row] = !beaten;
-    }
-    if (!backward)
-        return;
-    for (int32_t at = threadIdx.x * W; at < vocabulary; at += blockDim.x * W) {
-        float x[W];
-
-        for (int k = 0; k < W; k++)
-            x[k] = (at + k == other ? weight : 0.0f) - (at + k == target ? weight : 0.0f);
-        store_gradient<W>(gradient, at, x);
     }
 }
 
@@ -252,9 +250,6 @@ static void loss_of_width(struct cuda *cuda, const struct head_loss_args *a,
     if (a->teacher_x.data)
         CUDA_LAUNCH(cuda->device, (loss_teacher_kernel<W, T>), blocks, SOFTMAX_THREADS, 0, rows,
                     logits, data_of<const float>(a->teacher_logits), vocabulary, backward);
-    else if (a->other)
-        CUDA_LAUNCH(cuda->device, (loss_margin_kernel<W, T>), blocks, SOFTMAX_THREADS, 0, rows,
-                    logits, vocabulary, backward);
     else
         CUDA_LAUNCH(cuda->device, (loss_softmax_kernel<W, T>), blocks, SOFTMAX_THREADS, 0, rows,
                     logits, vocabulary, backward);
@@ -401,8 +396,8 @@ static bool check_args(struct cuda *cuda, const struct head_loss_args *a)
     if (strange)
         device_fail(cuda->device, ERR_INTERNAL, "head_loss: a head of dtype %s",
                     dtype_name(strange->dtype));
-    else if (a->other && a->teacher_x.data)
-        device_fail(cuda->device, ERR_INTERNAL, "head_loss: both another token and a teacher");
+    else if (a->margins && a->teacher_x.data)
+        device_fail(cuda->device, ERR_INTERNAL, "head_loss: both margins and a teacher");
     return !device_failed(cuda->device);
 }
 
@@ -410,6 +405,16 @@ static bool check_args(struct cuda *cuda, const struct head_loss_args *a)
 template <typename N> static const N *bring(struct cuda *cuda, const N *host, size_t count)
 {
     return host ? static_cast<const N *>(cuda_bring(cuda, host, count * sizeof *host)) : nullptr;
+}
+
+static struct loss_margins bring_margins(struct cuda *cuda, const struct loss_margins *m,
+                                         size_t rows)
+{
+    struct loss_margins none = {};
+
+    return m ? (struct loss_margins){bring(cuda, m->best, rows), bring(cuda, m->other, rows),
+                                     bring(cuda, m->weight, rows)}
+             : none;
 }
 
 void cuda_head_loss(struct backend *backend, const struct head_loss_args *a)
@@ -431,8 +436,8 @@ void cuda_head_loss(struct backend *backend, const struct head_loss_args *a)
         bring(cuda, list, (size_t)count),
         count,
         bring(cuda, a->teacher_x.data ? nullptr : a->target, rows),
-        bring(cuda, a->other, rows),
         bring(cuda, a->weight, rows),
+        bring_margins(cuda, a->margins, rows),
         data_of<float>(a->nll),
         data_of<int32_t>(a->correct),
     };

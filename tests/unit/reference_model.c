@@ -406,20 +406,16 @@ double reference_head_loss(const struct reference *r, int32_t rows, const double
     return loss;
 }
 
-double reference_margin(const struct reference *r, int32_t rows, const double *x,
-                        const int32_t *target, const int32_t *other, const float *weight)
+void reference_gaps(const struct reference *r, int32_t rows, const double *x, const int32_t *best,
+                    const int32_t *other, double *gap)
 {
     int32_t vocabulary = r->config.vocabulary;
-    double *logits = must(malloc((size_t)(rows * vocabulary) * sizeof *logits)), loss = 0;
+    double *logits = must(malloc((size_t)(rows * vocabulary) * sizeof *logits));
 
     reference_head(r, rows, x, logits);
-    for (int32_t t = 0; t < rows; t++) {
-        const double *l = logits + t * vocabulary;
-
-        loss += (double)weight[t] * (l[other[t]] - l[target[t]]);
-    }
+    for (int32_t t = 0; t < rows; t++)
+        gap[t] = logits[t * vocabulary + best[t]] - logits[t * vocabulary + other[t]];
     free(logits);
-    return loss;
 }
 
 double reference_divergence(const struct reference *r, int32_t rows, const double *x,

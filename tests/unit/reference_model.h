@@ -62,9 +62,9 @@ void reference_head(const struct reference *r, int32_t rows, const double *x, do
 /* Σ weight · nll */
 double reference_head_loss(const struct reference *r, int32_t rows, const double *x,
                            const int32_t *target, const float *weight);
-/* Σ weight · (logit(other) - logit(target)) */
-double reference_margin(const struct reference *r, int32_t rows, const double *x,
-                        const int32_t *target, const int32_t *other, const float *weight);
+/* gap[row] = logit(best) - logit(other) */
+void reference_gaps(const struct reference *r, int32_t rows, const double *x, const int32_t *best,
+                    const int32_t *other, double *gap);
 /* Σ weight · KL(teacher || model); teacher_logits: [rows, V], as reference_head gives them */
 double reference_divergence(const struct reference *r, int32_t rows, const double *x,
                             const double *teacher_logits, const float *weight);

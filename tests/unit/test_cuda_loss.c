@@ -15,14 +15,14 @@
 
 #define CHUNK 4
 
-enum loss_kind { CROSS_ENTROPY, MARGIN, TEACHER };
+enum loss_kind { CROSS_ENTROPY, MARGINS, TEACHER };
 
 struct loss_case {
     struct parity p;
     enum loss_kind kind;
     bool same_head; /* the teacher differs in its x alone */
-    int32_t *target, *other;
-    float *weight;
+    int32_t *target, *best, *other;
+    float *weight, *margin;
     bool backward;
     struct parity_tensor *x, *nll, *correct, *dx, *d_final_norm, *d_head, *n, *dn, *logits;
     struct parity_tensor *teacher_x, *teacher_logits;
@@ -37,14 +37,15 @@ static void run_loss(void *context, int side)
 {
     struct loss_case *c = context;
     struct backend *b = c->p.backend[side];
+    const struct loss_margins margins = {c->best, c->other, c->margin};
     struct head_loss_args args = {
         .config = &c->p.config,
         .final_norm = c->p.final_norm[side],
         .head = c->p.head[side],
         .batch = &c->p.batch[side],
         .target = c->kind == TEACHER ? NULL : c->target,
-        .other = c->kind == MARGIN ? c->other : NULL,
         .weight = c->weight,
+        .margins = c->kind == MARGINS ? &margins : NULL,
         .x = c->x->t[side],
         .nll = c->nll->t[side],
         .correct = c->correct->t[side],
@@ -96,9 +97,11 @@ static void choose_targets(struct loss_case *c)
     int32_t d = c->p.config.hidden;
 
     c->target = calloc((size_t)c->p.rows, sizeof *c->target);
+    c->best = calloc((size_t)c->p.rows, sizeof *c->best);
     c->other = calloc((size_t)c->p.rows, sizeof *c->other);
     c->weight = calloc((size_t)c->p.rows, sizeof *c->weight);
-    assert_true(c->target && c->other && c->weight);
+    c->margin = calloc((size_t)c->p.rows, sizeof *c->margin);
+    assert_true(c->target && c->best && c->other && c->weight && c->margin);
     for (int32_t i = 0; i < d && c->p.rows > 1; i++)
         ((float *)c->x->start)[d + i] = 0;
     for (int32_t r = 0; r < c->p.rows; r++) {
@@ -106,9 +109,11 @@ static void choose_targets(struct loss_case *c)
         c->target[r] =
             r % 2 == 1 ? best_token(c, r)
                        : (int32_t)(rng_at(5, 5, (uint64_t)r) % (uint64_t)c->p.config.vocabulary);
+        c->best[r] = best_token(c, r);
         c->other[r] = r == 4
-                          ? c->target[r]
+                          ? c->best[r]
                           : (int32_t)(rng_at(5, 6, (uint64_t)r) % (uint64_t)c->p.config.vocabulary);
+        c->margin[r] = r == 3 ? 0 : r % 2 ? -1.5f : 1.5f;
     }
 }
 
@@ -136,8 +141,10 @@ static void open_case(struct loss_case *c, struct backend *shim, const struct pa
 static void close_case(struct loss_case *c)
 {
     free(c->target);
+    free(c->best);
     free(c->other);
     free(c->weight);
+    free(c->margin);
     parity_close(&c->p);
 }
 
@@ -179,12 +186,12 @@ static void loss_of_shape(struct backend *shim, const struct parity_shape *shape
     close_case(&c);
 }
 
-static void margin_of_shape(struct backend *shim, const struct parity_shape *shape)
+static void margins_of_shape(struct backend *shim, const struct parity_shape *shape)
 {
     struct loss_case c;
 
     open_case(&c, shim, shape);
-    c.kind = MARGIN;
+    c.kind = MARGINS;
     compare(&c, parity_tolerance(&c.p));
     if (c.p.rows > 1)
         assert_in_range(rows_right(&c, 1), c.p.rows / 4, c.p.rows / 2);
@@ -285,10 +292,10 @@ static void test_loss(void **state)
     shim_every_shape(*state, large_vocabularies, loss_of_shape);
 }
 
-static void test_margin(void **state)
+static void test_margins(void **state)
 {
-    shim_every_shape(*state, parity_training_shapes, margin_of_shape);
-    shim_large_shapes(*state, large_vocabularies, margin_of_shape);
+    shim_every_shape(*state, parity_training_shapes, margins_of_shape);
+    shim_large_shapes(*state, large_vocabularies, margins_of_shape);
 }
 
 static void test_teacher(void **state)
@@ -352,7 +359,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_loss),
-        cmocka_unit_test(test_margin),
+        cmocka_unit_test(test_margins),
         cmocka_unit_test(test_teacher),
         cmocka_unit_test(test_twin_teacher),
         cmocka_unit_test(test_draw),

@@ -1,6 +1,6 @@
 /* Moments of whole models on the CUDA backend, whose memory is not the host's, against the CPU's:
- * with targets that are given, that are drawn, and with margins; and a calibration, which a device
- * cuts into larger micro-batches. */
+ * with targets that are given, that are drawn, and with margins beside those; and a calibration,
+ * which a device cuts into larger micro-batches. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -49,8 +49,8 @@ static void free_moments(struct model_moments *m)
     free(m);
 }
 
-/* Two micro-batches, of which the second is the beginning of the first; targets are given, drawn
- * (NULL), or rivals' where there is a margin. */
+/* Two micro-batches, of which the second is the beginning of the first; targets are given or drawn
+ * (NULL), with a margin of some rows or none. */
 static struct model_moments *measure(struct backend *b, const struct memory_model *memory,
                                      const int32_t *target, double margin)
 {
@@ -59,17 +59,21 @@ static struct model_moments *measure(struct backend *b, const struct memory_mode
     struct model_moments *moments;
     struct model *model;
     int32_t token[ROWS], position[ROWS];
-    float weight[ROWS];
+    float weight[ROWS], of_row[ROWS];
     struct batch batch = {
         .rows = ROWS, .token = token, .position = position, .docs = 3, .cu_seqlens = cu_seqlens};
-    struct model_moments_args args = {
-        .batch = &batch, .weight = weight, .target = target, .margin = margin, .seed = 5};
+    struct model_moments_args args = {.batch = &batch,
+                                      .weight = weight,
+                                      .target = target,
+                                      .margin = margin > 0 ? of_row : NULL,
+                                      .seed = 5};
     struct err err = {0};
 
     for (int32_t r = 0; r < ROWS; r++) {
         token[r] = r * 13 % 70;
         position[r] = r < 12 ? r : r - (r < 13 ? 12 : 13);
         weight[r] = r % 5 ? 1 : 0;
+        of_row[r] = r % 3 ? (float)margin : 0;
     }
     if (model_open_source(&model, b, &source, &err) || model_moments_open(&pass, model, ROWS, &err))
         fail_msg("%s", err.message);

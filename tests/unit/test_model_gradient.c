@@ -1,4 +1,4 @@
-/* The whole model's losses (cross-entropy, an answer's margin, the distance to a teacher) and their
+/* The whole model's losses (cross-entropy, answers' margins, the distance to a teacher) and their
  * gradients against a double-precision reference: every tensor of small models with each flag,
  * documents packed. And a meta-test: an operation broken on purpose must
  * turn the comparison red. */
@@ -27,10 +27,12 @@ struct fixture {
     struct model_training *training;
     struct model_weights grads;
     struct batch batch;
-    int32_t token[ROWS], position[ROWS], target[ROWS], other[ROWS], cu_seqlens[4];
-    float weight[ROWS];
+    int32_t token[ROWS], position[ROWS], target[ROWS], cu_seqlens[4];
+    int32_t best[ROWS], other[ROWS];
+    float weight[ROWS], margin[ROWS];
     /* Which loss; NULL: not this one. */
-    const int32_t *margin_over;
+    const struct loss_margins *margins; /* of the arrays above */
+    double divisor[ROWS];               /* of their gaps */
     const struct model_weights *taught_by;
     double *teacher_logits; /* [ROWS, V] by the reference */
 };
@@ -51,7 +53,9 @@ static void fill_batch(struct fixture *f)
         for (int32_t r = cu_seqlens[d]; r < cu_seqlens[d + 1]; r++) {
             f->token[r] = (int32_t)(rng_at(5, 1, (uint64_t)r) % 70);
             f->target[r] = (int32_t)(rng_at(5, 2, (uint64_t)r) % 70);
-            f->other[r] = r == 3 ? f->target[r] : (int32_t)(rng_at(5, 3, (uint64_t)r) % 70);
+            f->best[r] = r == 4 ? f->target[r] : (int32_t)(rng_at(5, 6, (uint64_t)r) % 70);
+            f->other[r] = r == 3 ? f->best[r] : (int32_t)(rng_at(5, 3, (uint64_t)r) % 70);
+            f->margin[r] = r % 3 == 1 ? 0 : (r % 2 ? 1 : -1) * (0.3f + 0.1f * (float)r);
             f->weight[r] = r % 4 == 2 ? 0 : 0.05f + 0.01f * (float)r;
             f->position[r] = r - cu_seqlens[d];
         }
@@ -123,7 +127,7 @@ static struct model_loss run_model(struct fixture *f, bool gradients)
                                     .batch = &f->batch,
                                     .target = f->taught_by ? NULL : f->target,
                                     .weight = f->weight,
-                                    .other = f->margin_over,
+                                    .margins = f->margins,
                                     .teacher = f->taught_by,
                                 },
                                 &loss, &err),
@@ -140,9 +144,39 @@ static double want_loss(const struct fixture *f)
     reference_forward(r, &f->batch, x);
     if (f->taught_by)
         return reference_divergence(r, ROWS, x, f->teacher_logits, f->weight);
-    if (f->margin_over)
-        return reference_margin(r, ROWS, x, f->target, f->margin_over, f->weight);
     return reference_head_loss(r, ROWS, x, f->target, f->weight);
+}
+
+/* What is differentiated. */
+static double want_objective(const struct fixture *f)
+{
+    double loss = want_loss(f), x[ROWS * 40], gap[ROWS];
+
+    if (!f->margins)
+        return loss;
+    reference_forward(f->reference, &f->batch, x);
+    reference_gaps(f->reference, ROWS, x, f->best, f->other, gap);
+    for (int32_t r = 0; r < ROWS; r++)
+        if (f->weight[r] != 0)
+            loss += (double)f->margin[r] * gap[r] / f->divisor[r];
+    return loss;
+}
+
+/* The margins, with divisors as they are now: how many of them are more than 1. */
+static int32_t take_margins(struct fixture *f, struct loss_margins *margins)
+{
+    double x[ROWS * 40];
+    int32_t count = 0;
+
+    reference_forward(f->reference, &f->batch, x);
+    reference_gaps(f->reference, ROWS, x, f->best, f->other, f->divisor);
+    for (int32_t r = 0; r < ROWS; r++) {
+        count += f->divisor[r] > 1;
+        f->divisor[r] = f->divisor[r] > 1 ? f->divisor[r] : 1;
+    }
+    *margins = (struct loss_margins){f->best, f->other, f->margin};
+    f->margins = margins;
+    return count;
 }
 
 /* ‖gradient of tensor i - central differences‖ / ‖central differences‖, every `stride`-th element
@@ -158,9 +192,9 @@ static double gradient_error(struct fixture *f, int32_t i, int64_t stride)
         double *p = &r->memory[r->at[i] + k], was = *p, up, down;
 
         *p = was + STEP;
-        up = want_loss(f);
+        up = want_objective(f);
         *p = was - STEP;
-        down = want_loss(f);
+        down = want_objective(f);
         *p = was;
         double want = (up - down) / (2 * STEP);
         difference += (want - (double)g[k]) * (want - (double)g[k]);
@@ -181,14 +215,12 @@ static double worst_error(struct fixture *f, int64_t stride)
     return worst;
 }
 
-/* What a loss is off by, of its size; margins of both signs add up, so theirs is that of one. */
+/* What a loss is off by, of its size. */
 static double loss_error(const struct fixture *f, const struct model_loss *loss)
 {
-    double want = want_loss(f), size = 0;
+    double want = want_loss(f);
 
-    for (int32_t r = 0; r < ROWS; r++)
-        size += (double)f->weight[r];
-    return fabs(loss->weighted - want) / (f->margin_over ? size : fabs(want));
+    return fabs(loss->weighted - want) / fabs(want);
 }
 
 static void check_fixture(struct fixture *f, double tolerance)
@@ -263,17 +295,20 @@ static void test_documents_do_not_see_each_other(void **state)
 
 /* ------------------------------------------------------------------ other losses */
 
-/* Row 3 is asked to beat itself: nothing. */
-static void test_margin(void **state)
+/* The loss that is told is the one without. The best token of row 3 is its own rival: nothing. */
+static void test_margins(void **state)
 {
     for (int untied = 0; untied < 2; untied++) {
         struct model_config config = memory_model_config(2, !untied, false, untied);
         struct fixture *f = open_fixture(&config);
         struct model_loss plain = run_model(f, false);
+        struct loss_margins margins;
 
-        f->margin_over = f->other;
+        assert_in_range(take_margins(f, &margins), 1, ROWS - 1);
         assert_int_equal(run_model(f, false).correct, plain.correct);
         check_fixture(f, TOLERANCE);
+        f->margins = NULL; /* the comparison can fail */
+        assert_true(worst_error(f, 270) > 0.1);
         close_fixture(f);
     }
 }
@@ -390,13 +425,14 @@ static void test_losses_in_bf16(void **state)
     struct model_config config = memory_model_config(2, true, false, false);
     struct fixture *f = open_fixture_in(&config, DTYPE_BF16);
     struct teacher *t = open_teacher(f, 12, 0);
+    struct loss_margins margins;
 
     struct model_loss loss = run_model(f, true);
     assert_true(loss_error(f, &loss) < 0.01);
     assert_true(gradient_error(f, 0, 27) < 0.05);
     memset(f->grads.embed.data, 0, (size_t)tensor_elements(&f->grads.embed) * sizeof(float));
     f->taught_by = NULL;
-    f->margin_over = f->other;
+    take_margins(f, &margins);
     loss = run_model(f, true);
     assert_true(loss_error(f, &loss) < 0.01);
     assert_true(gradient_error(f, 0, 27) < 0.05);
@@ -533,7 +569,7 @@ int main(void)
         cmocka_unit_test(test_biases_and_head_norms),
         cmocka_unit_test(test_gradients_add_up),
         cmocka_unit_test(test_documents_do_not_see_each_other),
-        cmocka_unit_test(test_margin),
+        cmocka_unit_test(test_margins),
         cmocka_unit_test(test_teacher),
         cmocka_unit_test(test_a_model_is_its_own_teacher),
         cmocka_unit_test(test_losses_in_bf16),
