@@ -588,11 +588,11 @@ static void write_corpus(const char *to)
         snprintf(path, sizeof(path), "%s/%s", to, codec);
         assert_int_equal(delta_fixture_write(&from, codec, 0, "{\"a\":1} ", path, &report, NULL),
                          0);
-        if (!codec_find(codec)->energy)
+        if (codec_find(codec)->ratio <= 0)
             continue;
         snprintf(path, sizeof(path), "%s/%s_small", to, codec);
         assert_int_equal(
-            delta_fixture_write(&from, codec, report.bytes * 2 / 3, NULL, path, &report, NULL), 0);
+            delta_fixture_write(&from, codec, report.bytes * 9 / 10, NULL, path, &report, NULL), 0);
     }
     snprintf(path, sizeof(path), "%s/planes", to);
     write_every_width();
