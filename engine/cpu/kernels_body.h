@@ -218,9 +218,10 @@ INLINE void sign_tables(const float *x, int32_t words, float *table)
     }
 }
 
-/* Adds the chunk's part of B blocks of sixteen outputs to acc. */
-INLINE void sign_blocks(const int B, const uint32_t *bits, int64_t block_stride, int32_t words,
-                        const float *table, float *acc)
+/* Adds the chunk's part of B blocks of sixteen outputs to acc, and fetches what lies `ahead` of it:
+ * a delta's bits come from memory, in stretches too short for the processor to see them coming. */
+INLINE void sign_blocks(const int B, const uint32_t *bits, int64_t block_stride, int64_t ahead,
+                        int32_t words, const float *table, float *acc)
 {
     v16 sum[4];
     u16 index[4];
@@ -228,8 +229,12 @@ INLINE void sign_blocks(const int B, const uint32_t *bits, int64_t block_stride,
     for (int b = 0; b < B; b++)
         sum[b] = v16_load(acc + b * 16);
     for (int32_t w = 0; w < words; w++) {
-        for (int b = 0; b < B; b++)
-            index[b] = u16_load(bits + b * block_stride + w * 16);
+        for (int b = 0; b < B; b++) {
+            const uint32_t *at = bits + b * block_stride + w * 16;
+
+            index[b] = u16_load(at);
+            __builtin_prefetch(at + ahead);
+        }
         for (int g = 0; g < 8; g++) {
             table16 t = table16_load(table + (w * 8 + g) * 16);
 
@@ -264,10 +269,14 @@ static void sign_part(const struct sign_args *a, int32_t from, int32_t to)
             x = padded;
         }
         sign_tables(x, words, table);
-        for (; b + 4 <= to; b += 4)
-            sign_blocks(4, bits + b * stride, stride, words, table, acc + (b - from) * 16);
+        for (; b + 4 <= to; b += 4) {
+            int64_t behind = to - b - 4 < 4 ? to - b - 4 : 4; /* blocks that come next */
+
+            sign_blocks(4, bits + b * stride, stride, behind * stride, words, table,
+                        acc + (b - from) * 16);
+        }
         for (; b < to; b++)
-            sign_blocks(1, bits + b * stride, stride, words, table, acc + (b - from) * 16);
+            sign_blocks(1, bits + b * stride, stride, 0, words, table, acc + (b - from) * 16);
     }
     int32_t end = to * 16 < a->rows ? to * 16 : a->rows;
     for (int32_t o = from * 16; o < end; o++)
