@@ -1,6 +1,7 @@
 /* engine_bench_decode: the speed of a continuous batch: sequences of several tenants that read a
  * prompt of random tokens, then write one token each in every step. Tenants are adapters of random
  * signs over all matrices of the blocks, as large as real ones and too weak to matter. */
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,10 +9,12 @@
 
 #include "engine/base/rng.h"
 #include "engine/bench.h"
+#include "engine/bench_delta.h"
 #include "engine/engine_parts.h"
 #include "engine/model.h"
 
 #define PREFILL_ROWS 256 /* of one step while the prompts are read */
+#define MAX_SHAPES 7     /* of a layer's matrices */
 
 struct decode_bench {
     const struct engine_bench_decode_options *o;
@@ -22,6 +25,8 @@ struct decode_bench {
     struct packed_delta **packed;
     int32_t packed_count;
     int64_t delta_bytes; /* of one tenant */
+    struct bench_delta delta[MAX_SHAPES];
+    int32_t shapes;
     int32_t vocabulary;
 
     /* One step's batch. */
@@ -30,23 +35,46 @@ struct decode_bench {
     const struct adapter **owner;
     struct sample_row *sample; /* [sequences] all greedy */
     double *seconds;           /* [tokens] */
+    double *base_seconds;      /* [tokens] of the same step without tenants */
     int32_t *written;          /* [sequences] the token to read next */
 };
 
 /* ------------------------------------------------------------------ tenants */
 
+/* The difference that stands for every matrix of its shape: compressed once. */
+static int compressed(struct decode_bench *b, const struct codec *codec, int32_t rows, int32_t cols,
+                      const struct delta_tensor **out, struct err *err)
+{
+    int32_t i = 0;
+
+    while (i < b->shapes && (b->delta[i].rows != rows || b->delta[i].cols != cols))
+        i++;
+    if (i == b->shapes) {
+        assert(i < MAX_SHAPES);
+        b->shapes++; /* freed after a failure too */
+        if (bench_delta_make(&b->delta[i], codec, rows, cols, b->o->ratio, err))
+            return -1;
+    }
+    *out = &b->delta[i].tensor;
+    return 0;
+}
+
 static int pack(struct decode_bench *b, struct adapter_linear *l, const struct tensor *w,
-                const uint32_t *bits, const float *scale, struct err *err)
+                const uint32_t *bits, struct err *err)
 {
     struct backend *backend = b->engine->backend;
-    const struct delta_tensor delta = {.kind = DELTA_SIGN,
+    const float scale = 1e-6f;
+    const struct delta_tensor signs = {.kind = DELTA_SIGN,
                                        .rows = (int32_t)w->shape[0],
                                        .cols = (int32_t)w->shape[1],
                                        .bits = bits,
-                                       .scale = scale,
+                                       .scale = &scale,
                                        .scale_count = 1};
+    const struct delta_tensor *delta = &signs;
 
-    if (backend->ops->delta_pack(backend, &delta, &b->packed[b->packed_count], err))
+    if (b->o->codec && compressed(b, codec_find(b->o->codec), signs.rows, signs.cols, &delta, err))
+        return -1;
+    if (backend->ops->delta_pack(backend, delta, &b->packed[b->packed_count], err))
         return -1;
     l->delta = b->packed[b->packed_count];
     b->delta_bytes += backend->ops->delta_bytes(l->delta);
@@ -59,7 +87,6 @@ static int open_tenant(struct decode_bench *b, struct adapter *tenant, const uin
 {
     const struct model_weights *weights = model_base_weights(b->engine->model);
     int32_t layers = engine_info(b->engine)->layers;
-    const float scale = 1e-6f;
 
     tenant->layer = calloc((size_t)layers, sizeof *tenant->layer);
     if (!tenant->layer)
@@ -69,13 +96,10 @@ static int open_tenant(struct decode_bench *b, struct adapter *tenant, const uin
         const struct layer_weights *w = &weights->layer[i];
         struct adapter_layer *a = &tenant->layer[i];
 
-        if (pack(b, &a->q, &w->q.w, bits, &scale, err) ||
-            pack(b, &a->k, &w->k.w, bits, &scale, err) ||
-            pack(b, &a->v, &w->v.w, bits, &scale, err) ||
-            pack(b, &a->o, &w->o.w, bits, &scale, err) ||
-            pack(b, &a->gate, &w->gate.w, bits, &scale, err) ||
-            pack(b, &a->up, &w->up.w, bits, &scale, err) ||
-            pack(b, &a->down, &w->down.w, bits, &scale, err))
+        if (pack(b, &a->q, &w->q.w, bits, err) || pack(b, &a->k, &w->k.w, bits, err) ||
+            pack(b, &a->v, &w->v.w, bits, err) || pack(b, &a->o, &w->o.w, bits, err) ||
+            pack(b, &a->gate, &w->gate.w, bits, err) || pack(b, &a->up, &w->up.w, bits, err) ||
+            pack(b, &a->down, &w->down.w, bits, err))
             return -1;
     }
     return 0;
@@ -114,15 +138,19 @@ static void close_tenants(struct decode_bench *b)
         b->engine->backend->ops->delta_free(b->engine->backend, b->packed[i]);
     for (int32_t t = 0; b->tenant && t < b->o->tenants; t++)
         free(b->tenant[t].layer);
+    for (int32_t i = 0; i < b->shapes; i++)
+        bench_delta_free(&b->delta[i]);
     free(b->packed);
     free(b->tenant);
 }
 
 /* ------------------------------------------------------------------ steps */
 
+enum step_kind { STEP_READ, STEP_WRITE, STEP_WRITE_BASE };
+
 /* Documents [from, to) read `count` tokens each, `past` of theirs are in the cache. */
 static int step(struct decode_bench *b, int32_t from, int32_t to, int32_t past, int32_t count,
-                bool logits, struct err *err)
+                enum step_kind kind, struct err *err)
 {
     struct batch batch = {.token = b->token,
                           .position = b->position,
@@ -139,7 +167,8 @@ static int step(struct decode_bench *b, int32_t from, int32_t to, int32_t past, 
     for (int32_t s = from; s < to; s++) {
         b->slot[s - from] = (struct batch_slot){s, past};
         b->cu_seqlens[s - from] = b->segment_start[s - from] = batch.rows;
-        b->owner[s - from] = b->o->tenants ? &b->tenant[s % b->o->tenants] : NULL;
+        b->owner[s - from] =
+            b->o->tenants && kind != STEP_WRITE_BASE ? &b->tenant[s % b->o->tenants] : NULL;
         for (int32_t i = 0; i < count; i++, batch.rows++) {
             b->token[batch.rows] = count == 1 && past >= b->o->prompt
                                        ? b->written[s]
@@ -147,7 +176,7 @@ static int step(struct decode_bench *b, int32_t from, int32_t to, int32_t past, 
                                                    (uint64_t)b->vocabulary);
             b->position[batch.rows] = past + i;
         }
-        if (logits)
+        if (kind != STEP_READ)
             b->logit_row[args.logit_count++] = batch.rows - 1;
     }
     b->cu_seqlens[to - from] = b->segment_start[to - from] = batch.rows;
@@ -161,22 +190,31 @@ static int read_prompts(struct decode_bench *b, struct err *err)
         for (int32_t past = 0; past < b->o->prompt; past += PREFILL_ROWS) {
             int32_t left = b->o->prompt - past;
 
-            if (step(b, s, s + 1, past, left < PREFILL_ROWS ? left : PREFILL_ROWS, false, err))
+            if (step(b, s, s + 1, past, left < PREFILL_ROWS ? left : PREFILL_ROWS, STEP_READ, err))
                 return -1;
             b->written[s] = 1;
         }
     return 0;
 }
 
+static int timed_step(struct decode_bench *b, int32_t i, enum step_kind kind, double *seconds,
+                      struct err *err)
+{
+    double began = bench_clock();
+
+    if (step(b, 0, b->o->sequences, b->o->prompt + i, 1, kind, err))
+        return -1;
+    *seconds = bench_clock() - began;
+    return 0;
+}
+
+/* The base's step in between writes the same places of the caches, and the tenants' then again. */
 static int write_tokens(struct decode_bench *b, struct err *err)
 {
-    for (int32_t i = 0; i < b->o->tokens; i++) {
-        double began = bench_clock();
-
-        if (step(b, 0, b->o->sequences, b->o->prompt + i, 1, true, err))
+    for (int32_t i = 0; i < b->o->tokens; i++)
+        if ((b->o->tenants && timed_step(b, i, STEP_WRITE_BASE, &b->base_seconds[i], err)) ||
+            timed_step(b, i, STEP_WRITE, &b->seconds[i], err))
             return -1;
-        b->seconds[i] = bench_clock() - began;
-    }
     return 0;
 }
 
@@ -197,9 +235,10 @@ static int open_batch(struct decode_bench *b, struct err *err)
     b->owner = calloc(docs, sizeof *b->owner);
     b->sample = calloc(docs, sizeof *b->sample);
     b->seconds = calloc((size_t)b->o->tokens, sizeof *b->seconds);
+    b->base_seconds = calloc((size_t)b->o->tokens, sizeof *b->base_seconds);
     b->written = calloc(docs, sizeof *b->written);
     if (!b->token || !b->position || !b->cu_seqlens || !b->segment_start || !b->logit_row ||
-        !b->slot || !b->owner || !b->sample || !b->seconds || !b->written)
+        !b->slot || !b->owner || !b->sample || !b->seconds || !b->base_seconds || !b->written)
         return err_set(err, ERR_NO_MEMORY, "no memory for %d sequences", b->o->sequences);
     if (model_kv_cache_open(&b->cache, b->engine->model, b->o->sequences,
                             b->o->prompt + b->o->tokens, err))
@@ -215,6 +254,7 @@ static void close_batch(struct decode_bench *b)
     close_tenants(b);
     free(b->written);
     free(b->seconds);
+    free(b->base_seconds);
     free(b->sample);
     free(b->owner);
     free(b->slot);
@@ -240,19 +280,30 @@ static int report(struct decode_bench *b, double prefill, char *json, size_t siz
 {
     const struct engine_bench_decode_options *o = b->o;
     double each = bench_median(b->seconds, o->tokens);
+    char tenants[192] = "";
     struct rusage usage;
     int n;
+
+    if (o->tenants) {
+        double base = bench_median(b->base_seconds, o->tokens);
+
+        snprintf(tenants, sizeof tenants,
+                 "\"codec\": \"%s\", \"tenant_bytes\": %lld, \"base_s_per_step\": %.5f, "
+                 "\"tenant_cost\": %.4f, ",
+                 o->codec ? o->codec : "random signs", (long long)b->delta_bytes, base,
+                 each / base - 1);
+    }
 
     getrusage(RUSAGE_SELF, &usage);
     n = snprintf(json, size,
                  "{\"what\": \"graft decode\", \"device\": \"%s\", \"precision\": \"%s\", "
                  "\"batch\": %d, \"tenants\": %d, \"prompt\": %d, \"tokens\": %d, "
                  "\"threads\": %d, \"prefill_tokens_per_s\": %.1f, \"tokens_per_s\": %.1f, "
-                 "\"s_per_step\": %.5f, \"bytes_per_step\": %lld, \"gb_per_s\": %.2f, "
+                 "\"s_per_step\": %.5f, %s\"bytes_per_step\": %lld, \"gb_per_s\": %.2f, "
                  "\"peak_rss_mib\": %ld}",
                  o->device, b->engine->backend->activation == DTYPE_BF16 ? "bf16" : "f32",
                  o->sequences, o->tenants, o->prompt, o->tokens, b->engine->backend->threads,
-                 (double)o->sequences * o->prompt / prefill, o->sequences / each, each,
+                 (double)o->sequences * o->prompt / prefill, o->sequences / each, each, tenants,
                  (long long)bytes_of_step(b), (double)bytes_of_step(b) / each / 1e9,
                  usage.ru_maxrss / 1024);
     if (n < 0 || (size_t)n >= size)
@@ -274,6 +325,9 @@ int engine_bench_decode(const struct engine_bench_decode_options *o, char *json,
         return err_set(err, ERR_INVALID,
                        "bench decode: 1 to 1024 sequences, no more tenants than those, a prompt, 1 "
                        "to 10000 tokens");
+    if (o->codec && !codec_find(o->codec))
+        return err_set(err, ERR_INVALID, "there is no codec \"%.32s\": %s", o->codec,
+                       codec_names());
     if (engine_open_model(&b.engine, o->model, &device, err))
         return -1;
     if (o->prompt > engine_info(b.engine)->context - o->tokens) {

@@ -373,13 +373,34 @@ struct engine_bench_decode_options {
     const char *device;
     int32_t sequences, tenants; /* sequence i is tenant i % tenants's; 0: the base's */
     int32_t prompt, tokens;     /* of each sequence */
+    /* Each tenant's difference: a random one of each shape, compressed by this codec to 1/ratio of
+     * its 16-bit bytes (0: the codec's own size) and packed anew for every layer and tenant. NULL:
+     * random signs, one bit a weight. */
+    const char *codec;
+    double ratio;
     int32_t threads;
     enum engine_precision precision;
 };
 /* Random prompts, then greedy tokens; one JSON line. gb_per_s counts every weight and every
- * tenant's delta once a step. */
+ * tenant's delta once a step. With tenants every step is also made by the base alone
+ * (base_s_per_step); tenant_cost is what theirs takes more, as a share of the base's. */
 int engine_bench_decode(const struct engine_bench_decode_options *options, char *json,
                         size_t json_size, struct err *err);
+
+struct engine_bench_apply_options {
+    int32_t rows, cols; /* of the matrix, 16..16384 */
+    const char *codec;
+    double ratio;        /* 16-bit bytes of the matrix to bytes of its delta; 0: the codec's own */
+    const char *kernels; /* "avx512", "avx2", "plain"; NULL: the best of this processor */
+    int64_t rotation_bytes; /* of the F32 matrices that take turns, at most 2^40; 0: twice the last
+                               cache, 256 MiB to 1 GiB */
+    int32_t threads;
+};
+/* One row through a random difference and through an F32 matrix of the same shape, in turn, on the
+ * CPU, medians; one JSON line: gb_per_s of the delta's own bytes, times_f32 is how many times as
+ * long the F32 matrix takes. */
+int engine_bench_apply(const struct engine_bench_apply_options *options, char *json,
+                       size_t json_size, struct err *err);
 
 #define ENGINE_BENCH_MAX_DATA 16
 

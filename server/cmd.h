@@ -40,7 +40,8 @@ typedef int cmd_fn(const struct settings *settings, const struct setting_args *a
                    struct err *err);
 cmd_fn cmd_serve, cmd_work, cmd_migrate, cmd_key_create, cmd_key_list, cmd_key_revoke,
     cmd_model_import, cmd_model_list, cmd_collect, cmd_doctor, cmd_bench_train, cmd_bench_decode,
-    cmd_bench_recall, cmd_bench_kl, cmd_delta_compress, cmd_delta_inspect, cmd_delta_apply;
+    cmd_bench_recall, cmd_bench_kl, cmd_bench_apply, cmd_delta_compress, cmd_delta_inspect,
+    cmd_delta_apply;
 
 enum { CMD_WORK_ROLE, CMD_WORK_DEVICE, CMD_WORK_LIFELINE, CMD_WORK_SOCKET, CMD_WORK_WORDS };
 enum { CMD_KEY_ORG, CMD_KEY_PROJECT };
@@ -75,8 +76,11 @@ enum {
     CMD_DECODE_BATCH,
     CMD_DECODE_TENANTS,
     CMD_DECODE_PROMPT,
-    CMD_DECODE_TOKENS
+    CMD_DECODE_TOKENS,
+    CMD_DECODE_CODEC,
+    CMD_DECODE_RATIO
 };
+enum { CMD_APPLY_ROWS, CMD_APPLY_COLS, CMD_APPLY_CODEC, CMD_APPLY_RATIO, CMD_APPLY_KERNELS };
 enum { CMD_RECALL_MODEL, CMD_RECALL_DELTA, CMD_RECALL_DATA, CMD_RECALL_DEVICE };
 enum {
     CMD_KL_BASE,

@@ -22,6 +22,20 @@ static int count_of(const struct setting_args *args, int option, const char *fla
     return 0;
 }
 
+static int ratio_of(const struct setting_args *args, int option, double *out, struct err *err)
+{
+    const char *text = args->options[option];
+    char *end;
+
+    *out = 0;
+    if (text == NULL)
+        return 0;
+    *out = strtod(text, &end);
+    if (end == text || *end != '\0' || !(*out >= 1 && *out <= 1024))
+        return err_set(err, ERR_INVALID, "--ratio: \"%s\" is not a number from 1 to 1024", text);
+    return 0;
+}
+
 int cmd_bench_train(const struct settings *settings, const struct setting_args *args,
                     struct err *err)
 {
@@ -55,6 +69,7 @@ int cmd_bench_decode(const struct settings *settings, const struct setting_args 
 {
     struct engine_bench_decode_options options = {
         .model = args->options[CMD_DECODE_MODEL],
+        .codec = args->options[CMD_DECODE_CODEC],
         .device = args->options[CMD_DECODE_DEVICE],
         .threads = (int32_t)settings->threads,
         .precision = settings_precision(settings),
@@ -70,7 +85,8 @@ int cmd_bench_decode(const struct settings *settings, const struct setting_args 
     if (count_of(args, CMD_DECODE_BATCH, "--batch", 1, &options.sequences, err) != 0 ||
         count_of(args, CMD_DECODE_TENANTS, "--tenants", 0, &options.tenants, err) != 0 ||
         count_of(args, CMD_DECODE_PROMPT, "--prompt", 64, &options.prompt, err) != 0 ||
-        count_of(args, CMD_DECODE_TOKENS, "--tokens", 64, &options.tokens, err) != 0)
+        count_of(args, CMD_DECODE_TOKENS, "--tokens", 64, &options.tokens, err) != 0 ||
+        ratio_of(args, CMD_DECODE_RATIO, &options.ratio, err) != 0)
         return CMD_USAGE;
     if (engine_bench_decode(&options, json, sizeof json, err) != 0)
         return CMD_FAILED;
@@ -152,6 +168,30 @@ int cmd_bench_kl(const struct settings *settings, const struct setting_args *arg
         return CMD_USAGE;
     }
     if (engine_bench_kl(&options, json, sizeof json, err) != 0)
+        return CMD_FAILED;
+    printf("%s\n", json);
+    return CMD_DONE;
+}
+
+/* ------------------------------------------------------------------ apply */
+
+int cmd_bench_apply(const struct settings *settings, const struct setting_args *args,
+                    struct err *err)
+{
+    struct engine_bench_apply_options options = {
+        .codec = args->options[CMD_APPLY_CODEC],
+        .kernels = args->options[CMD_APPLY_KERNELS],
+        .threads = (int32_t)settings->threads,
+    };
+    char json[2048];
+
+    if (options.codec == NULL)
+        options.codec = "graft";
+    if (count_of(args, CMD_APPLY_ROWS, "--rows", 4096, &options.rows, err) != 0 ||
+        count_of(args, CMD_APPLY_COLS, "--cols", 4096, &options.cols, err) != 0 ||
+        ratio_of(args, CMD_APPLY_RATIO, &options.ratio, err) != 0)
+        return CMD_USAGE;
+    if (engine_bench_apply(&options, json, sizeof json, err) != 0)
         return CMD_FAILED;
     printf("%s\n", json);
     return CMD_DONE;

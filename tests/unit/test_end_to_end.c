@@ -440,6 +440,73 @@ static void the_bench_of_kl_measures_it(void **state)
     assert_non_null(strstr(why.message, "either"));
 }
 
+static double member(const json_t *json, const char *key)
+{
+    json_t *value = json_object_get(json, key);
+
+    assert_true(json_is_number(value));
+    return json_number_value(value);
+}
+
+/* Tenants whose deltas went through a codec, as small as they were asked for, and what they cost.
+ */
+static void the_bench_of_decoding_serves_codecs(void **state)
+{
+    struct engine_bench_decode_options options = {.model = base_path,
+                                                  .device = "cpu",
+                                                  .sequences = 3,
+                                                  .tenants = 2,
+                                                  .prompt = 9,
+                                                  .tokens = 4,
+                                                  .codec = "graft",
+                                                  .ratio = 4,
+                                                  .threads = 1};
+    struct err why = {0};
+    char line[2048];
+    double large;
+    json_t *json = bench_line(line, engine_bench_decode(&options, line, sizeof(line), &why), &why);
+
+    assert_string_equal(json_string_value(json_object_get(json, "codec")), "graft");
+    assert_true(member(json, "base_s_per_step") > 0);
+    assert_true(fabs(member(json, "s_per_step") / member(json, "base_s_per_step") - 1 -
+                     member(json, "tenant_cost")) < 0.5);
+    large = member(json, "tenant_bytes");
+    json_decref(json);
+    options.ratio = 8;
+    json = bench_line(line, engine_bench_decode(&options, line, sizeof(line), &why), &why);
+    assert_true(member(json, "tenant_bytes") < large * 0.8);
+    json_decref(json);
+    options.codec = "gzip";
+    assert_int_equal(engine_bench_decode(&options, line, sizeof(line), &why), -1);
+    assert_non_null(strstr(why.message, "no codec \"gzip\""));
+}
+
+static void the_bench_of_apply_times_both(void **state)
+{
+    struct engine_bench_apply_options options = {
+        .rows = 1536, .cols = 1024, .codec = "bitdelta", .rotation_bytes = 40000000, .threads = 1};
+    struct err why = {0};
+    char line[2048];
+    json_t *json = bench_line(line, engine_bench_apply(&options, line, sizeof(line), &why), &why);
+
+    assert_true(fabs(member(json, "stored_ratio") - 16) < 0.5);
+    assert_true(fabs(member(json, "bytes") / member(json, "s") / 1e9 / member(json, "gb_per_s") -
+                     1) < 0.01);
+    assert_true(fabs(member(json, "f32_s") / member(json, "s") / member(json, "times_f32") - 1) <
+                0.01);
+    assert_true(member(json, "rotation_bytes") > 4e7 && member(json, "rotation_bytes") < 6e7);
+    assert_true(member(json, "runs") >= 31);
+    json_decref(json);
+    options.kernels = "abacus";
+    assert_int_equal(engine_bench_apply(&options, line, sizeof(line), &why), -1);
+    assert_non_null(strstr(why.message, "abacus"));
+    err_clear(&why);
+    options.kernels = NULL;
+    options.ratio = 64;
+    assert_int_equal(engine_bench_apply(&options, line, sizeof(line), &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+}
+
 static int setup(void **state)
 {
     struct engine_options options = {.device = "cpu", .threads = 2};
@@ -482,6 +549,8 @@ int main(void)
         cmocka_unit_test(the_benches_run),
         cmocka_unit_test(the_bench_of_recall_asks),
         cmocka_unit_test(the_bench_of_kl_measures_it),
+        cmocka_unit_test(the_bench_of_decoding_serves_codecs),
+        cmocka_unit_test(the_bench_of_apply_times_both),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
