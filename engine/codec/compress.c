@@ -13,6 +13,7 @@
 #include "engine/codec/compression.h"
 #include "engine/codec/distill.h"
 #include "engine/codec/fidelity.h"
+#include "engine/codec/kl_curve.h"
 #include "engine/codec/report.h"
 #include "engine/engine_parts.h"
 #include "engine/trainer.h"
@@ -22,6 +23,9 @@
 #define SEARCH_STEPS 6        /* sizes that are tried for a KL */
 #define SEARCH_LARGEST 4.0    /* ratio to the 16-bit base that a KL may cost at most */
 #define SEARCH_SMALLEST 512.0
+#define SEARCH_HOPE 3.0    /* times the KL asked for, from where distillation may get there */
+#define SEARCH_DISTILLED 2 /* smaller sizes that are tried with distillation */
+#define SEARCH_WORTH 1.1   /* times the ratio that holds: less is not tried for */
 
 /* One compression. */
 struct run {
@@ -38,6 +42,8 @@ struct run {
     double *error, *norm; /* [count] */
     int64_t *bytes;       /* [count] */
     struct engine_delta_report *report;
+    struct kl_curve plain; /* of what was tried without distillation */
+    bool written;          /* a file that holds is at its place */
 };
 
 static struct stage_listener listener_of(const struct run *r)
@@ -118,6 +124,11 @@ static int32_t steps_asked(const struct run *r)
     return r->options->distill_steps >= 0 ? r->options->distill_steps : r->codec->distill_steps;
 }
 
+static bool distills(const struct run *r)
+{
+    return r->codec->scales && r->calibration.count > 0 && steps_asked(r) > 0;
+}
+
 /* ------------------------------------------------------------------ file and report */
 
 static int write_file(struct run *r, const char *path, bool with_report, struct err *err)
@@ -161,6 +172,23 @@ static int make(struct run *r, int64_t bytes, struct err *err)
     return 0;
 }
 
+/* Scales against the tuned model; nothing where that is not wanted. */
+static int refine(struct run *r, struct err *err)
+{
+    const struct engine_compress_options *o = r->options;
+    const struct distill_options options = {
+        .steps = steps_asked(r), .seed = o->seed, .pool = r->pool, .listener = listener_of(r)};
+    double from = now();
+
+    if (!distills(r))
+        return 0;
+    if (distill(r->compression, r->codec, r->engine, r->tuned, &r->calibration, &options, err))
+        return err_prefix(err, "distillation");
+    r->report->distill_steps = options.steps;
+    r->report->distill_seconds += now() - from;
+    return 0;
+}
+
 /* As it will be served, from a file that does not stay. */
 static int measure(struct run *r, const char *path, struct err *err)
 {
@@ -199,42 +227,156 @@ out:
     return rc;
 }
 
-/* The smallest of SEARCH_STEPS sizes, evenly spread in their logarithm, that keeps to the KL:
- * halving the interval, since a larger file costs less. Distillation comes after and only helps. */
-static int search(struct run *r, const char *path, int64_t *bytes, struct err *err)
-{
-    double size = (double)engine_info(r->engine)->bytes_16bit;
-    double low = SEARCH_LARGEST, high = SEARCH_SMALLEST; /* ratios: low keeps to it */
+/* ------------------------------------------------------------------ one file, or the smallest */
 
-    if (make(r, (int64_t)(size / low), err) || measure(r, path, err))
+/* What was made, with its report, to its place. */
+static int put(struct run *r, const char *path, struct err *err)
+{
+    /* Twice where it was not measured: the first time tells how large it is. */
+    if (r->report->bytes == 0 && write_file(r, path, false, err))
         return -1;
-    if (r->report->measured_kl > r->options->max_kl)
-        return err_set(err, ERR_INVALID,
-                       "a KL of %g nats a token can not be kept to by %s: even 1/%g of the 16-bit "
-                       "model costs %g",
-                       r->options->max_kl, r->codec->name, low, r->report->measured_kl);
+    if (write_file(r, path, true, err))
+        return -1;
+    r->written = true;
+    return 0;
+}
+
+static int make_and_measure(struct run *r, int64_t bytes, bool distilled, const char *path,
+                            struct err *err)
+{
+    if (make(r, bytes, err))
+        return -1;
+    r->report->distill_steps = 0;
+    if (distilled && refine(r, err))
+        return -1;
+    if (compression_measure(r->compression, r->error, r->norm, err))
+        return -1;
+    return measure(r, path, err);
+}
+
+static int64_t bytes_of(const struct run *r, double ratio)
+{
+    return (int64_t)((double)engine_info(r->engine)->bytes_16bit / ratio);
+}
+
+static int make_plain(struct run *r, double ratio, const char *path, struct err *err)
+{
+    if (make(r, bytes_of(r, ratio), err) || measure(r, path, err))
+        return -1;
+    kl_curve_add(&r->plain, ratio, r->report->measured_kl);
+    return 0;
+}
+
+static bool holds(const struct run *r)
+{
+    return r->report->measured_kl <= r->options->max_kl;
+}
+
+/* *can: such a size can be had at all. */
+static int try_size(struct run *r, double ratio, bool *can, struct err *err)
+{
+    struct err why = {0};
+
+    *can = compression_check(r->compression, bytes_of(r, ratio), report_room(r->source.count),
+                             &why) == 0;
+    if (*can || why.kind == ERR_INVALID)
+        return 0;
+    if (err)
+        *err = why;
+    return -1;
+}
+
+static int refuse(const struct run *r, struct err *err)
+{
+    return err_set(err, ERR_INVALID,
+                   "a KL of %g nats a token can not be kept to by %s: even 1/%g of the 16-bit "
+                   "model costs %g",
+                   r->options->max_kl, r->codec->name, SEARCH_LARGEST, r->report->measured_kl);
+}
+
+/* The highest of SEARCH_STEPS ratios, evenly spread in their logarithm, that keeps to the KL
+ * without distillation: halving the interval, since a larger file costs less. 0: not even the
+ * lowest does, but distillation may yet help. */
+static int search(struct run *r, const char *path, double *ratio, struct err *err)
+{
+    double low = SEARCH_LARGEST, high = SEARCH_SMALLEST; /* low keeps to it */
+
+    *ratio = 0;
+    if (make_plain(r, low, path, err))
+        return -1;
+    if (!holds(r))
+        return distills(r) && r->report->measured_kl < SEARCH_HOPE * r->options->max_kl
+                   ? 0
+                   : refuse(r, err);
     for (int i = 0; i < SEARCH_STEPS; i++) {
         double middle = sqrt(low * high);
-        struct err why = {0};
+        bool can;
 
-        if (make(r, (int64_t)(size / middle), &why)) {
-            if (why.kind != ERR_INVALID) {
-                if (err)
-                    *err = why;
-                return -1;
-            }
-            high = middle; /* too small for what can not be compressed */
-            continue;
-        }
-        if (measure(r, path, err))
+        if (try_size(r, middle, &can, err) || (can && make_plain(r, middle, path, err)))
             return -1;
-        if (r->report->measured_kl <= r->options->max_kl)
+        if (can && holds(r))
             low = middle;
         else
             high = middle;
     }
-    *bytes = (int64_t)(size / low);
+    *ratio = low;
     return 0;
+}
+
+/* What distillation took from the KL at one ratio says how much it may be without it, and so how
+ * high the ratio. */
+static double expected(const struct run *r, double ratio, double kl)
+{
+    return kl_curve_ratio(&r->plain, kl_curve_kl(&r->plain, ratio) * r->options->max_kl / kl);
+}
+
+/* Smaller than that ratio, since it is distilled. Where what was expected did not hold, half of the
+ * way is tried. The smallest file that holds is at `path`. */
+static int shrink(struct run *r, double ratio, const char *path, struct err *err)
+{
+    struct engine_delta_report best = *r->report;
+    double low = ratio, next = expected(r, low, best.measured_kl);
+
+    for (int i = 0; i < SEARCH_DISTILLED && next > SEARCH_WORTH * low; i++) {
+        bool can;
+
+        next = next < SEARCH_SMALLEST ? next : SEARCH_SMALLEST;
+        if (try_size(r, next, &can, err) ||
+            (can && make_and_measure(r, bytes_of(r, next), true, path, err)))
+            return -1;
+        if (!can || !holds(r)) {
+            next = sqrt(low * next);
+            continue;
+        }
+        if (put(r, path, err))
+            return -1;
+        best = *r->report;
+        low = next;
+        next = expected(r, low, best.measured_kl);
+    }
+    best.distill_seconds = r->report->distill_seconds; /* of all that was tried */
+    best.measure_seconds = r->report->measure_seconds;
+    *r->report = best;
+    return 0;
+}
+
+static int smallest(struct run *r, const char *path, struct err *err)
+{
+    double found = 0, ratio;
+
+    if (search(r, path, &found, err))
+        return -1;
+    ratio = found > 0 ? found : SEARCH_LARGEST;
+    if (make_and_measure(r, bytes_of(r, ratio), true, path, err))
+        return -1;
+    if (!holds(r) && found == 0)
+        return refuse(r, err);
+    /* What helps on the rows it is distilled on may harm on those it is measured on. */
+    if (!holds(r) && make_and_measure(r, bytes_of(r, ratio), false, path, err))
+        return -1;
+    if (put(r, path, err))
+        return -1;
+    return r->report->distill_steps > 0 && r->codec->ratio > 0 ? shrink(r, ratio, path, err) : 0;
 }
 
 /* ------------------------------------------------------------------ the whole of it */
@@ -252,22 +394,6 @@ static int take_statistics(struct run *r, struct err *err)
         return err_prefix(err, "statistics");
     r->report->calibration_tokens = r->statistics.tokens;
     r->report->statistics_seconds = now() - from;
-    return 0;
-}
-
-static int refine(struct run *r, struct err *err)
-{
-    const struct engine_compress_options *o = r->options;
-    const struct distill_options options = {
-        .steps = steps_asked(r), .seed = o->seed, .pool = r->pool, .listener = listener_of(r)};
-    double from = now();
-
-    if (!r->codec->scales || r->calibration.count == 0 || options.steps <= 0)
-        return 0;
-    if (distill(r->compression, r->codec, r->engine, r->tuned, &r->calibration, &options, err))
-        return err_prefix(err, "distillation");
-    r->report->distill_steps = options.steps;
-    r->report->distill_seconds = now() - from;
     return 0;
 }
 
@@ -292,7 +418,6 @@ static int open_run(struct run *r, int64_t *bytes, struct err *err)
     if (!r->error || !r->norm || !r->bytes)
         return err_set(err, ERR_NO_MEMORY, "no memory for a report");
     options.pool = r->pool;
-    *bytes = 0;
     /* What can not be had is refused before anything that takes its time. */
     if (compression_open(&r->compression, &r->source, &options, err) ||
         (o->max_kl == 0 && bytes_asked(r, bytes, err)) || take_statistics(r, err))
@@ -313,17 +438,13 @@ static void close_run(struct run *r)
 
 static int run(struct run *r, const char *path, struct err *err)
 {
-    int64_t bytes;
+    int64_t bytes = 0;
 
-    if (open_run(r, &bytes, err) || (r->options->max_kl > 0 && search(r, path, &bytes, err)))
+    if (open_run(r, &bytes, err))
         return -1;
-    if (make(r, bytes, err) || refine(r, err) ||
-        compression_measure(r->compression, r->error, r->norm, err) || measure(r, path, err))
-        return -1;
-    /* Twice where it was not measured: the first time tells how large it is. */
-    if (r->report->bytes == 0 && write_file(r, path, false, err))
-        return -1;
-    return write_file(r, path, true, err);
+    if (r->options->max_kl > 0)
+        return smallest(r, path, err);
+    return make_and_measure(r, bytes, true, path, err) || put(r, path, err) ? -1 : 0;
 }
 
 static int compress(struct run *r, const struct engine_compress_options *options, const char *path,
@@ -344,6 +465,8 @@ static int compress(struct run *r, const struct engine_compress_options *options
     if (!check_options(options, r->codec, err)) {
         snprintf(report->codec, sizeof report->codec, "%s", r->codec->name);
         rc = run(r, path, err);
+        if (rc && r->written)
+            unlink(path);
         close_run(r);
     }
     report->seconds = now() - from;

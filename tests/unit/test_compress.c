@@ -244,6 +244,7 @@ struct told {
     double share;
     int stages;
     const char *stop; /* at the first word of this stage; NULL: not at all */
+    int rounds;       /* of the stage that go by before */
     int after;        /* words told after that */
 };
 
@@ -256,10 +257,11 @@ static bool on_progress(void *context, const char *stage, double share)
         assert_true(share >= told->share);
     } else {
         told->stages++;
+        told->rounds -= told->stop && strcmp(told->stage, told->stop) == 0;
         snprintf(told->stage, sizeof told->stage, "%s", stage);
     }
     told->share = share;
-    told->after += told->stop && strcmp(stage, told->stop) == 0;
+    told->after += told->stop && told->rounds <= 0 && strcmp(stage, told->stop) == 0;
     return !told->after;
 }
 
@@ -355,6 +357,71 @@ static void test_max_kl(void **state)
     assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &loose, &why), -1);
     assert_int_equal(why.kind, ERR_INVALID);
     assert_non_null(strstr(why.message, "1e-12"));
+    assert_int_equal(access(delta_path, F_OK), -1);
+    nothing_else_is_left();
+}
+
+static struct engine_delta_report kept_to(double max_kl, int32_t steps,
+                                          const struct engine_dataset *held_out)
+{
+    struct engine_delta_report report = compress((struct engine_compress_options){
+        .max_kl = max_kl, .distill_steps = steps, .calibration = questions, .held_out = held_out});
+
+    print_message("# at most %g, %d steps: KL %.4f, %lld bytes\n", max_kl, steps,
+                  report.measured_kl, (long long)report.bytes);
+    assert_true(report.measured_kl <= max_kl);
+    expect_report(delta_path, &report, held_out ? "held_out" : "calibration");
+    nothing_else_is_left();
+    return report;
+}
+
+static void test_max_kl_counts_on_distillation(void **state)
+{
+    struct engine_delta_report plain = kept_to(0.05, 0, NULL), distilled = kept_to(0.05, 40, NULL);
+
+    assert_int_equal(plain.distill_steps, 0);
+    assert_int_equal(distilled.distill_steps, 40);
+    assert_true(distilled.bytes < 0.95 * (double)plain.bytes);
+}
+
+/* Where not even the largest file keeps to it, distilled it may. */
+static void test_max_kl_that_only_distillation_keeps_to(void **state)
+{
+    struct engine_compress_options options = {.max_kl = 3e-4, .calibration = questions};
+    struct engine_delta_report report;
+    struct err why = {0};
+
+    assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_int_equal(kept_to(3e-4, 40, NULL).distill_steps, 40);
+}
+
+/* What is distilled on other rows than it is measured on may get worse: then it is left out. */
+static void test_max_kl_without_a_distillation_that_harms(void **state)
+{
+    struct engine_dataset *other;
+
+    open_rows(&other, "Once upon a time there was a small river that could not decide where");
+    assert_int_equal(kept_to(1.6e-3, 40, other).distill_steps, 0);
+    engine_dataset_free(other);
+}
+
+/* When it is stopped a smaller file is being tried: the one that would do goes, too. */
+static void test_stop_of_a_search(void **state)
+{
+    struct told told = {.stage = "", .stop = "distill", .rounds = 1};
+    struct engine_compress_options options = {.max_kl = 0.05,
+                                              .distill_steps = 40,
+                                              .calibration = questions,
+                                              .progress = on_progress,
+                                              .context = &told};
+    struct engine_delta_report report;
+    struct err why = {0};
+
+    unlink(delta_path);
+    assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &why), -1);
+    assert_int_equal(why.kind, ERR_CANCELLED);
+    assert_int_equal(told.after, 1);
     assert_int_equal(access(delta_path, F_OK), -1);
     nothing_else_is_left();
 }
@@ -673,6 +740,10 @@ int main(void)
         cmocka_unit_test(test_stop),
         cmocka_unit_test(test_distillation_pays),
         cmocka_unit_test(test_max_kl),
+        cmocka_unit_test(test_max_kl_counts_on_distillation),
+        cmocka_unit_test(test_max_kl_that_only_distillation_keeps_to),
+        cmocka_unit_test(test_max_kl_without_a_distillation_that_harms),
+        cmocka_unit_test(test_stop_of_a_search),
         cmocka_unit_test(test_smallest),
         cmocka_unit_test(test_least),
         cmocka_unit_test(test_refused_at_once),
