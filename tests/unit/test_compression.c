@@ -105,7 +105,7 @@ static struct compression *open_compression(const struct artifact_source *from, 
 /* The file of at most `bytes`: its size. */
 static int64_t run_and_write(struct compression *c, int64_t bytes, const char *report)
 {
-    int64_t written;
+    int64_t written = 0;
     struct err err = {0};
     struct stat st;
     double cost;
