@@ -29,12 +29,14 @@
 #define CPU_QUERY_BLOCK 64
 #define CPU_KEY_BLOCK 256
 
-/* gemm packs this much of the right-hand matrix. */
+/* gemm packs this much of the right-hand matrix, and of a transposed left-hand one. */
 #define CPU_GEMM_K 256
 #define CPU_GEMM_COLS 192
+#define CPU_GEMM_ROWS 96
 
 struct cpu_scratch { /* one for each worker */
     _Alignas(64) float pack[CPU_GEMM_K * CPU_GEMM_COLS];
+    _Alignas(64) float rows[CPU_GEMM_K * CPU_GEMM_ROWS];
     _Alignas(64) float scores[CPU_QUERY_BLOCK * CPU_KEY_BLOCK];
     _Alignas(64) float d_scores[CPU_QUERY_BLOCK * CPU_KEY_BLOCK];
 };

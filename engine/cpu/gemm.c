@@ -6,7 +6,9 @@
 
 #include "engine/cpu/cpu.h"
 
-#define SYMMETRIC_BLOCK 96 /* rows and columns of a task of a symmetric product */
+#define SYMMETRIC_BLOCK 192 /* rows and columns of a task of a symmetric product */
+#define STRIP 24            /* rows of A that stay in L1 while the columns pass by */
+#define TILE_COLS 48        /* where columns are cut */
 
 /* A task is a block of C: fixed by the shapes, so that every element is summed in one order
  * whatever the number of threads. */
@@ -25,15 +27,16 @@ struct gemm_run {
 
 static struct grid grid_of(const struct cpu *cpu, const struct gemm *g)
 {
-    if (g->symmetric) /* so small that about half of them lie below the diagonal */
-        return (struct grid){ceil_div(g->m, SYMMETRIC_BLOCK), ceil_div(g->n, SYMMETRIC_BLOCK), 48};
+    if (g->symmetric)
+        return (struct grid){ceil_div(g->m, SYMMETRIC_BLOCK), ceil_div(g->n, SYMMETRIC_BLOCK),
+                             TILE_COLS};
     if (cpu->blas && g->b_dtype == DTYPE_F32)
         return (struct grid){ceil_div(g->m, 256), ceil_div(g->n, 384), 16};
     if (g->kind == GEMM_NT)
         return (struct grid){ceil_div(g->m, CPU_ROW_BLOCK), ceil_div(g->n, CPU_ROW_BLOCK), 16};
     /* Packing is paid for by rows: many rows, few columns; but enough tasks for many cores. */
     int32_t width = g->n >= 8 * CPU_GEMM_COLS ? CPU_GEMM_COLS : CPU_GEMM_COLS / 2;
-    return (struct grid){ceil_div(g->m, 512), ceil_div(g->n, width), 48};
+    return (struct grid){ceil_div(g->m, 512), ceil_div(g->n, width), TILE_COLS};
 }
 
 static void block_blas(const struct gemm *g, struct span r, struct span c)
@@ -77,32 +80,74 @@ static int32_t pack_columns(const struct gemm *g, int32_t k0, int32_t k, struct 
     return padded;
 }
 
-static void block_outer(const struct cpu *cpu, const struct gemm *g, struct span r, struct span c,
-                        float *pack)
+/* Rows [row, row + rows) of a transposed A, columns of g->a far apart, for the same k: strips of
+ * STRIP of them, each [k][rows of the strip]. */
+static void pack_rows(const struct gemm *g, int32_t row, int32_t rows, int32_t k0, int32_t k,
+                      float *to)
 {
-    bool transposed = g->kind == GEMM_TN;
+    const float *a = g->a + k0 * g->lda + row;
+    int32_t whole = rows / STRIP * STRIP, rest = rows - whole;
 
+    for (int32_t i = 0; i < k; i++, a += g->lda) {
+        for (int32_t s = 0; s < whole; s += STRIP)
+            memcpy(to + s * k + i * STRIP, a + s, STRIP * sizeof *to);
+        memcpy(to + whole * k + i * rest, a + whole, (size_t)rest * sizeof *to);
+    }
+}
+
+/* Of a strip that begins with `row`: columns of the block that lie below the diagonal. */
+static int32_t columns_below(const struct gemm *g, int32_t row, struct span c)
+{
+    int32_t below = g->symmetric && row > c.from ? (row - c.from) / TILE_COLS * TILE_COLS : 0;
+
+    return below < c.to - c.from ? below : c.to - c.from;
+}
+
+/* Rows of the block against its packed columns; o has what they share. */
+static void outer_strips(const struct cpu *cpu, const struct gemm *g, struct span r, struct span c,
+                         int32_t k0, const struct outer_args *shared, float *rows)
+{
+    struct outer_args o = *shared;
+
+    for (int32_t row = r.from; row < r.to; row += STRIP) {
+        int32_t part = (row - r.from) % CPU_GEMM_ROWS, below = columns_below(g, row, c);
+
+        o.rows = r.to - row < STRIP ? r.to - row : STRIP;
+        if (g->kind == GEMM_TN) {
+            if (part == 0)
+                pack_rows(g, row, r.to - row < CPU_GEMM_ROWS ? r.to - row : CPU_GEMM_ROWS, k0, o.k,
+                          rows);
+            o.a = rows + part * o.k;
+            o.k_step = o.rows;
+        } else {
+            o.a = g->a + row * g->lda + k0;
+        }
+        o.b = shared->b + below;
+        o.c = g->c + row * g->ldc + c.from + below;
+        o.cols = shared->cols - below;
+        if (o.cols > 0)
+            cpu->k->outer(&o);
+    }
+}
+
+static void block_outer(const struct cpu *cpu, const struct gemm *g, struct span r, struct span c,
+                        struct cpu_scratch *scratch)
+{
     assert(c.to - c.from <= CPU_GEMM_COLS);
     for (int32_t k0 = 0; k0 < g->k; k0 += CPU_GEMM_K) {
         int32_t k = g->k - k0 < CPU_GEMM_K ? g->k - k0 : CPU_GEMM_K;
-        int32_t padded = pack_columns(g, k0, k, c, pack);
         struct outer_args o = {
-            .row_step = transposed ? 1 : g->lda,
-            .k_step = transposed ? g->lda : 1,
-            .b = pack,
-            .ldb = padded,
+            .row_step = g->kind == GEMM_TN ? 1 : g->lda,
+            .k_step = 1,
+            .b = scratch->pack,
+            .ldb = pack_columns(g, k0, k, c, scratch->pack),
             .cols = c.to - c.from,
             .k = k,
             .ldc = g->ldc,
             .add = g->add || k0 > 0,
         };
 
-        for (int32_t row = r.from; row < r.to; row += 24) { /* their part of A stays in L1 */
-            o.rows = r.to - row < 24 ? r.to - row : 24;
-            o.a = g->a + row * o.row_step + k0 * o.k_step;
-            o.c = g->c + row * g->ldc + c.from;
-            cpu->k->outer(&o);
-        }
+        outer_strips(cpu, g, r, c, k0, &o, scratch->rows);
     }
 }
 
@@ -128,7 +173,7 @@ static void gemm_task(void *context, int64_t task, int worker)
     else if (g->kind == GEMM_NT)
         block_dot(cpu, g, r, c);
     else
-        block_outer(cpu, g, r, c, cpu->scratch[worker].pack);
+        block_outer(cpu, g, r, c, &cpu->scratch[worker]);
 }
 
 void cpu_gemm(struct cpu *cpu, const struct gemm *gemm, int count)
