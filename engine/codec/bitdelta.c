@@ -142,21 +142,26 @@ static int view(const struct tensor part[], int32_t rows, int32_t cols, struct d
 
 /* ------------------------------------------------------------------ distillation */
 
-static int32_t scales(const struct tensor part[])
+static int32_t scale_count(const struct tensor part[])
 {
     return (int32_t)part[PART_SCALE].shape[0];
 }
 
-static void read_scales(const struct tensor part[], float *scale)
+static int32_t scales(const struct tensor part[], int32_t rows, int32_t cols)
 {
-    tensor_to_f32(&part[PART_SCALE], 0, scales(part), scale);
+    return scale_count(part);
 }
 
-static void write_scales(struct tensor part[], const float *scale)
+static void read_scales(const struct tensor part[], int32_t rows, int32_t cols, float *scale)
+{
+    tensor_to_f32(&part[PART_SCALE], 0, scale_count(part), scale);
+}
+
+static void write_scales(struct tensor part[], int32_t rows, int32_t cols, const float *scale)
 {
     uint16_t *to = part[PART_SCALE].data;
 
-    for (int32_t i = 0; i < scales(part); i++)
+    for (int32_t i = 0; i < scale_count(part); i++)
         to[i] = f32_to_f16(scale[i]);
 }
 
@@ -165,7 +170,7 @@ static int slope(const struct tensor part[], int32_t rows, int32_t cols, const f
 {
     const uint32_t *sign = part[PART_SIGN].data;
 
-    memset(out, 0, (size_t)scales(part) * sizeof *out);
+    memset(out, 0, (size_t)scale_count(part) * sizeof *out);
     for (int32_t r = 0; r < rows; r++) {
         const uint32_t *word = sign + r * words_of(cols);
         const float *g = gradient + (int64_t)r * cols;
@@ -173,7 +178,7 @@ static int slope(const struct tensor part[], int32_t rows, int32_t cols, const f
 
         for (int32_t c = 0; c < cols; c++)
             sum += (double)(word[c / 32] >> (c % 32) & 1 ? g[c] : -g[c]);
-        out[scales(part) == 1 ? 0 : r] += (float)(sum * (double)scale_at(part, r));
+        out[scale_count(part) == 1 ? 0 : r] += (float)(sum * (double)scale_at(part, r));
     }
     return 0;
 }

@@ -71,9 +71,10 @@ struct codec {
 
     /* Scales that distillation may change, each a factor of some of the matrix's values; NULL:
      * there are none. */
-    int32_t (*scales)(const struct tensor part[]);
-    void (*read_scales)(const struct tensor part[], float *scale);
-    void (*write_scales)(struct tensor part[], const float *scale); /* to the data behind part */
+    int32_t (*scales)(const struct tensor part[], int32_t rows, int32_t cols);
+    void (*read_scales)(const struct tensor part[], int32_t rows, int32_t cols, float *scale);
+    /* To the data behind part, rounded to what can be stored. */
+    void (*write_scales)(struct tensor part[], int32_t rows, int32_t cols, const float *scale);
     /* slope[i] = Σ gradient ⊙ ∂difference/∂log(scale i), from `gradient`, [rows, cols]. */
     int (*slope)(const struct tensor part[], int32_t rows, int32_t cols, const float *gradient,
                  float *slope, struct err *err);

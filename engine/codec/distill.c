@@ -52,7 +52,7 @@ static int open_matrix(struct student *s, struct student_matrix *m, struct err *
     size_t count = (size_t)m->rows * (size_t)m->cols, scales;
     const int64_t shape[2] = {m->rows, m->cols};
 
-    m->count = s->codec->scales(m->parts);
+    m->count = s->codec->scales(m->parts, m->rows, m->cols);
     scales = (size_t)m->count * sizeof(float);
     m->scale = calloc(1, scales + 1);
     m->first = calloc(1, scales + 1);
@@ -66,7 +66,7 @@ static int open_matrix(struct student *s, struct student_matrix *m, struct err *
     m->gradient = b->ops->alloc(b, count * sizeof(float), err);
     if (!m->gradient)
         return -1;
-    s->codec->read_scales(m->parts, m->scale);
+    s->codec->read_scales(m->parts, m->rows, m->cols, m->scale);
     *tensor_at(s, &s->weights, m->index) = tensor_view(m->weight, b->activation, 2, shape);
     *tensor_at(s, &s->grads, m->index) = tensor_view(m->gradient, DTYPE_F32, 2, shape);
     return 0;
@@ -183,7 +183,7 @@ static void make_weight(void *context, int64_t task, int worker)
     struct tensor host;
 
     model_tensor(s->engine->model, &s->weights, m->index, name);
-    s->codec->write_scales(m->parts, m->scale);
+    s->codec->write_scales(m->parts, m->rows, m->cols, m->scale);
     base_file_tensor(s->engine->base, name, &host);
     if (s->codec->expand(m->parts, m->rows, m->cols, difference, &s->errors[task]))
         return;
@@ -372,7 +372,8 @@ static int run(struct student *s, const struct trainer_source *examples, struct 
             return -1;
     }
     for (int32_t i = 0; i < s->matrices; i++)
-        s->codec->write_scales(s->matrix[i].parts, s->matrix[i].scale);
+        s->codec->write_scales(s->matrix[i].parts, s->matrix[i].rows, s->matrix[i].cols,
+                               s->matrix[i].scale);
     return 0;
 }
 

@@ -78,19 +78,19 @@ static int view(const struct tensor part[], int32_t rows, int32_t cols, struct d
     return planes_view(part[0].data, rows, cols, out, memory, err);
 }
 
-static int32_t scales(const struct tensor part[])
+static int32_t scales(const struct tensor part[], int32_t rows, int32_t cols)
 {
-    return planes_rank(part[0].data);
+    return planes_scale_count(part[0].data, rows, cols);
 }
 
-static void read_scales(const struct tensor part[], float *scale)
+static void read_scales(const struct tensor part[], int32_t rows, int32_t cols, float *scale)
 {
-    planes_read_scales(part[0].data, scale);
+    planes_read_scales(part[0].data, rows, cols, scale);
 }
 
-static void write_scales(struct tensor part[], const float *scale)
+static void write_scales(struct tensor part[], int32_t rows, int32_t cols, const float *scale)
 {
-    planes_write_scales(part[0].data, scale);
+    planes_write_scales(part[0].data, rows, cols, scale);
 }
 
 static int slope(const struct tensor part[], int32_t rows, int32_t cols, const float *gradient,

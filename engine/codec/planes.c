@@ -121,14 +121,16 @@ static float get_f16(const char *from)
 
 /* ------------------------------------------------------------------ scales */
 
+#define SCALE_STEPS 16 /* of a row or column scale, in a power of 2 */
+
 static float scale_of(float top, unsigned code)
 {
-    return top * exp2f(-(float)code / 8);
+    return top * exp2f(-(float)code / SCALE_STEPS);
 }
 
 static unsigned code_of(float top, float scale)
 {
-    float code = scale > 0 ? roundf(-8 * log2f(scale / top)) : 255;
+    float code = scale > 0 ? roundf(-SCALE_STEPS * log2f(scale / top)) : 255;
 
     return code < 0 ? 0 : code > 255 ? 255 : (unsigned)code;
 }
@@ -330,20 +332,33 @@ int32_t planes_rank(const void *bytes)
     return (int32_t)get_u32(bytes);
 }
 
-static const char *left_scales(const void *bytes)
+int32_t planes_scale_count(const void *bytes, int32_t rows, int32_t cols)
 {
-    return (const char *)bytes + layout_of(0, 0, planes_rank(bytes), 0).left;
+    return planes_rank(bytes) + rows + cols;
 }
 
-void planes_read_scales(const void *bytes, float *scale)
+void planes_read_scales(const void *bytes, int32_t rows, int32_t cols, float *scale)
 {
-    for (int32_t v = 0; v < planes_rank(bytes); v++)
-        scale[v] = get_f16(left_scales(bytes) + 2 * (size_t)v);
+    const char *data = bytes;
+    int32_t rank = planes_rank(bytes);
+    struct layout l = layout_of(rows, cols, rank, 0);
+
+    for (int32_t v = 0; v < rank; v++)
+        *scale++ = get_f16(data + l.left + 2 * (size_t)v);
+    for (int32_t r = 0; r < rows; r++)
+        *scale++ = scale_of(get_f16(data + 8), (unsigned char)data[l.row + (size_t)r]);
+    for (int32_t c = 0; c < cols; c++)
+        *scale++ = scale_of(get_f16(data + 10), (unsigned char)data[l.col + (size_t)c]);
 }
 
-void planes_write_scales(void *bytes, const float *scale)
+void planes_write_scales(void *bytes, int32_t rows, int32_t cols, const float *scale)
 {
-    for (int32_t v = 0; v < planes_rank(bytes); v++)
-        put_f16((char *)bytes + (left_scales(bytes) - (const char *)bytes) + 2 * (size_t)v,
-                scale[v]);
+    char *data = bytes;
+    int32_t rank = planes_rank(bytes);
+    struct layout l = layout_of(rows, cols, rank, 0);
+
+    for (int32_t v = 0; v < rank; v++)
+        put_f16(data + l.left + 2 * (size_t)v, scale[v]);
+    write_scales(scale + rank, rows, data + 8, data + l.row);
+    write_scales(scale + rank + rows, cols, data + 10, data + l.col);
 }

@@ -5,8 +5,8 @@
  *
  * A vector of width w is w planes of signs: each of its values is scale · Σ_k ± c_k, with the c_k
  * that lose least of a Gaussian's variance. Both sides of a vector have the same width. Row and
- * column scales are powers of 2^(-1/8), so that what varies in size between rows and columns is not
- * left to the vectors.
+ * column scales are powers of 2^(-1/16), so that what varies in size between rows and columns is
+ * not left to the vectors.
  *
  * As bytes (little-endian), one part of an artifact:
  *
@@ -14,7 +14,7 @@
  *   f16 row_top, f16 col_top        the largest row and column scale
  *   u8  width[rank]                 1..8
  *   f16 left[rank], f16 right[rank] scales of the vectors
- *   u8  row[rows], u8 col[cols]     scale = top · 2^(-code/8)
+ *   u8  row[rows], u8 col[cols]     scale = top · 2^(-code/16)
  *   zeros up to a multiple of 4, then for each plane, vector by vector:
  *   u32 [(rows + 31) / 32]          signs of its left side, element i in bit i % 32 of word i / 32
  *   u32 [(cols + 31) / 32]          of its right side; 1 = plus, bits behind the last are 0
@@ -63,11 +63,15 @@ int planes_view(const void *data, int32_t rows, int32_t cols, struct delta_tenso
 /* The difference: out [rows, cols]. */
 int planes_expand(const void *data, int32_t rows, int32_t cols, float *out, struct err *err);
 
-/* Distillation's side: the scales of the vectors' left sides, [rank]. */
 int32_t planes_rank(const void *data);
-void planes_read_scales(const void *data, float *scale);
-void planes_write_scales(void *data, const float *scale);
-/* slope[v] = Σ gradient ⊙ ∂difference/∂log(scale v); gradient is [rows, cols]. */
+
+/* Distillation's side: the scales of the vectors' left sides, of rows, then of columns, [rank +
+ * rows
+ * + cols]. They are stored rounded; negative ones can not be. */
+int32_t planes_scale_count(const void *data, int32_t rows, int32_t cols);
+void planes_read_scales(const void *data, int32_t rows, int32_t cols, float *scale);
+void planes_write_scales(void *data, int32_t rows, int32_t cols, const float *scale);
+/* slope[i] = Σ gradient ⊙ ∂difference/∂log(scale i); gradient is [rows, cols]. */
 int planes_slope(const void *data, int32_t rows, int32_t cols, const float *gradient, float *slope,
                  struct err *err);
 

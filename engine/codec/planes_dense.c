@@ -83,11 +83,34 @@ int planes_expand(const void *data, int32_t rows, int32_t cols, float *out, stru
     return rc;
 }
 
+/* slope of rows and columns, [rows + cols]: sums of gradient ⊙ difference. */
+static void element_slopes(const struct sides *s, int32_t rows, int32_t cols, int32_t rank,
+                           const float *gradient, float *difference, float *slope)
+{
+    for (int32_t i = 0; i < rows + cols; i++)
+        slope[i] = 0;
+    if (rank == 0)
+        return;
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rows, cols, rank, 1, s->left, rows,
+                s->right, cols, 0, difference, cols);
+    for (int64_t r = 0; r < rows; r++) {
+        float sum = 0;
+
+        for (int64_t c = 0; c < cols; c++) {
+            float part = gradient[r * cols + c] * difference[r * cols + c];
+
+            sum += part;
+            slope[rows + c] += part;
+        }
+        slope[r] = sum;
+    }
+}
+
 int planes_slope(const void *data, int32_t rows, int32_t cols, const float *gradient, float *slope,
                  struct err *err)
 {
     int32_t rank = planes_rank(data);
-    float *product = malloc((size_t)rank * (size_t)cols * sizeof *product + 1);
+    float *product = malloc((size_t)rows * (size_t)cols * sizeof *product); /* rank <= rows */
     struct sides s = {0};
     int rc = -1;
 
@@ -102,6 +125,7 @@ int planes_slope(const void *data, int32_t rows, int32_t cols, const float *grad
                     gradient, cols, 0, product, cols);
     for (int64_t v = 0; v < rank; v++)
         slope[v] = cblas_sdot(cols, product + v * cols, 1, s.right + v * cols, 1);
+    element_slopes(&s, rows, cols, rank, gradient, product, slope + rank);
     rc = 0;
 out:
     close_sides(&s);

@@ -25,13 +25,13 @@ static void use_scales(const struct codec *codec, const struct tensor *part,
                        const struct artifact_tensor *t)
 {
     float gradient[7 * 64], scale[512], slope[512];
-    int32_t count = codec->scales(part);
+    int32_t count = codec->scales(part, t->rows, t->cols);
 
     if (count < 0 || count > 512)
         abort();
     for (int32_t k = 0; k < t->rows * t->cols; k++)
         gradient[k] = (float)(k % 5 - 2);
-    codec->read_scales(part, scale);
+    codec->read_scales(part, t->rows, t->cols, scale);
     if (codec->slope(part, t->rows, t->cols, gradient, slope, NULL) != 0)
         abort();
     for (int32_t k = 0; k < count; k++)

@@ -63,7 +63,7 @@ static double element(const struct delta_planes *p, int32_t cols, int32_t r, int
 static void use(const uint8_t *part, size_t bytes, int32_t rows, int32_t cols)
 {
     static float out[MAX_SIDE * MAX_SIDE], gradient[MAX_SIDE * MAX_SIDE];
-    float scale[MAX_SIDE], slope[MAX_SIDE];
+    float scale[3 * MAX_SIDE], rounded[3 * MAX_SIDE], slope[3 * MAX_SIDE];
     struct delta_tensor view;
     uint8_t *again;
     void *memory;
@@ -85,16 +85,20 @@ static void use(const uint8_t *part, size_t bytes, int32_t rows, int32_t cols)
     free(memory);
     if (planes_slope(part, rows, cols, gradient, slope, NULL))
         abort();
-    for (int32_t v = 0; v < planes_rank(part); v++)
-        if (!isfinite(slope[v]))
+    for (int32_t i = 0; i < planes_scale_count(part, rows, cols); i++)
+        if (!isfinite(slope[i]))
             abort();
     again = malloc(bytes);
     if (!again)
         abort();
     memcpy(again, part, bytes);
-    planes_read_scales(part, scale);
-    planes_write_scales(again, scale);
-    if (memcmp(again, part, bytes) != 0)
+    planes_read_scales(part, rows, cols, scale);
+    planes_write_scales(again, rows, cols, scale);
+    planes_read_scales(again, rows, cols, rounded);
+    for (int32_t i = 0; i < planes_scale_count(part, rows, cols); i++)
+        if (!(fabsf(rounded[i] - scale[i]) <= 0.03f * scale[i] + 1e-6f)) /* half a step */
+            abort();
+    if (planes_accept(again, bytes, rows, cols, NULL) != 0)
         abort();
     free(again);
 }
