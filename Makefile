@@ -64,7 +64,7 @@ else
 FUZZ_MAIN := $(BUILD)/tests/fuzz/replay_main.o
 endif
 
-.PHONY: all help deps demo run test test-fault test-mixes test-docker bench bench-codecs fuzz lint format unit unit-programs fuzz-programs clean FORCE
+.PHONY: all help deps demo run test test-fault test-mixes test-docker bench bench-apply bench-codecs fuzz lint format unit unit-programs fuzz-programs clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -149,6 +149,10 @@ bench-codecs: all ## each codec's KL, recall, time and memory on BASE, TUNED, CA
 	@python3 tests/bench/codecs.py --build '$(BUILD)' --base '$(BASE)' --tuned '$(TUNED)' \
 	    --calibration '$(CALIBRATION)' --held-out '$(HELD_OUT)' \
 	    $(foreach o,OTHER_TEXT REFERENCE PEERS PYTHON NAME CODECS RATIOS SEEDS THREADS,$(if $($o),--$(subst _,-,$(shell echo $o | tr A-Z a-z)) '$($o)'))
+
+bench-apply: all ## what a row through each codec's delta costs on this CPU (10 minutes); MODEL: a step too
+	@python3 tests/bench/apply.py --build '$(BUILD)' \
+	    $(foreach o,MODEL CODECS RATIOS KERNELS SHAPES THREADS,$(if $($o),--$(shell echo $o | tr A-Z a-z) '$($o)'))
 
 fuzz: ## each parser under libFuzzer for FUZZ_SECONDS (60); needs clang
 	@FUZZ_SECONDS=$${FUZZ_SECONDS:-60} tests/run fuzz

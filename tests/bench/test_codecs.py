@@ -10,10 +10,18 @@ import tempfile
 import unittest
 import xml.etree.ElementTree as xml
 
-# Not by its name: Python has a module codecs of its own.
-spec = importlib.util.spec_from_file_location("bench_codecs", pathlib.Path(__file__).with_name("codecs.py"))
-codecs = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(codecs)
+
+
+def load(name):
+    """Not by an import: Python has a module codecs of its own."""
+    spec = importlib.util.spec_from_file_location(f"bench_{name}", pathlib.Path(__file__).with_name(f"{name}.py"))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+apply = load("apply")
+codecs = apply.codecs
 
 GRAFT = """#!{python} -IS
 import json, os, sys
@@ -163,6 +171,27 @@ class Codecs(unittest.TestCase):
         self.assertEqual(codecs.spread([0.5, 0.7], codecs.share_text), "0.600 ± 0.100")
         self.assertEqual(codecs.spread([0.5, 0.5], codecs.share_text), "0.500")
         self.assertEqual(codecs.spread([None], codecs.share_text), "–")
+
+    def test_apply_takes_a_codec_at_its_own_size_where_it_has_no_other(self):
+        def measure(words):
+            if "--ratio" in words and "fixed" in words:
+                raise codecs.Refused("one size")
+            return words
+
+        with open(os.devnull, "w") as quiet:
+            sys.stderr, kept = quiet, sys.stderr
+            try:
+                self.assertEqual(apply.at_sizes("fixed", [16, 32], measure), [["--codec", "fixed"]])
+                self.assertEqual([words[3] for words in apply.at_sizes("wide", [16, 32], measure)], ["16", "32"])
+            finally:
+                sys.stderr = kept
+
+    def test_the_tables_of_apply_say_what_was_measured(self):
+        line = {"rows": 576, "cols": 192, "codec": "wide", "stored_ratio": 16.02, "kernels": "avx2", "s": 5e-6, "gb_per_s": 4.04,
+                "f32_gb_per_s": 20.0, "times_f32": 6.06, "s_best": 4e-6, "f32_s_best": 3e-5}
+        self.assertTrue(apply.apply_table([line]).endswith("| 576 × 192 | `wide` | 16.0 | avx2 | 5.0 | 4.0 | 20.0 | 6.1 | 7.5 |"))
+        line = {"codec": "wide", "tenant_bytes": 13e6, "base_s_per_step": 0.02, "s_per_step": 0.022, "tenant_cost": 0.1}
+        self.assertTrue(apply.decode_table([line]).endswith("| `wide` | 13.0 | 20.0 | 22.0 | 10.0 % |"))
 
 
 if __name__ == "__main__":
