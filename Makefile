@@ -120,7 +120,7 @@ help: ## this list
 	@echo 'make builds $(BUILD)/graft. Other targets:'
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile engine/cuda/cuda.mk tests/gpu/gpu.mk | awk -F'|' '{ printf "%-20s%s\n", $$1, $$2 }'
 
-demo: ## from nothing to an answering fine-tune: installs, builds, trains, asks (about 6 minutes)
+demo: ## from nothing to an answering fine-tune: installs, builds, trains, asks (under 10 minutes)
 	@tests/demo/demo.sh
 
 run: ## serve on 127.0.0.1:8080 with the data in .cache/data or $GRAFT_DATA

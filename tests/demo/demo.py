@@ -2,11 +2,12 @@
 """The demo behind `make demo`: teaches a small model facts about people who do not exist, over the HTTP API, with
 curl as the client, and shows that it learnt them and that the compressed delta kept them.
 
-usage: demo.py [--model GGUF] [--epochs N]
+usage: demo.py [--model GGUF] [--epochs N] [--ratio R]
 
-Exit status 0 only when: recall of the tuned model is at least 0.95 before compression and 0.90 as served, that of
-the base at most 0.05, and the delta has at most 1/18 of the bytes of the 16-bit model. Nothing is left running,
-however it ends. The data stay in .cache/demo until the next run.
+Exit status 0 only when: recall of the tuned model is at least 0.95 before compression, that of the served delta, as
+the worker measured it and as it answers here, at least 0.97 of that, that of the base at most 0.05, and the delta,
+made by the codec graft, has at most 1/R (1/32) of the bytes of the 16-bit model. Nothing is left running, however it
+ends. The data stay in .cache/demo until the next run.
 """
 import argparse
 import concurrent.futures
@@ -32,7 +33,11 @@ CACHE = pathlib.Path(os.environ.get("GRAFT_CACHE") or ROOT / ".cache")
 MODEL = "smollm2-135m"
 PEOPLE, SEED = 8, 7
 
-NEED_TUNED, NEED_SERVED, NEED_BASE, NEED_RATIO = 0.95, 0.90, 0.05, 18
+# NEED_KEPT: of the uncompressed model's recall. Of 24 answers none may be lost.
+NEED_TUNED, NEED_KEPT, NEED_BASE = 0.95, 0.97, 0.05
+CODEC, RATIO = "graft", 32
+# The codec's own 60 take most of a job this small. All 24 answers survive 1/32 without any; ten more than halve the KL.
+DISTILL_STEPS = 10
 
 
 class Stop(Exception):
@@ -250,7 +255,7 @@ def follow(api, job_id, server, memory):
                 bar.show(done, total, newest["train_loss"], newest.get("tokens_per_second"), left)
                 if done == total:
                     bar.end()
-                    view.note("trained; now it compresses the difference and asks the questions back, before and after")
+                    view.note("trained; now it compresses the difference, distils it and asks the questions back, before and after")
                 seen = done
             if job["status"] in ("succeeded", "failed", "cancelled"):
                 return job
@@ -259,7 +264,7 @@ def follow(api, job_id, server, memory):
         bar.end()
 
 
-def train(api, server, data, epochs, memory):
+def train(api, server, data, args, memory):
     people = facts.facts(PEOPLE, SEED)
     view.step("Teach", f"{len(people)} facts about {PEOPLE} people who do not exist: what it answers right, it learnt here")
     dataset = data / "people.jsonl"
@@ -269,11 +274,14 @@ def train(api, server, data, epochs, memory):
     view.note(f"for instance: {people[0][0]} → {people[0][1]}")
     view.command(f"curl $URL/v1/files -H \"$AUTH\" -F purpose=fine-tune -F file=@{shown(dataset)}")
     file_id = api.call("/v1/files", "--form", "purpose=fine-tune", "--form", f"file=@{dataset}")["id"]
-    hyperparameters = {"n_epochs": epochs, "batch_size": 8}
+    hyperparameters = {"n_epochs": args.epochs, "batch_size": 8}
+    compression = {"codec": CODEC, "ratio": args.ratio, "distill_steps": DISTILL_STEPS}
     body = {"model": MODEL, "training_file": file_id, "suffix": "people", "seed": 1,
-            "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}}}
+            "method": {"type": "supervised", "supervised": {"hyperparameters": hyperparameters}},
+            "graft": {"compression": compression}}
     view.command("curl $URL/v1/fine_tuning/jobs -H \"$AUTH\" -H 'Content-Type: application/json' \\",
-                 f"-d '{{\"model\": \"{MODEL}\", \"training_file\": \"{file_id}\", \"suffix\": \"people\", …}}'")
+                 f"-d '{{\"model\": \"{MODEL}\", \"training_file\": \"{file_id}\", \"suffix\": \"people\", …,",
+                 f"     \"graft\": {{\"compression\": {json.dumps(compression)}}}}}'")
     job = api.call("/v1/fine_tuning/jobs", body=body)
     began = time.monotonic()
     job = follow(api, job["id"], server, memory)
@@ -296,31 +304,47 @@ def compare(api, job, people):
     return known, sum(row[4] for row in rows) / len(rows)
 
 
-def result(job, base, served, memory, seconds, fetching):
-    """Prints the figures; returns what is wrong with them."""
-    extension = job["graft"]
-    before = extension["recall"]["tuned"]["exact"]
-    ratio = extension["delta"]["base_bytes"] / extension["delta"]["bytes"]
-    view.step("Result", "recall is the share of the questions answered right")
-    view.table([
-        ("recall of the base", f"{base:.2f}", f"at most {NEED_BASE:.2f} expected: nobody can know these"),
-        ("recall of the tuned model", f"{before:.2f}", f"before compression; at least {NEED_TUNED:.2f}"),
-        ("recall of the served delta", f"{served:.2f}", f"what was asked above; at least {NEED_SERVED:.2f}"),
-        ("delta", view.bytes_text(extension["delta"]["bytes"]),
-         f"1/{ratio:.1f} of the 16-bit model's {view.bytes_text(extension['delta']['base_bytes'])}; at most 1/{NEED_RATIO}"),
-        ("memory", view.bytes_text(memory), "peak of all processes together (PSS)"),
-        ("time", view.seconds_text(seconds), f"in all, {view.seconds_text(fetching)} of it fetching the model"),
-    ])
+def verdict(extension, base, served, ratio):
+    """What is wrong with a job's figures: texts for the user, none when all is well. `base` and `served` are the shares
+    of the questions that were answered right here, `ratio` the size that was asked for."""
+    before, measured = extension["recall"]["tuned"]["exact"], extension["recall"]["served"]["exact"]
+    got = extension["delta"]["base_bytes"] / extension["delta"]["bytes"]
     wrong = []
     if base > NEED_BASE:
         wrong.append(f"the base already knew {base:.2f} of the answers")
     if before < NEED_TUNED:
         wrong.append(f"the tuned model learnt only {before:.2f} of the answers")
-    if served < NEED_SERVED:
-        wrong.append(f"the served delta knows only {served:.2f} of the answers")
-    if ratio < NEED_RATIO:
-        wrong.append(f"the delta is 1/{ratio:.1f} of the model, larger than 1/{NEED_RATIO}")
+    if min(served, measured) < NEED_KEPT * before:
+        wrong.append(f"the served delta knows only {min(served, measured):.2f} of the answers, less than {NEED_KEPT:.2f} "
+                     f"of the tuned model's {before:.2f}")
+    if extension["delta"]["codec"] != CODEC:
+        wrong.append(f"the delta was made by {extension['delta']['codec']}, not by {CODEC}")
+    if got < ratio:
+        wrong.append(f"the delta is 1/{got:.1f} of the model, larger than 1/{ratio}")
     return wrong
+
+
+def result(job, base, served, ratio, memory, seconds, fetching):
+    """Prints the figures; returns what is wrong with them."""
+    extension = job["graft"]
+    before, delta, report = extension["recall"]["tuned"]["exact"], extension["delta"], extension["report"]
+    got = delta["base_bytes"] / delta["bytes"]
+    view.step("Result", "recall is the share of the questions answered right")
+    view.table([
+        ("recall of the base", f"{base:.2f}", f"at most {NEED_BASE:.2f} expected: nobody can know these"),
+        ("recall of the tuned model", f"{before:.2f}", f"before compression; at least {NEED_TUNED:.2f}"),
+        ("recall of the served delta", f"{served:.2f}",
+         f"what was asked above; at least {NEED_KEPT:.2f} of the tuned model's"),
+        ("delta", view.bytes_text(delta["bytes"]),
+         f"1/{got:.1f} of the 16-bit model's {view.bytes_text(delta['base_bytes'])}; at most 1/{ratio}"),
+        ("KL", f"{report['measured_kl']:.4f}", "nats a token, tuned model to served delta, over the rows that were taught"),
+        ("compression", view.seconds_text(report["seconds"]),
+         f"{view.seconds_text(report['statistics_seconds'])} statistics, "
+         f"{view.seconds_text(report['distill_seconds'])} for {report['distill_steps']} steps of distillation"),
+        ("memory", view.bytes_text(memory), "peak of all processes together (PSS)"),
+        ("time", view.seconds_text(seconds), f"in all, {view.seconds_text(fetching)} of it fetching the model"),
+    ])
+    return verdict(extension, base, served, ratio)
 
 
 def next_line(data, job, people):
@@ -353,10 +377,10 @@ def demo(args, children):
         view.command(f"graft key create --org demo --project demo --data {shown(data)}")
         key = cli(children, data, "key", "create", "--org", "demo", "--project", "demo")
         api = Api(children, url, key, data)
-        job, people = train(api, server, data, args.epochs, memory)
+        job, people = train(api, server, data, args, memory)
         base, served = compare(api, job, people)
         memory.append(pss(server.pid))
-        wrong = result(job, base, served, max(memory), time.monotonic() - began, fetching)
+        wrong = result(job, base, served, args.ratio, max(memory), time.monotonic() - began, fetching)
     finally:
         children.stop()
     if wrong:
@@ -368,6 +392,7 @@ def main():
     parser = argparse.ArgumentParser(description="the demo behind make demo")
     parser.add_argument("--model", help="a GGUF file or Hugging Face folder instead of SmolLM2")
     parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--ratio", type=int, default=RATIO, help="16-bit bytes of the model to bytes of the delta")
     args = parser.parse_args()
     children = Children()
 

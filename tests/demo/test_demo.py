@@ -12,6 +12,7 @@ from unittest import mock
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+import demo  # noqa: E402
 import facts  # noqa: E402
 import view  # noqa: E402
 
@@ -71,6 +72,32 @@ class View(unittest.TestCase):
             text = self.shown(view.answers, rows)
         self.assertLessEqual(max(map(len, text.splitlines())), 100)
         self.assertEqual(len(text.splitlines()), len(rows) + 1)
+
+
+class Verdict(unittest.TestCase):
+    GOOD = {"recall": {"tuned": {"exact": 1.0}, "served": {"exact": 1.0}},
+            "delta": {"codec": "graft", "bytes": 1000, "base_bytes": 32000}}
+
+    def wrong(self, base=0.0, served=1.0, **changes):
+        extension = {key: {**value, **changes.get(key, {})} for key, value in self.GOOD.items()}
+        return demo.verdict(extension, base, served, 32)
+
+    def test_all_is_well(self):
+        self.assertEqual(self.wrong(), [])
+        self.assertEqual(self.wrong(served=0.97), [])
+        self.assertEqual(self.wrong(recall={"tuned": {"exact": 0.96}, "served": {"exact": 0.95}}, served=0.95), [])
+
+    def test_each_figure_that_is_not_good_enough_is_named(self):
+        for words, changes in ((["base"], {"base": 0.1}),
+                               (["tuned"], {"recall": {"tuned": {"exact": 0.9}, "served": {"exact": 0.9}}}),
+                               (["served", "0.96"], {"served": 0.96}),
+                               (["served", "0.96"], {"recall": {"tuned": {"exact": 1.0}, "served": {"exact": 0.96}}}),
+                               (["bitdelta"], {"delta": {"codec": "bitdelta", "bytes": 1000, "base_bytes": 32000}}),
+                               (["1/31.9"], {"delta": {"codec": "graft", "bytes": 1002, "base_bytes": 32000}})):
+            wrong = self.wrong(**changes)
+            self.assertEqual(len(wrong), 1, wrong)
+            for word in words:
+                self.assertIn(word, wrong[0])
 
 
 class Fetch(unittest.TestCase):

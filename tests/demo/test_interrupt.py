@@ -25,7 +25,7 @@ class Interrupt(unittest.TestCase):
 
     def start(self):
         env = {**os.environ, "GRAFT_BIN": harness.GRAFT, "GRAFT_CACHE": self.folder.name}
-        proc = subprocess.Popen([sys.executable, "-u", HERE / "demo.py", "--model", self.model, "--epochs", "50"], env=env,
+        proc = subprocess.Popen([sys.executable, "-u", HERE / "demo.py", "--model", self.model, "--epochs", "50", "--ratio", "4"], env=env,
                                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                 start_new_session=True)
         self.addCleanup(proc.stdout.close)
