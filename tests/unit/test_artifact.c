@@ -383,10 +383,13 @@ static void write_base(void)
     safetensors_writer_free(writer);
 }
 
+#define READER_LINES 100 /* a format that takes more is not simple */
+
 /* The text between "```python" and "```" of the format's description, as a file. */
 static void extract_reader(const char *to)
 {
     char *text, *begin, *end;
+    int lines = 0;
     size_t len;
 
     assert_int_equal(file_read_all("api-spec/delta-format.md", 1 << 20, &text, &len, NULL), 0);
@@ -395,6 +398,9 @@ static void extract_reader(const char *to)
     begin += strlen("```python\n");
     end = strstr(begin, "```");
     assert_non_null(end);
+    for (const char *at = begin; at < end; at++)
+        lines += *at == '\n';
+    assert_true(lines <= READER_LINES);
     assert_int_equal(file_write_durable(to, begin, (size_t)(end - begin), NULL), 0);
     free(text);
 }
