@@ -180,7 +180,7 @@ struct attn_in_args { /* q, k, v = rope(norm_qk(linear(rms_norm(x)))) */
     const struct batch *batch;
     struct tensor rope;     /* [T, E] from begin */
     struct tensor x;        /* [T, D] */
-    struct tensor n;        /* [T, D] scratch */
+    struct tensor n;        /* [T, D] out: what q, k and v took */
     struct tensor q;        /* [T, H·E] out */
     struct tensor k, v;     /* [T, G·E] out; scratch when there is a cache */
     struct kv_cache *cache; /* k and v also go to rows [past, …) of the slot; or NULL */
@@ -215,9 +215,9 @@ struct mlp_args { /* y = x + down(silu(gate(n))·up(n)), n = rms_norm(x) */
     int32_t layer;
     const struct batch *batch;
     struct tensor x;        /* [T, D] */
-    struct tensor n;        /* [T, D] scratch */
+    struct tensor n;        /* [T, D] out: what gate and up took */
     struct tensor gate, up; /* [T, F] out, kept for backward */
-    struct tensor act;      /* [T, F] scratch; may be gate when nothing is kept */
+    struct tensor act;      /* [T, F] out: what down took; may be gate when that is not kept */
     struct tensor rstd;     /* [T] out, for backward; absent when serving */
     struct tensor y;        /* [T, D] out; may be x */
 };

@@ -158,6 +158,21 @@ static void add_gram(struct model_moments_pass *p, const struct tensor *x, bool 
         b->ops->download(b, to, a.out.data, bytes);
 }
 
+static double sum_of_squares(const float *x, int64_t n)
+{
+    double lane[8] = {0}, sum = 0; /* so that no sum waits for the one before */
+    int64_t i = 0;
+
+    for (; i + 8 <= n; i += 8)
+        for (int k = 0; k < 8; k++)
+            lane[k] += (double)x[i + k] * (double)x[i + k];
+    for (; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    for (int k = 0; k < 8; k++)
+        sum += lane[k];
+    return sum;
+}
+
 /* The rows' squared gradients, to the backend; their sum. */
 static double weigh_rows(struct model_moments_pass *p, const struct tensor *g)
 {
@@ -166,13 +181,19 @@ static double weigh_rows(struct model_moments_pass *p, const struct tensor *g)
     struct tensor host = tensor_view(p->host_rows, g->dtype, 2, g->shape);
     double all = 0;
 
-    b->ops->download(b, host.data, g->data, (size_t)(rows * n) * (size_t)dtype_size(g->dtype));
+    if (p->shared)
+        host.data = g->data;
+    else
+        b->ops->download(b, host.data, g->data, (size_t)(rows * n) * (size_t)dtype_size(g->dtype));
     for (int64_t r = 0; r < rows; r++) {
-        double sum = 0;
+        const float *row = p->host_row;
+        double sum;
 
-        tensor_to_f32(&host, r * n, n, p->host_row);
-        for (int64_t i = 0; i < n; i++)
-            sum += (double)p->host_row[i] * (double)p->host_row[i];
+        if (host.dtype == DTYPE_F32)
+            row = (const float *)host.data + r * n;
+        else
+            tensor_to_f32(&host, r * n, n, p->host_row);
+        sum = sum_of_squares(row, n);
         p->host_weight[r] = (float)sum;
         all += sum;
     }
@@ -180,15 +201,33 @@ static double weigh_rows(struct model_moments_pass *p, const struct tensor *g)
     return all;
 }
 
+/* Tensors of a block before this one. */
+static int32_t place_of(const struct model_config *c, enum base_layout_part part)
+{
+    int32_t before = 0;
+
+    for (int i = 0; i < (int)part; i++)
+        before += base_layout_has(c, i);
+    return before;
+}
+
 static int32_t index_of(const struct model_config *c, int32_t layer, enum base_layout_part part)
 {
-    int32_t block = 0, before = 0;
+    return 1 + layer * place_of(c, BASE_LAYOUT_BLOCK) + place_of(c, part); /* 1: the embedding */
+}
 
-    for (int i = 0; i < BASE_LAYOUT_BLOCK; i++) {
-        block += base_layout_has(c, i);
-        before += i < (int)part && base_layout_has(c, i);
-    }
-    return 1 + layer * block + before; /* behind the embedding */
+int32_t model_moments_reads(const struct model *model, int32_t index)
+{
+    static const enum base_layout_part like[][2] = {{BASE_LAYOUT_K, BASE_LAYOUT_Q},
+                                                    {BASE_LAYOUT_V, BASE_LAYOUT_Q},
+                                                    {BASE_LAYOUT_UP, BASE_LAYOUT_GATE}};
+    const struct model_config *c = &model->config;
+    int32_t layer = (index - 1) / place_of(c, BASE_LAYOUT_BLOCK);
+
+    for (size_t i = 0; i < sizeof like / sizeof like[0]; i++)
+        if (index == index_of(c, layer, like[i][0]))
+            return index_of(c, layer, like[i][1]);
+    return index;
 }
 
 static void take_gradient(void *context, int32_t layer, enum base_layout_part part,
@@ -212,6 +251,26 @@ static void take_input(void *context, const struct tensor *x)
 
     if (p->current)
         add_gram(p, x, true, p->current->h);
+}
+
+static void take_taken(void *context, int32_t layer, enum base_layout_part part,
+                       const struct tensor *x)
+{
+    struct model_moments_pass *p = context;
+    struct model_moments *m = &p->moments[index_of(&p->model->config, layer, part)];
+
+    if (!m->h)
+        return;
+    add_gram(p, x, false, m->h);
+    m->weight += (double)x->shape[0];
+    m->rows += x->shape[0];
+}
+
+static int take_step(void *context, int32_t done, int32_t all, struct err *err)
+{
+    const struct model_moments_args *a = ((struct model_moments_pass *)context)->args;
+
+    return a->step ? a->step(a->context, (double)done / all, err) : 0;
 }
 
 /* ------------------------------------------------------------------ draws */
@@ -349,6 +408,7 @@ int model_moments_add(struct model_moments_pass *pass, const struct model_moment
     struct model_loss unused;
     struct model_watch watch = {
         .context = pass,
+        .step = take_step,
         .head = take_head,
         .gradient = take_gradient,
         .input = take_input,
@@ -360,6 +420,10 @@ int model_moments_add(struct model_moments_pass *pass, const struct model_moment
     a.batch = &batch;
     pass->args = &a;
     pass->moments = moments;
+    if (args->inputs_only) {
+        watch.taken = take_taken;
+        return model_forward_watched(pass->training, args->weights, &batch, &watch, err);
+    }
     for (int32_t r = 0; r < batch.rows; r++)
         pass->loss_weight[r] = args->weight ? args->weight[r] : 1;
     return model_loss_watched(pass->training,

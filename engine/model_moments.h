@@ -7,6 +7,8 @@
  *   h += Σ u_r·x_r·x_rᵀ, weight += Σ u_r, so H = h / weight,
  *   g += Σ g_r·g_rᵀ, rows += T, so G = g / rows.
  *
+ * Or of the inputs alone, in a forward without a loss: u = 1, no g.
+ *
  * No gradient of a weight is computed: a pass takes a forward, half a backward, and the sums. The
  * sums lie in the caller's memory on the host; beside them a pass takes the memory of a training
  * pass, and on a device one sum and a micro-batch's widest rows.
@@ -49,12 +51,23 @@ struct model_moments_args {
     const float *margin;
     /* Row r draws its target by random number `first` + r under `seed`; first + rows < 2^40. */
     uint64_t seed, first;
+    /* Nothing but weights and batch is looked at, there is no loss, and of matrices that read the
+     * same (model_moments_reads) the first one's h is summed and no other's. */
+    bool inputs_only;
+    /* After each layer, with the share of the pass that is done; not 0: it ends, with that error.
+     * NULL: nobody asks. */
+    int (*step)(void *context, double share, struct err *err);
+    void *context;
 };
 /* Adds to moments[0 .. model_tensor_count), of which only matrices of blocks are looked at. *loss
- * may be NULL. ERR_INVALID: what the model gives is not finite. After an error the sums are of no
- * use. */
+ * may be NULL, and is left alone by inputs_only. ERR_INVALID: what the model gives is not finite.
+ * After an error the sums are of no use. */
 int model_moments_add(struct model_moments_pass *pass, const struct model_moments_args *args,
                       struct model_moments *moments, struct model_loss *loss, struct err *err);
+
+/* The first matrix of a block that has the inputs of matrix `index`: q for k and v, gate for up,
+ * itself else. */
+int32_t model_moments_reads(const struct model *model, int32_t index);
 
 /* What lies below the diagonal of m [n, n] becomes what lies above. */
 void model_moments_mirror(float *m, int64_t n);

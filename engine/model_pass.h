@@ -36,9 +36,12 @@ struct model_head_pass {
     struct tensor nll, correct; /* [T] scratch */
 };
 
-/* What model_moments.c sees of a pass of model_loss. Every tensor is valid during the call. */
+/* What model_moments.c sees of a pass. Every tensor is valid during the call. */
 struct model_watch {
     void *context;
+    /* After each layer: `done` of `all` steps of the pass, which differ in how long they take; not
+     * 0 ends it. NULL: nobody asks. */
+    int (*step)(void *context, int32_t done, int32_t all, struct err *err);
     /* May still write what args.target and args.weight point to. */
     int (*head)(void *context, const struct model_head_pass *head, struct err *err);
     /* In backward, for each matrix of a block: the gradient at its output, [T, out], then what its
@@ -46,10 +49,16 @@ struct model_watch {
     void (*gradient)(void *context, int32_t layer, enum base_layout_part part,
                      const struct tensor *g);
     void (*input)(void *context, const struct tensor *x);
+    void (*taken)(void *context, int32_t layer, enum base_layout_part part, const struct tensor *x);
 };
 /* model_loss, watched. args->grads must be there, its tensors may be absent. */
 int model_loss_watched(struct model_training *training, const struct model_loss_args *args,
                        const struct model_watch *watch, struct model_loss *out, struct err *err);
+/* A forward without a loss. Of the watch it calls `step`, and `taken` for what matrices of a block
+ * take: q (k and v alike), o, gate (up alike), down. */
+int model_forward_watched(struct model_training *training, const struct model_weights *weights,
+                          const struct batch *batch, const struct model_watch *watch,
+                          struct err *err);
 
 /* The promises of a batch that callers keep: ids in the vocabulary, documents that add up, and with
  * a cache (else NULL) room for them. */

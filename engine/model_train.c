@@ -26,6 +26,7 @@ struct model_training {
     float *host_nll;                       /* [max_rows] */
     int32_t *host_correct;
     const struct model_watch *watch; /* of the pass that runs, or NULL */
+    int32_t steps, all_steps;        /* that the watch is told */
 };
 
 static void place_layer(struct layer_activations *l, struct model_arena *a,
@@ -156,6 +157,48 @@ static struct layer_activations activations_of(const struct model_training *t, i
     return l;
 }
 
+/* ------------------------------------------------------------------ who watches */
+
+#define FORWARD_STEPS 1 /* of a layer, as the watch is told */
+#define BACKWARD_STEPS 3
+
+static int watch_step(struct model_training *t, int32_t steps, struct err *err)
+{
+    t->steps += steps;
+    return t->watch && t->watch->step
+               ? t->watch->step(t->watch->context, t->steps, t->all_steps, err)
+               : 0;
+}
+
+static void watch_gradient(const struct model_training *t, int32_t layer,
+                           enum base_layout_part part, const struct tensor *g)
+{
+    if (t->watch)
+        t->watch->gradient(t->watch->context, layer, part, g);
+}
+
+static void watch_input(const struct model_training *t, const struct tensor *x)
+{
+    if (t->watch)
+        t->watch->input(t->watch->context, x);
+}
+
+static void watch_matrix(const struct model_training *t, int32_t layer, enum base_layout_part part,
+                         const struct tensor *g, const struct tensor *x)
+{
+    watch_gradient(t, layer, part, g);
+    watch_input(t, x);
+}
+
+static void watch_taken(const struct model_training *t, int32_t layer, enum base_layout_part part,
+                        struct tensor x)
+{
+    if (t->watch && t->watch->taken)
+        t->watch->taken(t->watch->context, layer, part, &x);
+}
+
+/* ------------------------------------------------------------------ forward */
+
 /* Who reads the batch: the model or its teacher. Both leave their activations in the same place. */
 struct forward_run {
     const struct model_weights *weights;
@@ -187,6 +230,7 @@ static void forward_layer(const struct model_training *t, const struct forward_r
                            .q_raw = l.q_raw,
                            .k_raw = l.k_raw,
                        });
+    watch_taken(t, layer, BASE_LAYOUT_Q, model_first_rows(t->n, rows));
     b->ops->attention(b, &(struct attention_args){
                              .config = c,
                              .layer = layer,
@@ -197,6 +241,7 @@ static void forward_layer(const struct model_training *t, const struct forward_r
                              .out = l.attn,
                              .lse = l.lse,
                          });
+    watch_taken(t, layer, BASE_LAYOUT_O, l.attn);
     b->ops->attn_out(b, &(struct attn_out_args){
                             .weights = w,
                             .layer = layer,
@@ -218,27 +263,49 @@ static void forward_layer(const struct model_training *t, const struct forward_r
                        .rstd = l.mlp_rstd,
                        .y = y,
                    });
+    watch_taken(t, layer, BASE_LAYOUT_GATE, model_first_rows(t->n, rows));
+    watch_taken(t, layer, BASE_LAYOUT_DOWN, model_first_rows(t->act, rows));
 }
 
-static void watch_gradient(const struct model_training *t, int32_t layer,
-                           enum base_layout_part part, const struct tensor *g)
+static int forward(struct model_training *t, const struct forward_run *run, struct err *err)
 {
-    if (t->watch)
-        t->watch->gradient(t->watch->context, layer, part, g);
+    struct backend *b = t->model->backend;
+    int32_t rows = run->batch->rows, layers = t->model->config.layers;
+
+    b->ops->embed(b, &(struct embed_args){
+                         .batch = run->batch,
+                         .embed = run->weights->embed,
+                         .x = layers > 0 ? model_first_rows(t->layer[0].x, rows) : run->x_out,
+                     });
+    for (int32_t l = 0; l < layers; l++) {
+        forward_layer(t, run, l,
+                      l + 1 < layers ? model_first_rows(t->layer[l + 1].x, rows) : run->x_out);
+        if (watch_step(t, FORWARD_STEPS, err))
+            return -1;
+    }
+    return 0;
 }
 
-static void watch_input(const struct model_training *t, const struct tensor *x)
+/* The teacher comes first: backward needs the model's own activations. */
+static int forward_both(struct model_training *t, const struct model_loss_args *args,
+                        struct err *err)
 {
-    if (t->watch)
-        t->watch->input(t->watch->context, x);
+    int32_t rows = args->batch->rows;
+    struct forward_run run = {.batch = args->batch};
+
+    model_begin_batch(t->model, args->batch, model_first_rows(t->rope, rows));
+    if (args->teacher) {
+        run.weights = args->teacher;
+        run.x_out = model_first_rows(t->teacher_x, rows);
+        if (forward(t, &run, err))
+            return -1;
+    }
+    run.weights = args->weights;
+    run.x_out = model_first_rows(t->x_out, rows);
+    return forward(t, &run, err);
 }
 
-static void watch_matrix(const struct model_training *t, int32_t layer, enum base_layout_part part,
-                         const struct tensor *g, const struct tensor *x)
-{
-    watch_gradient(t, layer, part, g);
-    watch_input(t, x);
-}
+/* ------------------------------------------------------------------ loss and backward */
 
 static void backward_layer(const struct model_training *t, const struct model_loss_args *args,
                            int32_t layer)
@@ -316,39 +383,8 @@ static void backward_layer(const struct model_training *t, const struct model_lo
     watch_matrix(t, layer, BASE_LAYOUT_V, &dv, &n);
 }
 
-static void forward(const struct model_training *t, const struct forward_run *run)
-{
-    struct backend *b = t->model->backend;
-    int32_t rows = run->batch->rows, layers = t->model->config.layers;
-
-    b->ops->embed(b, &(struct embed_args){
-                         .batch = run->batch,
-                         .embed = run->weights->embed,
-                         .x = layers > 0 ? model_first_rows(t->layer[0].x, rows) : run->x_out,
-                     });
-    for (int32_t l = 0; l < layers; l++)
-        forward_layer(t, run, l,
-                      l + 1 < layers ? model_first_rows(t->layer[l + 1].x, rows) : run->x_out);
-}
-
-/* The teacher comes first: backward needs the model's own activations. */
-static void forward_both(const struct model_training *t, const struct model_loss_args *args)
-{
-    int32_t rows = args->batch->rows;
-    struct forward_run run = {.batch = args->batch};
-
-    model_begin_batch(t->model, args->batch, model_first_rows(t->rope, rows));
-    if (args->teacher) {
-        run.weights = args->teacher;
-        run.x_out = model_first_rows(t->teacher_x, rows);
-        forward(t, &run);
-    }
-    run.weights = args->weights;
-    run.x_out = model_first_rows(t->x_out, rows);
-    forward(t, &run);
-}
-
-static void loss_and_gradient(const struct model_training *t, const struct model_loss_args *args)
+static int loss_and_gradient(struct model_training *t, const struct model_loss_args *args,
+                             struct err *err)
 {
     struct backend *b = t->model->backend;
     int32_t rows = args->batch->rows;
@@ -381,14 +417,18 @@ static void loss_and_gradient(const struct model_training *t, const struct model
     }
     b->ops->head_loss(b, &head);
     if (!args->grads)
-        return;
-    for (int32_t l = t->model->config.layers - 1; l >= 0; l--)
+        return 0;
+    for (int32_t l = t->model->config.layers - 1; l >= 0; l--) {
         backward_layer(t, args, l);
+        if (watch_step(t, BACKWARD_STEPS, err))
+            return -1;
+    }
     b->ops->embed_backward(b, &(struct embed_backward_args){
                                   .batch = args->batch,
                                   .dx = model_first_rows(t->dx, rows),
                                   .d_embed = args->grads->embed,
                               });
+    return 0;
 }
 
 static int watch_head(const struct model_training *t, int32_t rows, struct err *err)
@@ -420,10 +460,8 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
     assert(!batch.slot && batch.segments.count == 0);
     assert(!args->teacher || (t->teacher && !args->margins));
     model_assert_batch(t->model, &batch, NULL);
-    forward_both(t, &a);
-    if (watch_head(t, batch.rows, err))
+    if (forward_both(t, &a, err) || watch_head(t, batch.rows, err) || loss_and_gradient(t, &a, err))
         return -1;
-    loss_and_gradient(t, &a);
     b->ops->download(b, t->host_nll, t->nll.data, (size_t)batch.rows * sizeof *t->host_nll);
     b->ops->download(b, t->host_correct, t->correct.data,
                      (size_t)batch.rows * sizeof *t->host_correct);
@@ -446,9 +484,27 @@ int model_loss_watched(struct model_training *t, const struct model_loss_args *a
 {
     int rc;
 
-    assert(args->grads);
+    assert(args->grads && !args->teacher);
     t->watch = watch;
+    t->steps = 0;
+    t->all_steps = t->model->config.layers * (FORWARD_STEPS + BACKWARD_STEPS);
     rc = model_loss(t, args, out, err);
     t->watch = NULL;
     return rc;
+}
+
+int model_forward_watched(struct model_training *t, const struct model_weights *weights,
+                          const struct batch *batch, const struct model_watch *watch,
+                          struct err *err)
+{
+    int rc;
+
+    assert(batch->rows > 0 && batch->rows <= t->max_rows && !batch->serving);
+    model_assert_batch(t->model, batch, NULL);
+    t->watch = watch;
+    t->steps = 0;
+    t->all_steps = t->model->config.layers * FORWARD_STEPS;
+    rc = forward_both(t, &(struct model_loss_args){.weights = weights, .batch = batch}, err);
+    t->watch = NULL;
+    return rc ? -1 : backend_check(t->model->backend, err);
 }

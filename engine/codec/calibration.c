@@ -127,13 +127,18 @@ static int open_sums(struct measuring *m, struct calibration *out, const struct 
         return -1;
     for (int32_t i = 0; i < out->count; i++) {
         const struct tensor *t = model_tensor(model, &shapes, i, name);
-        int64_t bytes[2];
+        int64_t bytes[2] = {0, 0};
 
         if (!model_tensor_is_linear(model, i))
             continue;
+        if (m->options->inputs_only && model_moments_reads(model, i) != i) {
+            out->h[i] = out->h[model_moments_reads(model, i)];
+            continue;
+        }
         m->moments[i].h = out->h[i] = square(t->shape[1], &bytes[0]);
-        m->moments[i].g = out->g[i] = square(t->shape[0], &bytes[1]);
-        if (!out->h[i] || !out->g[i]) {
+        if (!m->options->inputs_only)
+            m->moments[i].g = out->g[i] = square(t->shape[0], &bytes[1]);
+        if (!out->h[i] || (!out->g[i] && !m->options->inputs_only)) {
             err_set(err, ERR_NO_MEMORY, "no memory for the statistics of %s: %lld bytes", name,
                     (long long)(bytes[0] + bytes[1]));
             goto out;
@@ -148,8 +153,11 @@ out:
 void calibration_free(struct calibration *c)
 {
     for (int32_t i = 0; i < c->count; i++) {
-        if (c->h)
+        if (c->h && c->h[i]) {
+            for (int32_t k = i + 1; k < c->count; k++) /* the same sums again */
+                c->h[k] = c->h[k] == c->h[i] ? NULL : c->h[k];
             free(c->h[i]);
+        }
         if (c->g)
             free(c->g[i]);
     }
@@ -171,6 +179,14 @@ static void close_measuring(struct measuring *m)
 
 /* ------------------------------------------------------------------ passes */
 
+static int tell_share(void *context, double share, struct err *err)
+{
+    const struct measuring *m = context;
+    double done = (double)m->done + share * m->batch.rows;
+
+    return stage_tell(&m->options->listener, "statistics", done / (double)m->rows, err);
+}
+
 /* The batch as it is. */
 static int flush(struct measuring *m, struct err *err)
 {
@@ -180,6 +196,9 @@ static int flush(struct measuring *m, struct err *err)
         .margin = m->options->margin > 0 ? m->margin : NULL,
         .seed = (uint64_t)m->options->seed,
         .first = (uint64_t)m->done,
+        .inputs_only = m->options->inputs_only,
+        .step = tell_share,
+        .context = m,
     };
 
     if (m->batch.rows == 0)
@@ -188,7 +207,7 @@ static int flush(struct measuring *m, struct err *err)
         return -1;
     m->done += m->batch.rows;
     m->batch.rows = m->batch.docs = 0;
-    return stage_tell(&m->options->listener, "statistics", (double)m->done / (double)m->rows, err);
+    return 0;
 }
 
 static void add_example(struct measuring *m, const struct pick *pick)
@@ -216,14 +235,19 @@ static int run_pass(struct measuring *m, struct err *err)
     return flush(m, err);
 }
 
-static void scale(float *sum, int64_t n, double divisor)
+/* False: not finite. */
+static bool scale(float *sum, int64_t n, double divisor)
 {
     double factor = divisor > 0 ? 1 / divisor : 0;
+    bool finite = isfinite(divisor);
 
     for (int64_t i = 0; i < n; i++)
         for (int64_t j = i; j < n; j++)
             sum[i * n + j] = (float)((double)sum[i * n + j] * factor);
     model_moments_mirror(sum, n);
+    for (int64_t i = 0; i < n; i++)
+        finite = finite && isfinite(sum[i * n + i]);
+    return finite;
 }
 
 /* Sums become means. */
@@ -240,12 +264,10 @@ static int finish(const struct measuring *m, struct calibration *out, const stru
     for (int32_t i = 0; i < out->count && !rc; i++) {
         const struct tensor *t = model_tensor(model, &shapes, i, name);
 
-        if (!out->h[i])
-            continue;
-        if (!isfinite(m->moments[i].weight))
+        if (m->moments[i].h && !scale(out->h[i], t->shape[1], m->moments[i].weight))
+            rc = err_set(err, ERR_INVALID, "what %s takes is not finite, or its gradients", name);
+        else if (m->moments[i].g && !scale(out->g[i], t->shape[0], (double)m->rows))
             rc = err_set(err, ERR_INVALID, "the gradients at %s are not finite", name);
-        scale(out->h[i], t->shape[1], m->moments[i].weight);
-        scale(out->g[i], t->shape[0], (double)m->rows);
     }
     model_weights_release(&shapes);
     return rc;

@@ -5,7 +5,8 @@
  * The gradients are those of the true Fisher information: at every row, of prompt and answer alike,
  * of -log p(y) with y drawn from the tuned model itself. With a margin those of the answers'
  * margins are added, with random signs, so that in the mean their moments are; the Fisher
- * information of a model that is sure of its answers is blind to them. Examples are taken in a
+ * information of a model that is sure of its answers is blind to them. For a codec that has no use
+ * for gradients the inputs alone will do, in forward passes without a loss. Examples are taken in a
  * random order until max_tokens, the last one cut to what is left.
  *
  * One thread, that of the model's backend. Deterministic: a function of the weights, the examples
@@ -27,8 +28,10 @@
 /* By index of a tensor (model_tensor); NULL where that is not a matrix of a block. Symmetric. */
 struct calibration {
     int32_t count;
-    float **h; /* [cols, cols] Σ u·x·xᵀ / Σ u, u = ‖g‖²; 0 where no row has a gradient */
-    float **g; /* [rows, rows] Σ g·gᵀ / tokens */
+    /* [cols, cols] Σ u·x·xᵀ / Σ u, u = ‖g‖²; 0 where no row has a gradient. Of inputs alone u = 1,
+     * and matrices that read the same (q, k and v; gate and up) point to the same sums. */
+    float **h;
+    float **g;      /* [rows, rows] Σ g·gᵀ / tokens; each NULL of inputs alone */
     int64_t tokens; /* that were looked at */
 };
 
@@ -38,7 +41,8 @@ struct calibration_options {
     /* How much the answers' margins count: factor on their gradients (model_moments_args). Answers
      * are the rows whose next token has a weight in the examples. 0: not at all. */
     double margin;
-    struct stage_listener listener; /* of "statistics", after each micro-batch */
+    bool inputs_only;               /* no gradients: the margin is not looked at */
+    struct stage_listener listener; /* of "statistics", after each layer */
 };
 
 /* `tuned` are weights of `model` in the memory of its backend. Takes on the host 4 bytes times the

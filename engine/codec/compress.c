@@ -383,8 +383,10 @@ static int smallest(struct run *r, const char *path, struct err *err)
 
 static int take_statistics(struct run *r, struct err *err)
 {
-    const struct calibration_options options = {
-        .seed = r->options->seed, .margin = CALIBRATION_MARGIN, .listener = listener_of(r)};
+    const struct calibration_options options = {.seed = r->options->seed,
+                                                .margin = CALIBRATION_MARGIN,
+                                                .inputs_only = !r->codec->gradients,
+                                                .listener = listener_of(r)};
     double from = now();
 
     if (!r->codec->inputs || r->calibration.count == 0)

@@ -164,6 +164,7 @@ static void attn_in(struct backend *backend, const struct attn_in_args *a)
     if (err_is_set(&cpu->failure))
         return;
     cpu_attn_in(backend, &w);
+    store(&w.n, &a->n);
     store(&w.q, &a->q);
     store(&w.k, &a->k);
     store(&w.v, &a->v);
@@ -288,6 +289,8 @@ static void mlp(struct backend *backend, const struct mlp_args *a)
     if (err_is_set(&cpu->failure))
         return;
     cpu_mlp(backend, &w);
+    store(&w.n, &a->n);
+    store(&w.act, &a->act);
     store(&w.gate, &a->gate);
     store(&w.up, &a->up);
     store(&w.y, &a->y);

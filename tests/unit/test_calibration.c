@@ -379,7 +379,7 @@ static void test_progress(void **state)
     fill_mixed(&mixed);
     open_fixture(&f, 1);
     assert_int_equal(calibration_measure(&c, f.model[0], f.tuned, &source, &options, &err), 0);
-    assert_true(share[0] == 1 && share[1] >= 3); /* some 2,000 tokens */
+    assert_true(share[0] == 1 && share[1] >= 3 * 2 * f.memory[0]->config.layers); /* 2,000 tokens */
     calibration_free(&c);
     share[0] = share[1] = 0;
     share[2] = 3;
@@ -416,6 +416,45 @@ static void test_long_examples_are_cut(void **state)
     close_fixture(&f);
 }
 
+/* What forwards of the same examples meet; nothing that is drawn, and no gradient. */
+static void test_inputs_alone(void **state)
+{
+    struct mixed mixed;
+    struct trainer_source source = {.context = &mixed, .count = 100, .example = mixed_example};
+    struct calibration_options options = {.max_tokens = 700, .inputs_only = true, .margin = 1};
+    struct calibration c, weighted, again;
+    struct fixture f;
+    struct err err = {0};
+
+    fill_mixed(&mixed);
+    open_fixture(&f, 2);
+    measure(&f, &c, &source, options);
+    options.margin = 0;
+    measure(&f, &again, &source, options);
+    options.inputs_only = false;
+    measure(&f, &weighted, &source, options);
+    assert_int_equal(c.tokens, 700);
+    for (int32_t i = 0; i < c.count; i++) {
+        int32_t first = c.h[i] ? model_moments_reads(f.model[0], i) : i;
+
+        assert_true(!c.h[i] == !model_tensor_is_linear(f.model[0], i));
+        assert_true(c.h[i] == c.h[first] && !c.g[i]);
+    }
+    assert_true(difference(&f, c.h, again.h, false) == 0);
+    double near = difference(&f, weighted.h, c.h, false);
+    assert_true(near > 0.01 && near < 1); /* of the same tokens, which count otherwise */
+    calibration_free(&c);
+    calibration_free(&again);
+    calibration_free(&weighted);
+    ((float *)f.memory[1]->tensor[0].data)[41 * 40] = NAN;
+    options.inputs_only = true;
+    source = (struct trainer_source){.count = 2, .example = short_example};
+    assert_int_equal(calibration_measure(&c, f.model[0], f.tuned, &source, &options, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    assert_null(c.h);
+    close_fixture(&f);
+}
+
 static void test_nothing_to_measure(void **state)
 {
     struct trainer_source none = {.example = short_example};
@@ -445,6 +484,7 @@ int main(void)
         cmocka_unit_test(test_a_seed_decides),
         cmocka_unit_test(test_progress),
         cmocka_unit_test(test_long_examples_are_cut),
+        cmocka_unit_test(test_inputs_alone),
         cmocka_unit_test(test_nothing_to_measure),
     };
 

@@ -340,6 +340,122 @@ static void test_biases_and_head_norms(void **state)
     check_model(1, false, true, true);
 }
 
+/* ------------------------------------------------------------------ inputs alone */
+
+static void add_inputs(struct fixture *f)
+{
+    struct model_moments_args args = {
+        .weights = model_base_weights(f->model), .batch = &f->batch, .inputs_only = true};
+    struct err err = {0};
+
+    if (model_moments_add(f->pass, &args, f->moments, NULL, &err))
+        fail_msg("%s", err.message);
+}
+
+/* Of the first matrix that reads them; of the others nothing, and of no gradient. */
+static void check_inputs(struct fixture *f, double tolerance)
+{
+    const struct model_config *c = &f->memory->config;
+    static double x[ROWS * 40];
+    static struct inputs in;
+    int32_t layer = -1, first = 0;
+
+    for (int32_t r = 0; r < ROWS; r++)
+        memcpy(x + r * c->hidden, f->reference->embed + f->token[r] * c->hidden,
+               (size_t)c->hidden * sizeof *x);
+    for (int32_t i = 0; i < f->memory->count; i++) {
+        const struct model_moments *m = &f->moments[i];
+        const char *name = f->memory->name[i];
+        int32_t rows = (int32_t)f->memory->tensor[i].shape[0];
+        bool reads_first =
+            !strstr(name, "k_proj") && !strstr(name, "v_proj") && !strstr(name, "up_proj");
+
+        if (strstr(name, "input_layernorm"))
+            inputs_of(f, ++layer, x, &in);
+        if (!m->h)
+            continue;
+        assert_true((model_moments_reads(f->model, i) == i) == reads_first);
+        assert_int_equal(m->rows, reads_first ? ROWS : 0);
+        for (int32_t k = 0; k < rows * rows; k++)
+            assert_true(m->g[k] == 0);
+        if (reads_first) {
+            const double *want = input_of(&in, name);
+            double error = gram_error(m->h, want, NULL, (int32_t)f->memory->tensor[i].shape[1]);
+
+            if (!(error < tolerance))
+                fail_msg("%s: h is off by %g", name, error);
+            assert_true(m->weight == ROWS);
+            first++;
+        } else {
+            assert_true(m->h[0] == 0 && m->weight == 0);
+            assert_in_range(i - model_moments_reads(f->model, i), 1, 2); /* of the same layer */
+            assert_non_null(strstr(f->memory->name[model_moments_reads(f->model, i)],
+                                   strstr(name, "up_proj") ? "gate_proj" : "q_proj"));
+        }
+    }
+    assert_int_equal(first, 4 * c->layers);
+}
+
+static void test_inputs_alone(void **state)
+{
+    for (int strange = 0; strange < 2; strange++) {
+        struct model_config config =
+            memory_model_config(strange ? 1 : 2, !strange, strange, strange);
+        struct fixture *f = open_fixture(&config, DTYPE_F32, 2);
+        struct fixture *bf16 = open_fixture(&config, DTYPE_BF16, 2);
+
+        add_inputs(f);
+        check_inputs(f, 1e-5);
+        add_inputs(bf16);
+        check_inputs(bf16, 6e-2);
+        close_fixture(f);
+        close_fixture(bf16);
+    }
+}
+
+/* ------------------------------------------------------------------ steps */
+
+struct steps {
+    double last;
+    int32_t count, until;
+};
+
+static int note_step(void *context, double share, struct err *err)
+{
+    struct steps *s = context;
+
+    assert_true(share > s->last && share <= 1);
+    s->last = share;
+    return ++s->count == s->until ? err_set(err, ERR_CANCELLED, "enough") : 0;
+}
+
+/* It is asked after each layer, and once told to stop does not go on. */
+static void test_steps(void **state)
+{
+    struct model_config config = memory_model_config(2, true, false, false);
+    struct fixture *f = open_fixture(&config, DTYPE_F32, 1);
+
+    for (int inputs_only = 0; inputs_only < 2; inputs_only++) {
+        int32_t all = inputs_only ? config.layers : 2 * config.layers;
+
+        for (int32_t until = 1; until <= all + 1; until++) {
+            struct steps steps = {.until = until};
+            struct model_moments_args args = {.weights = model_base_weights(f->model),
+                                              .batch = &f->batch,
+                                              .inputs_only = inputs_only,
+                                              .step = note_step,
+                                              .context = &steps};
+            struct err err = {0};
+            int rc = model_moments_add(f->pass, &args, f->moments, NULL, &err);
+
+            assert_int_equal(rc, until <= all ? -1 : 0);
+            assert_int_equal(steps.count, until <= all ? until : all);
+            assert_true(until <= all ? err.kind == ERR_CANCELLED : steps.last == 1);
+        }
+    }
+    close_fixture(f);
+}
+
 /* ------------------------------------------------------------------ sums */
 
 /* Largest ‖a·scale - b‖ / ‖b‖ of all sums of two fixtures. */
@@ -520,6 +636,8 @@ int main(void)
         cmocka_unit_test(test_grouped_tied),
         cmocka_unit_test(test_multi_head_untied),
         cmocka_unit_test(test_biases_and_head_norms),
+        cmocka_unit_test(test_inputs_alone),
+        cmocka_unit_test(test_steps),
         cmocka_unit_test(test_sums_add_up),
         cmocka_unit_test(test_unwanted_sums),
         cmocka_unit_test(test_threads_change_nothing),
