@@ -206,6 +206,9 @@ struct engine_compress_options {
     double max_kl;         /* the smallest file whose measured KL is not above this, nats a token */
     int32_t distill_steps; /* -1: the codec's own number; 0: none */
     int64_t seed;
+    /* Keep beside the file, until it is there, what an interrupted compression needs, and go on
+     * from that. Of no use with max_kl. */
+    bool resume;
     /* Rows that look like what will be asked, the training file for example: what is lost is
      * weighed by them, and scales are distilled on them. NULL: neither. */
     const struct engine_dataset *calibration;

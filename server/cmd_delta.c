@@ -138,6 +138,7 @@ static int compress_options(const struct setting_args *args, struct engine_compr
         number_of(args, CMD_DELTA_DISTILL, "--distill-steps", 0, 10000, &steps, err) != 0 ||
         number_of(args, CMD_DELTA_SEED, "--seed", 0, 1e15, &seed, err) != 0)
         return -1;
+    o->resume = args->options[CMD_DELTA_RESUME] != NULL;
     o->bytes = (int64_t)bytes;
     o->distill_steps = (int32_t)steps;
     o->seed = (int64_t)seed;

@@ -96,7 +96,7 @@ struct setting_option {
     const char *argument; /* NULL: a switch, its value is "true" */
     const char *help;
 };
-#define SETTING_OPTIONS_MAX 12
+#define SETTING_OPTIONS_MAX 16
 
 /* What a command line may hold. `settings`: names out of setting_table, NULL-terminated; `options`:
  * ended by a NULL flag. */

@@ -15,6 +15,7 @@
 #include "engine/codec/fidelity.h"
 #include "engine/codec/kl_curve.h"
 #include "engine/codec/report.h"
+#include "engine/codec/resume.h"
 #include "engine/engine_parts.h"
 #include "engine/trainer.h"
 #include "engine/twin.h"
@@ -42,6 +43,7 @@ struct run {
     double *error, *norm; /* [count] */
     int64_t *bytes;       /* [count] */
     struct engine_delta_report *report;
+    struct resume resume;  /* zeroed: nothing is kept */
     struct kl_curve plain; /* of what was tried without distillation */
     bool written;          /* a file that holds is at its place */
 };
@@ -176,8 +178,11 @@ static int make(struct run *r, int64_t bytes, struct err *err)
 static int refine(struct run *r, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
-    const struct distill_options options = {
-        .steps = steps_asked(r), .seed = o->seed, .pool = r->pool, .listener = listener_of(r)};
+    const struct distill_options options = {.steps = steps_asked(r),
+                                            .seed = o->seed,
+                                            .pool = r->pool,
+                                            .listener = listener_of(r),
+                                            .resume = r->resume.scales ? &r->resume : NULL};
     double from = now();
 
     if (!distills(r))
@@ -241,17 +246,21 @@ static int put(struct run *r, const char *path, struct err *err)
     return 0;
 }
 
-static int make_and_measure(struct run *r, int64_t bytes, bool distilled, const char *path,
-                            struct err *err)
+/* What make() made, to its end. */
+static int finish(struct run *r, bool distilled, const char *path, struct err *err)
 {
-    if (make(r, bytes, err))
-        return -1;
     r->report->distill_steps = 0;
     if (distilled && refine(r, err))
         return -1;
     if (compression_measure(r->compression, r->error, r->norm, err))
         return -1;
     return measure(r, path, err);
+}
+
+static int make_and_measure(struct run *r, int64_t bytes, bool distilled, const char *path,
+                            struct err *err)
+{
+    return make(r, bytes, err) || finish(r, distilled, path, err) ? -1 : 0;
 }
 
 static int64_t bytes_of(const struct run *r, double ratio)
@@ -422,13 +431,52 @@ static int open_run(struct run *r, int64_t *bytes, struct err *err)
     options.pool = r->pool;
     /* What can not be had is refused before anything that takes its time. */
     if (compression_open(&r->compression, &r->source, &options, err) ||
-        (o->max_kl == 0 && bytes_asked(r, bytes, err)) || take_statistics(r, err))
+        (o->max_kl == 0 && bytes_asked(r, bytes, err)))
+        return -1;
+    return 0;
+}
+
+static int prepare(struct run *r, struct err *err)
+{
+    if (take_statistics(r, err))
         return -1;
     return compression_decompose(r->compression, r->statistics.h, r->statistics.g, err);
 }
 
+/* Parts from an interrupted run, or new ones, which are kept for the next. */
+static int make_or_resume(struct run *r, int64_t bytes, const char *path, struct err *err)
+{
+    const struct resume_key key = {.source = &r->source,
+                                   .codec = r->codec,
+                                   .bytes = bytes,
+                                   .seed = r->options->seed,
+                                   .steps = steps_asked(r),
+                                   .calibration = &r->calibration};
+    struct engine_delta_report *report = r->report;
+    struct resume_facts facts;
+    bool found = false;
+
+    if (!r->options->resume || !distills(r))
+        return prepare(r, err) || make(r, bytes, err) ? -1 : 0;
+    if (resume_open(&r->resume, path, &key, err) ||
+        resume_load_parts(&r->resume, &r->source, r->compression, &facts, &found, err))
+        return -1;
+    if (!found) {
+        if (prepare(r, err) || make(r, bytes, err))
+            return -1;
+        facts = (struct resume_facts){report->predicted_kl, report->calibration_tokens};
+        return resume_save_parts(&r->resume, r->compression, &facts, err);
+    }
+    report->predicted_kl = facts.predicted_kl;
+    report->calibration_tokens = facts.calibration_tokens;
+    for (int32_t i = 0; i < r->source.count; i++)
+        r->bytes[i] = compression_part_bytes(r->compression, i);
+    return 0;
+}
+
 static void close_run(struct run *r)
 {
+    resume_close(&r->resume);
     compression_free(r->compression);
     calibration_free(&r->statistics);
     thread_pool_free(r->pool);
@@ -445,8 +493,12 @@ static int run(struct run *r, const char *path, struct err *err)
     if (open_run(r, &bytes, err))
         return -1;
     if (r->options->max_kl > 0)
-        return smallest(r, path, err);
-    return make_and_measure(r, bytes, true, path, err) || put(r, path, err) ? -1 : 0;
+        return prepare(r, err) || smallest(r, path, err) ? -1 : 0;
+    if (make_or_resume(r, bytes, path, err) || finish(r, true, path, err) || put(r, path, err))
+        return -1;
+    if (r->resume.scales)
+        resume_remove(&r->resume);
+    return 0;
 }
 
 static int compress(struct run *r, const struct engine_compress_options *options, const char *path,

@@ -381,6 +381,25 @@ struct tensor *compression_parts(const struct compression *c, int32_t index)
     return c->part[index][0].data ? c->part[index] : NULL;
 }
 
+int compression_set_parts(struct compression *c, int32_t index, const struct tensor part[],
+                          struct err *err)
+{
+    if (!c->changed[index] || c->source->tensor[index].kind != ARTIFACT_MATRIX)
+        return err_set(err, ERR_INVALID, "\"%s\" did not change: nothing is stored of it",
+                       c->source->tensor[index].name);
+    free_parts(c, index);
+    for (int p = 0; p < c->options.codec->part_count; p++) {
+        size_t bytes = (size_t)tensor_elements(&part[p]) * (size_t)dtype_size(part[p].dtype);
+
+        c->part[index][p] = part[p];
+        c->part[index][p].data = malloc(bytes + 1);
+        if (!c->part[index][p].data)
+            return err_set(err, ERR_NO_MEMORY, "no memory for the parts of a matrix");
+        memcpy(c->part[index][p].data, part[p].data, bytes);
+    }
+    return 0;
+}
+
 int64_t compression_part_bytes(const struct compression *c, int32_t index)
 {
     int64_t bytes = 0;

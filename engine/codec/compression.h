@@ -50,6 +50,9 @@ int compression_run(struct compression *compression, int64_t bytes, size_t repor
 bool compression_changed(const struct compression *compression, int32_t index);
 /* The parts of a matrix that changed; else NULL. */
 struct tensor *compression_parts(const struct compression *compression, int32_t index);
+/* Copies parts that were made before; ERR_INVALID: not of a matrix that changed. */
+int compression_set_parts(struct compression *compression, int32_t index,
+                          const struct tensor part[], struct err *err);
 int64_t compression_part_bytes(const struct compression *compression, int32_t index); /* 0: none */
 /* error[i], norm[i] (count): Σ (expanded - difference)² and Σ difference² of matrix i, else 0. */
 int compression_measure(struct compression *compression, double *error, double *norm,

@@ -345,15 +345,64 @@ static void fill_batch(struct student *s, const struct trainer_source *examples,
                             .cu_seqlens = s->ends};
 }
 
-static int run(struct student *s, const struct trainer_source *examples, struct err *err)
+/* ------------------------------------------------------------------ interruptions */
+
+/* Everything that a step changes. */
+static int open_vectors(const struct student *s, struct resume_vectors *v, struct err *err)
+{
+    size_t count = 3 * (size_t)s->matrices;
+    int32_t *length = malloc(count * sizeof *length + 1);
+
+    v->vector = malloc(count * sizeof *v->vector + 1);
+    v->length = length;
+    if (!v->vector || !length)
+        return err_set(err, ERR_NO_MEMORY, "no memory for %zu vectors of scales", count);
+    for (int32_t i = 0; i < s->matrices; i++) {
+        struct student_matrix *m = &s->matrix[i];
+        float *three[3] = {m->scale, m->first, m->second};
+
+        for (int k = 0; k < 3; k++) {
+            v->vector[v->count] = three[k];
+            length[v->count++] = m->count;
+        }
+    }
+    return 0;
+}
+
+static void close_vectors(struct resume_vectors *v)
+{
+    free(v->vector);
+    free((void *)(uintptr_t)v->length);
+}
+
+/* The steps that were made before; their examples are passed over. */
+static int go_on(struct student *s, const struct resume_vectors *v,
+                 const struct trainer_source *examples, int64_t *next, int32_t *made,
+                 struct err *err)
+{
+    struct batch unused;
+
+    *made = 0;
+    if (s->options->resume && resume_load_vectors(s->options->resume, v, made, err))
+        return -1;
+    for (int32_t step = 0; step < *made; step++)
+        fill_batch(s, examples, next, &unused);
+    return 0;
+}
+
+static int run(struct student *s, const struct resume_vectors *vectors,
+               const struct trainer_source *examples, struct err *err)
 {
     int64_t next = 0;
+    int32_t made;
 
     s->order = malloc((size_t)examples->count * sizeof *s->order);
     if (!s->order)
         return err_set(err, ERR_NO_MEMORY, "no memory for %lld examples",
                        (long long)examples->count);
-    for (int32_t step = 1; step <= s->options->steps; step++) {
+    if (go_on(s, vectors, examples, &next, &made, err))
+        return -1;
+    for (int32_t step = made + 1; step <= s->options->steps; step++) {
         struct batch batch;
         struct model_loss loss;
         struct model_loss_args args = {.weights = &s->weights,
@@ -368,6 +417,9 @@ static int run(struct student *s, const struct trainer_source *examples, struct 
             return -1;
         adam(s, step);
         progress_tick();
+        if (s->options->resume && step % DISTILL_KEEP == 0 &&
+            resume_save_vectors(s->options->resume, vectors, step, err))
+            return -1;
         if (stage_tell(&s->options->listener, "distill", (double)step / s->options->steps, err))
             return -1;
     }
@@ -386,12 +438,15 @@ int distill(struct compression *compression, const struct codec *codec, struct e
                         .options = options,
                         .tuned = tuned,
                         .max_rows = DISTILL_ROWS};
+    struct resume_vectors vectors = {0};
     int rc = -1;
 
     if (!codec->scales || examples->count == 0 || options->steps <= 0)
         return 0;
-    if (!open_weights(&s, compression, err) && !open_work(&s, err))
-        rc = run(&s, examples, err);
+    if (!open_weights(&s, compression, err) && !open_work(&s, err) &&
+        !open_vectors(&s, &vectors, err))
+        rc = run(&s, &vectors, examples, err);
+    close_vectors(&vectors);
     close_student(&s);
     return rc;
 }

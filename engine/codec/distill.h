@@ -8,16 +8,19 @@
 #define GRAFT_CODEC_DISTILL_H
 
 #include "engine/codec/compression.h"
+#include "engine/codec/resume.h"
 #include "engine/trainer.h"
 
 #define DISTILL_ROWS 512  /* tokens of a step, if one example is not longer */
 #define DISTILL_RATE 1e-2 /* of the first step */
+#define DISTILL_KEEP 10   /* steps from one that is kept to the next */
 
 struct distill_options {
     int32_t steps;
     int64_t seed; /* order of the examples */
     struct thread_pool *pool;
     struct stage_listener listener; /* of "distill" */
+    const struct resume *resume;    /* where steps are kept and gone on from; NULL: nowhere */
 };
 
 /* `tuned`: on the engine's backend. A codec without scales, or no examples: nothing is done.

@@ -43,6 +43,40 @@ class Tool(unittest.TestCase):
         self.assertEqual(done.stderr.split(), ["read", "statistics", "decompose", "compress", "distill", "compare", "measure"])
         (self.folder / "out.delta").unlink()
 
+    def test_killed_it_goes_on_from_where_it_was(self):
+        words = ("--ratio", "4", "--calibration", self.rows, "--distill-steps", "40")
+        whole = subprocess.run(self.argv(*words), capture_output=True, text=True)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        want = (self.folder / "out.delta").read_bytes()
+        (self.folder / "out.delta").unlink()
+        before = self.files()
+        tool = subprocess.Popen(self.argv(*words, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (self.folder / "out.delta.scales").exists():  # ten steps are made
+            self.assertIsNone(tool.poll())
+            time.sleep(0.001)
+        tool.kill()
+        tool.communicate()
+        self.assertFalse((self.folder / "out.delta").exists())
+        done = subprocess.run(self.argv(*words, "--resume"), capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stderr.split(), ["read", "distill", "compare", "measure"], "statistics are not taken again")
+        self.assertEqual((self.folder / "out.delta").read_bytes(), want)
+        (self.folder / "out.delta").unlink()
+        self.assertEqual(self.files(), before)
+
+    def test_what_it_kept_is_for_the_same_compression_alone(self):
+        words = ("--calibration", self.rows, "--distill-steps", "40", "--resume")
+        tool = subprocess.Popen(self.argv("--ratio", "4", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (self.folder / "out.delta.scales").exists():
+            self.assertIsNone(tool.poll())
+            time.sleep(0.001)
+        tool.kill()
+        tool.communicate()
+        done = subprocess.run(self.argv("--ratio", "5", *words), capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("statistics", done.stderr.split())
+        (self.folder / "out.delta").unlink()
+
     def test_what_asks_it_to_stop_leaves_nothing_behind(self):
         before = self.files()
         for signum in (signal.SIGINT, signal.SIGTERM):

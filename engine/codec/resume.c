@@ -1,0 +1,225 @@
+#include "engine/codec/resume.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "engine/safetensors.h"
+
+#define PORTION (1 << 16) /* floats that are read at once */
+
+/* ------------------------------------------------------------------ identity */
+
+static int digest_weights(struct sha256 *h, const struct artifact_source *source, struct err *err)
+{
+    float *base = malloc(PORTION * sizeof *base), *tuned = malloc(PORTION * sizeof *tuned);
+    int rc = 0;
+
+    if (!base || !tuned)
+        rc = err_set(err, ERR_NO_MEMORY, "no memory for a digest");
+    for (int32_t i = 0; !rc && i < source->count; i++) {
+        int64_t total = (int64_t)source->tensor[i].rows * source->tensor[i].cols;
+
+        for (int64_t from = 0; !rc && from < total; from += PORTION) {
+            int64_t count = total - from < PORTION ? total - from : PORTION;
+
+            rc = source->read(source->context, i, from, count, base, tuned, err);
+            if (!rc)
+                sha256_update(h, tuned, (size_t)count * sizeof *tuned);
+        }
+    }
+    free(base);
+    free(tuned);
+    return rc;
+}
+
+static int digest(char hex[SHA256_HEX], const struct resume_key *key, struct err *err)
+{
+    const struct trainer_source *rows = key->calibration;
+    struct sha256 *h = sha256_new();
+    char text[256];
+    int rc;
+
+    if (!h)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a digest");
+    snprintf(text, sizeof text, "graft compression 1|%s|%s|%lld|%lld|%d|", key->source->base_digest,
+             key->codec->name, (long long)key->bytes, (long long)key->seed, key->steps);
+    sha256_update(h, text, strlen(text));
+    for (int64_t i = 0; i < rows->count; i++) {
+        struct dataset_example e = rows->example(rows->context, i);
+
+        sha256_update(h, &e.length, sizeof e.length);
+        sha256_update(h, e.token, (size_t)e.length * sizeof *e.token);
+        sha256_update(h, e.weight, (size_t)e.length * sizeof *e.weight);
+    }
+    rc = digest_weights(h, key->source, err);
+    sha256_final_hex(h, hex);
+    sha256_free(h);
+    return rc;
+}
+
+int resume_open(struct resume *resume, const char *out_path, const struct resume_key *key,
+                struct err *err)
+{
+    *resume = (struct resume){0};
+    if (asprintf(&resume->undistilled, "%s.undistilled", out_path) < 0)
+        resume->undistilled = NULL;
+    if (asprintf(&resume->scales, "%s.scales", out_path) < 0)
+        resume->scales = NULL;
+    if (!resume->undistilled || !resume->scales)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the name of a file");
+    return digest(resume->identity, key, err);
+}
+
+void resume_close(struct resume *resume)
+{
+    free(resume->undistilled);
+    free(resume->scales);
+    *resume = (struct resume){0};
+}
+
+void resume_remove(const struct resume *resume)
+{
+    unlink(resume->undistilled);
+    unlink(resume->scales);
+}
+
+/* ------------------------------------------------------------------ parts */
+
+int resume_save_parts(const struct resume *resume, const struct compression *compression,
+                      const struct resume_facts *facts, struct err *err)
+{
+    char report[256], predicted[32] = "null";
+    int64_t bytes;
+
+    if (isfinite(facts->predicted_kl))
+        snprintf(predicted, sizeof predicted, "%.17g", facts->predicted_kl);
+    snprintf(report, sizeof report,
+             "{\"resume\":\"%s\",\"predicted_kl\":%s,\"calibration_tokens\":%lld}",
+             resume->identity, predicted, (long long)facts->calibration_tokens);
+    return compression_write(compression, resume->undistilled, report, &bytes, NULL, NULL, err);
+}
+
+static bool read_facts(const char *report, const char *identity, struct resume_facts *facts)
+{
+    json_t *object = report ? json_loads(report, 0, NULL) : NULL;
+    const char *whose = json_string_value(json_object_get(object, "resume"));
+    json_t *predicted = json_object_get(object, "predicted_kl");
+    bool ours = whose && strcmp(whose, identity) == 0;
+
+    facts->predicted_kl = json_is_number(predicted) ? json_number_value(predicted) : NAN;
+    facts->calibration_tokens = json_integer_value(json_object_get(object, "calibration_tokens"));
+    json_decref(object);
+    return ours;
+}
+
+int resume_load_parts(const struct resume *resume, const struct artifact_source *source,
+                      struct compression *compression, struct resume_facts *facts, bool *found,
+                      struct err *err)
+{
+    const struct artifact_expectation want = {source->tensor, source->count, source->base_digest};
+    struct artifact *artifact;
+    int rc = 0;
+
+    *found = false;
+    if (access(resume->undistilled, R_OK) != 0 ||
+        artifact_open(&artifact, resume->undistilled, &want, NULL) != 0)
+        return 0;
+    if (read_facts(artifact_report(artifact), resume->identity, facts)) {
+        *found = true;
+        for (int32_t i = 0; !rc && i < source->count; i++) {
+            const struct tensor *part = artifact_parts(artifact, i);
+
+            if (part && source->tensor[i].kind == ARTIFACT_MATRIX)
+                rc = compression_set_parts(compression, i, part, err);
+        }
+    }
+    artifact_free(artifact);
+    return rc;
+}
+
+/* ------------------------------------------------------------------ vectors */
+
+static int write_vectors(struct safetensors_writer *file, const struct resume *resume,
+                         const struct resume_vectors *v, int32_t step, struct err *err)
+{
+    char text[32];
+
+    snprintf(text, sizeof text, "%d", step);
+    if (safetensors_writer_metadata(file, "graft.resume", resume->identity, err) ||
+        safetensors_writer_metadata(file, "graft.step", text, err))
+        return -1;
+    for (int32_t i = 0; i < v->count; i++) {
+        int64_t shape[1] = {v->length[i]};
+
+        snprintf(text, sizeof text, "%d", i);
+        if (safetensors_writer_declare(file, text, DTYPE_F32, 1, shape, err))
+            return -1;
+    }
+    if (safetensors_writer_begin(file, err))
+        return -1;
+    for (int32_t i = 0; i < v->count; i++)
+        if (safetensors_writer_append(file, v->vector[i], (size_t)v->length[i] * sizeof(float),
+                                      err))
+            return -1;
+    return safetensors_writer_finish(file, NULL, err);
+}
+
+int resume_save_vectors(const struct resume *resume, const struct resume_vectors *vectors,
+                        int32_t step, struct err *err)
+{
+    struct safetensors_writer *file;
+    int rc;
+
+    if (safetensors_writer_open(&file, resume->scales, err))
+        return -1;
+    rc = write_vectors(file, resume, vectors, step, err);
+    safetensors_writer_free(file);
+    return rc;
+}
+
+static const float *vector_in(const struct safetensors *file, int32_t i, int32_t length)
+{
+    const struct safetensors_tensor *t;
+    char name[16];
+
+    snprintf(name, sizeof name, "%d", i);
+    t = safetensors_find(file, name);
+    return t && t->view.dtype == DTYPE_F32 && t->view.rank == 1 && t->view.shape[0] == length
+               ? t->view.data
+               : NULL;
+}
+
+static int32_t step_in(const struct safetensors *file, const struct resume *resume,
+                       const struct resume_vectors *v)
+{
+    const char *whose = safetensors_metadata(file, "graft.resume");
+    const char *step = safetensors_metadata(file, "graft.step");
+
+    if (!whose || !step || strcmp(whose, resume->identity) != 0 ||
+        safetensors_check_aligned(file, NULL) != 0)
+        return 0;
+    for (int32_t i = 0; i < v->count; i++)
+        if (!vector_in(file, i, v->length[i]))
+            return 0;
+    return (int32_t)strtol(step, NULL, 10);
+}
+
+int resume_load_vectors(const struct resume *resume, const struct resume_vectors *v, int32_t *step,
+                        struct err *err)
+{
+    struct safetensors *file;
+
+    *step = 0;
+    if (access(resume->scales, R_OK) != 0 || safetensors_open(&file, resume->scales, NULL) != 0)
+        return 0;
+    *step = step_in(file, resume, v);
+    for (int32_t i = 0; *step > 0 && i < v->count; i++)
+        memcpy(v->vector[i], vector_in(file, i, v->length[i]),
+               (size_t)v->length[i] * sizeof(float));
+    safetensors_free(file);
+    return 0;
+}
