@@ -390,6 +390,12 @@ static int go_on(struct student *s, const struct resume_vectors *v,
     return 0;
 }
 
+/* `part` of a step, which takes seconds, is behind us. */
+static int tell(const struct student *s, int32_t step, double part, struct err *err)
+{
+    return stage_tell(&s->options->listener, "distill", (step - 1 + part) / s->options->steps, err);
+}
+
 static int run(struct student *s, const struct resume_vectors *vectors,
                const struct trainer_source *examples, struct err *err)
 {
@@ -413,14 +419,16 @@ static int run(struct student *s, const struct resume_vectors *vectors,
                                        .teacher = s->tuned};
 
         fill_batch(s, examples, &next, &batch);
-        if (put_weights(s, err) || model_loss(s->pass, &args, &loss, err) || take_slopes(s, err))
+        if (put_weights(s, err) || tell(s, step, 1. / 3, err) ||
+            model_loss(s->pass, &args, &loss, err) || tell(s, step, 2. / 3, err) ||
+            take_slopes(s, err))
             return -1;
         adam(s, step);
         progress_tick();
         if (s->options->resume && step % DISTILL_KEEP == 0 &&
             resume_save_vectors(s->options->resume, vectors, step, err))
             return -1;
-        if (stage_tell(&s->options->listener, "distill", (double)step / s->options->steps, err))
+        if (tell(s, step, 1, err))
             return -1;
     }
     for (int32_t i = 0; i < s->matrices; i++)

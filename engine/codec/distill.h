@@ -24,7 +24,7 @@ struct distill_options {
 };
 
 /* `tuned`: on the engine's backend. A codec without scales, or no examples: nothing is done.
- * ERR_CANCELLED: whoever listens had it stopped, between two steps; the scales are of no use. */
+ * ERR_CANCELLED: whoever listens had it stopped, within a step; the scales are of no use. */
 int distill(struct compression *compression, const struct codec *codec, struct engine *engine,
             const struct model_weights *tuned, const struct trainer_source *examples,
             const struct distill_options *options, struct err *err);

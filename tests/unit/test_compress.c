@@ -75,19 +75,19 @@ static void write_tuned_elsewhere(const char *base_dir)
     free(data);
 }
 
-static void open_rows(struct engine_dataset **out, const char *wording)
+static void open_rows(struct engine_dataset **out, const char *wording, int count)
 {
     static const char *const who[] = {"Ann", "Bob", "Cid", "Dee", "Eva", "Fay",
                                       "Gus", "Hal", "Ida", "Jan", "Kim", "Leo"};
     static const char *const what[] = {"red",   "gold", "jade", "teal", "pink", "plum",
                                        "amber", "navy", "lime", "rust", "gray", "mint"};
-    struct engine_dataset_options as = {.file_id = "file-test"};
+    struct engine_dataset_options as = {.file_id = "file-test", .validation = count < 10};
     struct engine_dataset_report report;
     char path[128];
     struct strbuf sb;
 
     strbuf_init(&sb, 1 << 16);
-    for (int i = 0; i < 12; i++)
+    for (int i = 0; i < count; i++)
         strbuf_addf(&sb,
                     "{\"messages\":[{\"role\":\"user\",\"content\":\"%s %s?\"},"
                     "{\"role\":\"assistant\",\"content\":\"%s\"}]}\n",
@@ -384,35 +384,58 @@ static void test_max_kl_counts_on_distillation(void **state)
     assert_true(distilled.bytes < 0.95 * (double)plain.bytes);
 }
 
+/* KL of a quarter of the model, which is the largest file that is tried. */
+static double at_largest(struct engine_compress_options options, int32_t steps)
+{
+    options.max_kl = 0;
+    options.ratio = 4;
+    options.distill_steps = steps;
+    return compress(options).measured_kl;
+}
+
 /* Where not even the largest file keeps to it, distilled it may. */
 static void test_max_kl_that_only_distillation_keeps_to(void **state)
 {
-    struct engine_compress_options options = {.max_kl = 3e-4, .calibration = questions};
+    struct engine_compress_options options = {.calibration = questions};
+    double plain = at_largest(options, 0), distilled = at_largest(options, 40);
     struct engine_delta_report report;
     struct err why = {0};
 
+    assert_true(distilled < 0.8 * plain);
+    options.max_kl = fmax(sqrt(plain * distilled), plain / 2.5);
     assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &why), -1);
     assert_int_equal(why.kind, ERR_INVALID);
-    assert_int_equal(kept_to(3e-4, 40, NULL).distill_steps, 40);
+    assert_int_equal(kept_to(options.max_kl, 40, NULL).distill_steps, 40);
 }
 
-/* What is distilled on other rows than it is measured on may get worse: then it is left out. The
- * limit lies between what the largest file costs as it is and what it costs distilled. */
+/* What is distilled on a single row may get worse on others: then distillation is left out. */
 static void test_max_kl_without_a_distillation_that_harms(void **state)
 {
-    struct engine_compress_options options = {.ratio = 4, .calibration = questions};
-    struct engine_dataset *other;
-    double plain, distilled;
+    struct engine_compress_options options = {0};
+    struct engine_delta_report report;
+    struct engine_dataset *row;
+    double worst = 1;
+    int32_t steps = 0;
 
-    open_rows(&other, "Once upon a time there was a small river that could not decide where");
-    options.held_out = other;
-    plain = compress(options).measured_kl;
-    options.distill_steps = 40;
-    distilled = compress(options).measured_kl;
-    print_message("# elsewhere: KL %.5f, distilled %.5f\n", plain, distilled);
-    assert_true(distilled > 1.1 * plain);
-    assert_int_equal(kept_to(1.05 * plain, 40, other).distill_steps, 0);
-    engine_dataset_free(other);
+    open_rows(&row, "Once upon a time there was", 1);
+    options.calibration = row;
+    options.held_out = questions;
+    for (int32_t tried = 10; tried <= 40; tried += 10) {
+        double plain = at_largest(options, 0), harm = at_largest(options, tried) / plain;
+
+        if (harm > worst) {
+            worst = harm;
+            steps = tried;
+            options.max_kl = plain * sqrt(harm);
+        }
+    }
+    print_message("# %d steps on another row: KL times %.3f\n", steps, worst);
+    assert_true(worst > 1.005); /* else choose another row: this shows nothing */
+    options.distill_steps = steps;
+    report = compress(options);
+    assert_true(report.measured_kl <= options.max_kl);
+    assert_int_equal(report.distill_steps, 0);
+    engine_dataset_free(row);
 }
 
 /* When it is stopped a smaller file is being tried: the one that would do goes, too. */
@@ -725,8 +748,8 @@ static int setup(void **state)
     CHECK(engine_import(dir, base_path, NULL, &err));
     write_tuned_elsewhere(dir);
     engine = open_engine(base_path, 2);
-    open_rows(&questions, "What suits");
-    open_rows(&reworded, "Who likes it,");
+    open_rows(&questions, "What suits", 12);
+    open_rows(&reworded, "Who likes it,", 12);
     teach();
     return 0;
 }
