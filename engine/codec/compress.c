@@ -494,7 +494,10 @@ static int run(struct run *r, const char *path, struct err *err)
         return -1;
     if (r->options->max_kl > 0)
         return prepare(r, err) || smallest(r, path, err) ? -1 : 0;
-    if (make_or_resume(r, bytes, path, err) || finish(r, true, path, err) || put(r, path, err))
+    if (make_or_resume(r, bytes, path, err))
+        return -1;
+    calibration_free(&r->statistics); /* no more parts will be made: room for the distillation */
+    if (finish(r, true, path, err) || put(r, path, err))
         return -1;
     if (r->resume.scales)
         resume_remove(&r->resume);
