@@ -56,6 +56,25 @@ INLINE v16 v16_exp(v16 x)
 
 /* ------------------------------------------------------------------ products of rows */
 
+/* The sums of a register tile, to its place in y. */
+INLINE void put_sums(v16 acc[SIMD_TILE_ROWS][SIMD_TILE_OUTS], const int R, const int O, float *y,
+                     int64_t ldy, bool add)
+{
+    float sum[SIMD_TILE_ROWS * SIMD_TILE_OUTS];
+
+#ifdef SIMD_SUMS
+    if (R == SIMD_TILE_ROWS && O == SIMD_TILE_OUTS)
+        v16_store(sum, v16_sums(acc));
+    else
+#endif
+        for (int r = 0; r < R; r++)
+            for (int o = 0; o < O; o++)
+                sum[r * O + o] = v16_sum(acc[r][o]);
+    for (int r = 0; r < R; r++)
+        for (int o = 0; o < O; o++)
+            y[r * ldy + o] = add ? y[r * ldy + o] + sum[r * O + o] : sum[r * O + o];
+}
+
 /* One register tile: R rows against O outputs, over all n. */
 #define DEFINE_DOT(suffix, type, LOAD16)                                                           \
     INLINE v16 load_tail_##suffix(const type *p, int32_t n)                                        \
@@ -95,12 +114,7 @@ INLINE v16 v16_exp(v16 x)
                     acc[r][o] = v16_fma(xv, wv[o], acc[r][o]);                                     \
             }                                                                                      \
         }                                                                                          \
-        for (int r = 0; r < R; r++)                                                                \
-            for (int o = 0; o < O; o++) {                                                          \
-                float *y = a->y + (row + r) * a->ldy + out + o;                                    \
-                float sum = v16_sum(acc[r][o]);                                                    \
-                *y = a->add ? *y + sum : sum;                                                      \
-            }                                                                                      \
+        put_sums(acc, R, O, a->y + row * a->ldy + out, a->ldy, a->add);                            \
     }                                                                                              \
                                                                                                    \
     static void dot_##suffix(const struct dot_args *a)                                             \

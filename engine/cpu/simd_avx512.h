@@ -90,6 +90,31 @@ static inline float v16_sum(v16 x)
     return _mm_cvtss_f32(_mm_add_ss(s2, _mm_movehdup_ps(s2)));
 }
 
+#define SIMD_SUMS /* v16_sums is here */
+
+/* v16_sum of each, in the order of rows; every addition is the one that v16_sum makes. */
+static inline v16 v16_sums(v16 x[SIMD_TILE_ROWS][SIMD_TILE_OUTS])
+{
+    v16 s[4], t[2];
+
+    for (int o = 0; o < 4; o++) {
+        v16 top = _mm512_add_ps(_mm512_shuffle_f32x4(x[0][o], x[1][o], 0x44),
+                                _mm512_shuffle_f32x4(x[0][o], x[1][o], 0xee));
+        v16 low = _mm512_add_ps(_mm512_shuffle_f32x4(x[2][o], x[3][o], 0x44),
+                                _mm512_shuffle_f32x4(x[2][o], x[3][o], 0xee));
+
+        s[o] = _mm512_add_ps(_mm512_shuffle_f32x4(top, low, 0x88),
+                             _mm512_shuffle_f32x4(top, low, 0xdd));
+    }
+    for (int i = 0; i < 2; i++) {
+        __m512d a = _mm512_castps_pd(s[2 * i]), b = _mm512_castps_pd(s[2 * i + 1]);
+
+        t[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
+    }
+    return _mm512_add_ps(_mm512_shuffle_ps(t[0], t[1], 0x88), _mm512_shuffle_ps(t[0], t[1], 0xdd));
+}
+
 static inline float v16_hmax(v16 x)
 {
     __m256 s8 = _mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1));
