@@ -36,7 +36,7 @@ PEOPLE, SEED = 8, 7
 # NEED_KEPT: of the uncompressed model's recall. Of 24 answers none may be lost.
 NEED_TUNED, NEED_KEPT, NEED_BASE = 0.95, 0.97, 0.05
 CODEC, RATIO = "graft", 32
-# The codec's own 60 take most of a job this small. All 24 answers survive 1/32 without any; ten more than halve the KL.
+# Few: the codec's own 60 take most of a job this small, and all 24 answers survive 1/32 without any.
 DISTILL_STEPS = 10
 
 
