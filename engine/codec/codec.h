@@ -72,6 +72,9 @@ struct codec {
     /* Scales that distillation may change, each a factor of some of the matrix's values; NULL:
      * there are none. */
     int32_t (*scales)(const struct tensor part[], int32_t rows, int32_t cols);
+    /* So many of them, the first, are of whole vectors; those behind of single rows and columns,
+     * many and noisy. NULL: all are. */
+    int32_t (*vector_scales)(const struct tensor part[]);
     void (*read_scales)(const struct tensor part[], int32_t rows, int32_t cols, float *scale);
     /* To the data behind part, rounded to what can be stored. */
     void (*write_scales)(struct tensor part[], int32_t rows, int32_t cols, const float *scale);

@@ -276,18 +276,21 @@ static void adam(struct student *s, int32_t step)
 {
     double rate = DISTILL_RATE * (1 - (double)(step - 1) / s->options->steps);
     double bias1 = 1 - pow(0.9, step), bias2 = 1 - pow(0.999, step);
+    double settled = fmin(1, (double)s->options->steps / DISTILL_SETTLE);
 
     for (int32_t i = 0; i < s->matrices; i++) {
         struct student_matrix *m = &s->matrix[i];
+        int32_t vectors = s->codec->vector_scales ? s->codec->vector_scales(m->parts) : m->count;
 
         for (int32_t k = 0; k < m->count; k++) {
+            double own = k < vectors ? rate : rate * settled;
             double g = (double)m->slope[k];
             double first = 0.9 * (double)m->first[k] + 0.1 * g;
             double second = 0.999 * (double)m->second[k] + 0.001 * g * g;
 
             m->first[k] = (float)first;
             m->second[k] = (float)second;
-            m->scale[k] *= (float)exp(-rate * first / bias1 / (sqrt(second / bias2) + 1e-12));
+            m->scale[k] *= (float)exp(-own * first / bias1 / (sqrt(second / bias2) + 1e-12));
         }
     }
 }

@@ -13,7 +13,9 @@
 
 #define DISTILL_ROWS 512  /* tokens of a step, if one example is not longer */
 #define DISTILL_RATE 1e-2 /* of the first step */
-#define DISTILL_KEEP 10   /* steps from one that is kept to the next */
+#define DISTILL_SETTLE \
+    60 /* steps that rows and columns need for the whole rate: in fewer, noise wins */
+#define DISTILL_KEEP 10 /* steps from one that is kept to the next */
 
 struct distill_options {
     int32_t steps;

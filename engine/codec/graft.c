@@ -83,6 +83,11 @@ static int32_t scales(const struct tensor part[], int32_t rows, int32_t cols)
     return planes_scale_count(part[0].data, rows, cols);
 }
 
+static int32_t vector_scales(const struct tensor part[])
+{
+    return planes_rank(part[0].data);
+}
+
 static void read_scales(const struct tensor part[], int32_t rows, int32_t cols, float *scale)
 {
     planes_read_scales(part[0].data, rows, cols, scale);
@@ -114,6 +119,7 @@ const struct codec codec_graft = {
     .expand = expand,
     .view = view,
     .scales = scales,
+    .vector_scales = vector_scales,
     .read_scales = read_scales,
     .write_scales = write_scales,
     .slope = slope,
