@@ -409,29 +409,49 @@ static void test_max_kl_that_only_distillation_keeps_to(void **state)
 }
 
 /* What is distilled on a single row may get worse on others: then distillation is left out. */
+/* Of some rows unlike what is measured on the one, and the number of steps, that harm most. */
+static double most_harm(struct engine_compress_options *options, struct engine_dataset **row)
+{
+    static const char *const text[] = {"Once upon a time there was", "0 0 0 0 0 0 0 0 0 0",
+                                       "%%%% #### &&&& @@@@", "aaaa bbbb cccc dddd eeee"};
+    struct engine_compress_options tried = *options;
+    double worst = 1;
+
+    *row = NULL;
+    for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
+        struct engine_dataset *other;
+        double plain;
+
+        open_rows(&other, text[i], 1);
+        tried.calibration = other;
+        plain = at_largest(tried, 0);
+        for (int32_t steps = 20; steps <= 100; steps += 40) {
+            double harm = at_largest(tried, steps) / plain;
+
+            if (harm <= worst)
+                continue;
+            worst = harm;
+            if (*row != other)
+                engine_dataset_free(*row);
+            options->calibration = *row = other;
+            options->distill_steps = steps;
+            options->max_kl = plain * sqrt(harm);
+        }
+        if (*row != other)
+            engine_dataset_free(other);
+    }
+    return worst;
+}
+
 static void test_max_kl_without_a_distillation_that_harms(void **state)
 {
-    struct engine_compress_options options = {0};
+    struct engine_compress_options options = {.held_out = questions};
     struct engine_delta_report report;
     struct engine_dataset *row;
-    double worst = 1;
-    int32_t steps = 0;
+    double worst = most_harm(&options, &row);
 
-    open_rows(&row, "Once upon a time there was", 1);
-    options.calibration = row;
-    options.held_out = questions;
-    for (int32_t tried = 10; tried <= 40; tried += 10) {
-        double plain = at_largest(options, 0), harm = at_largest(options, tried) / plain;
-
-        if (harm > worst) {
-            worst = harm;
-            steps = tried;
-            options.max_kl = plain * sqrt(harm);
-        }
-    }
-    print_message("# %d steps on another row: KL times %.3f\n", steps, worst);
-    assert_true(worst > 1.005); /* else choose another row: this shows nothing */
-    options.distill_steps = steps;
+    print_message("# %d steps on another row: KL times %.3f\n", options.distill_steps, worst);
+    assert_true(worst > 1.005); /* else add another row: this shows nothing */
     report = compress(options);
     assert_true(report.measured_kl <= options.max_kl);
     assert_int_equal(report.distill_steps, 0);
