@@ -409,49 +409,35 @@ static void test_max_kl_that_only_distillation_keeps_to(void **state)
 }
 
 /* What is distilled on a single row may get worse on others: then distillation is left out. */
-/* Of some rows unlike what is measured on the one, and the number of steps, that harm most. */
-static double most_harm(struct engine_compress_options *options, struct engine_dataset **row)
+/* The first of some rows, unlike what is measured on, whose distillation harms: KL times that. */
+static double harmful(struct engine_compress_options *options, struct engine_dataset **row)
 {
     static const char *const text[] = {"Once upon a time there was", "0 0 0 0 0 0 0 0 0 0",
                                        "%%%% #### &&&& @@@@", "aaaa bbbb cccc dddd eeee"};
-    struct engine_compress_options tried = *options;
-    double worst = 1;
 
-    *row = NULL;
     for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
-        struct engine_dataset *other;
-        double plain;
+        double plain, harm;
 
-        open_rows(&other, text[i], 1);
-        tried.calibration = other;
-        plain = at_largest(tried, 0);
-        for (int32_t steps = 20; steps <= 100; steps += 40) {
-            double harm = at_largest(tried, steps) / plain;
-
-            if (harm <= worst)
-                continue;
-            worst = harm;
-            if (*row != other)
-                engine_dataset_free(*row);
-            options->calibration = *row = other;
-            options->distill_steps = steps;
-            options->max_kl = plain * sqrt(harm);
-        }
-        if (*row != other)
-            engine_dataset_free(other);
+        open_rows(row, text[i], 1);
+        options->calibration = *row;
+        plain = at_largest(*options, 0);
+        harm = at_largest(*options, options->distill_steps) / plain;
+        options->max_kl = plain * sqrt(harm);
+        if (harm > 1.005)
+            return harm;
+        engine_dataset_free(*row);
     }
-    return worst;
+    fail_msg("add another row: none of these shows anything");
+    return 1;
 }
 
 static void test_max_kl_without_a_distillation_that_harms(void **state)
 {
-    struct engine_compress_options options = {.held_out = questions};
+    struct engine_compress_options options = {.held_out = questions, .distill_steps = 100};
     struct engine_delta_report report;
     struct engine_dataset *row;
-    double worst = most_harm(&options, &row);
 
-    print_message("# %d steps on another row: KL times %.3f\n", options.distill_steps, worst);
-    assert_true(worst > 1.005); /* else add another row: this shows nothing */
+    print_message("# 100 steps on another row: KL times %.3f\n", harmful(&options, &row));
     report = compress(options);
     assert_true(report.measured_kl <= options.max_kl);
     assert_int_equal(report.distill_steps, 0);
