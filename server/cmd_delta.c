@@ -1,7 +1,5 @@
 #include <errno.h>
 #include <inttypes.h>
-#include <jansson.h>
-#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,6 +8,7 @@
 
 #include "engine/engine.h"
 #include "server/cmd.h"
+#include "server/delta_report.h"
 
 /* ------------------------------------------------------------------ progress */
 
@@ -70,38 +69,11 @@ static void end_progress(const char *last)
 
 /* ------------------------------------------------------------------ compress */
 
-static json_t *real_or_null(double value)
+static void print_report(const struct engine_delta_report *report, const char *path)
 {
-    return isfinite(value) ? json_real(value) : json_null();
-}
+    json_t *out = delta_report_object(report);
 
-static void print_report(const struct engine_delta_report *r, const char *path)
-{
-    const struct {
-        const char *key;
-        double value;
-    } reals[] = {
-        {"ratio", r->ratio},
-        {"linear_ratio", r->linear_ratio},
-        {"relative_error", r->relative_error},
-        {"predicted_kl", r->predicted_kl},
-        {"measured_kl", r->measured_kl},
-        {"answer_kl", r->answer_kl},
-        {"held_out_loss", r->held_out_loss},
-        {"tuned_loss", r->tuned_loss},
-        {"seconds", r->seconds},
-        {"statistics_seconds", r->statistics_seconds},
-        {"distill_seconds", r->distill_seconds},
-        {"measure_seconds", r->measure_seconds},
-    };
-    json_t *out =
-        json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:i}", "file", path, "codec", r->codec, "bytes",
-                  (json_int_t)r->bytes, "linear_bytes", (json_int_t)r->linear_bytes,
-                  "calibration_tokens", (json_int_t)r->calibration_tokens, "measured_tokens",
-                  (json_int_t)r->measured_tokens, "distill_steps", r->distill_steps);
-
-    for (size_t i = 0; i < sizeof reals / sizeof reals[0]; i++)
-        json_object_set_new(out, reals[i].key, real_or_null(reals[i].value));
+    json_object_set_new(out, "file", json_string(path));
     json_dumpf(out, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
     putchar('\n');
     json_decref(out);

@@ -9,9 +9,9 @@
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
 #include "server/clock.h"
+#include "server/delta_report.h"
 #include "server/devices.h"
 #include "server/worker.h"
-#include "server/worker_report.h"
 #include "server/worker_run.h"
 #include "server/worker_watch.h"
 #include "storage/checkpoints.h"
@@ -224,7 +224,7 @@ static int tell_report(struct worker_run *r, struct err *err)
     char *message = NULL;
     int rc;
 
-    if (worker_report_format(&r->delta, &message, &r->delta_report, err) != 0)
+    if (delta_report_format(&r->delta, &message, &r->delta_report, err) != 0)
         return -1;
     rc = worker_metrics_tell(
         r->metrics,

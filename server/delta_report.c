@@ -1,7 +1,6 @@
-#include "server/worker_report.h"
+#include "server/delta_report.h"
 
 #include <inttypes.h>
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 
@@ -12,7 +11,7 @@ static json_t *real_or_null(double v)
     return isfinite(v) ? json_real(v) : json_null();
 }
 
-static char *data_text(const struct engine_delta_report *r)
+json_t *delta_report_object(const struct engine_delta_report *r)
 {
     const struct {
         const char *key;
@@ -36,13 +35,20 @@ static char *data_text(const struct engine_delta_report *r)
                   (json_int_t)r->bytes, "linear_bytes", (json_int_t)r->linear_bytes,
                   "measured_tokens", (json_int_t)r->measured_tokens, "calibration_tokens",
                   (json_int_t)r->calibration_tokens, "distill_steps", (int)r->distill_steps);
-    char *text = NULL;
-    bool ok = data != NULL;
 
-    for (size_t i = 0; ok && i < sizeof reals / sizeof reals[0]; i++)
-        ok = json_object_set_new(data, reals[i].key, real_or_null(reals[i].value)) == 0;
-    if (ok)
-        text = json_dumps(data, JSON_COMPACT | JSON_REAL_PRECISION(8));
+    for (size_t i = 0; data != NULL && i < sizeof reals / sizeof reals[0]; i++)
+        if (json_object_set_new(data, reals[i].key, real_or_null(reals[i].value)) != 0) {
+            json_decref(data);
+            data = NULL;
+        }
+    return data;
+}
+
+static char *data_text(const struct engine_delta_report *r)
+{
+    json_t *data = delta_report_object(r);
+    char *text = data != NULL ? json_dumps(data, JSON_COMPACT | JSON_REAL_PRECISION(8)) : NULL;
+
     json_decref(data);
     return text;
 }
@@ -64,8 +70,8 @@ static char *message_text(const struct engine_delta_report *r)
     return strbuf_detach(&sb, NULL);
 }
 
-int worker_report_format(const struct engine_delta_report *report, char **message, char **data,
-                         struct err *err)
+int delta_report_format(const struct engine_delta_report *report, char **message, char **data,
+                        struct err *err)
 {
     *message = message_text(report);
     *data = data_text(report);

@@ -9,7 +9,7 @@
 #include <cmocka.h>
 #include <jansson.h>
 
-#include "server/worker_report.h"
+#include "server/delta_report.h"
 
 static struct engine_delta_report full(void)
 {
@@ -38,7 +38,7 @@ static json_t *format(const struct engine_delta_report *report, const char *mess
     char *text = NULL, *data = NULL;
     json_t *json;
 
-    assert_int_equal(worker_report_format(report, &text, &data, NULL), 0);
+    assert_int_equal(delta_report_format(report, &text, &data, NULL), 0);
     assert_string_equal(text, message);
     json = json_loads(data, 0, NULL); /* strict: a NaN would not be read */
     assert_non_null(json);
