@@ -8,6 +8,7 @@
 
 #include "engine/engine.h"
 #include "server/cmd.h"
+#include "server/delta_plot.h"
 #include "server/delta_report.h"
 
 /* ------------------------------------------------------------------ progress */
@@ -185,13 +186,16 @@ int cmd_delta_compress(const struct settings *settings, const struct setting_arg
 int cmd_delta_inspect(const struct settings *settings, const struct setting_args *args,
                       struct err *err)
 {
+    const char *plot = args->options[CMD_INSPECT_PLOT];
     char *json;
+    int rc;
 
     if (engine_delta_describe(args->args[0], &json, err) != 0)
         return CMD_FAILED;
     printf("%s\n", json);
+    rc = plot != NULL ? delta_plot(json, plot, err) : 0;
     free(json);
-    return CMD_DONE;
+    return rc == 0 ? CMD_DONE : CMD_FAILED;
 }
 
 /* ------------------------------------------------------------------ apply */

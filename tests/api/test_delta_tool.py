@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 import unittest
+import xml.etree.ElementTree
 
 import harness
 
@@ -42,6 +43,23 @@ class Tool(unittest.TestCase):
         self.assertEqual(report["distill_steps"], 2)
         self.assertEqual(done.stderr.split(), ["read", "statistics", "decompose", "compress", "distill", "compare", "measure"])
         (self.folder / "out.delta").unlink()
+
+    def test_a_delta_is_drawn_matrix_by_matrix(self):
+        delta, plot = self.folder / "out.delta", self.folder / "out.svg"
+        subprocess.run(self.argv("--codec", "bitdelta"), check=True, capture_output=True)
+        said = subprocess.run([harness.GRAFT, "delta", "inspect", delta, "--plot", plot], check=True, capture_output=True, text=True)
+        matrices = len(json.loads(said.stdout)["report"]["matrices"]["bytes"])
+        bars = [e for e in xml.etree.ElementTree.parse(plot).iter("{http://www.w3.org/2000/svg}rect") if e.get("fill") != "white"]
+        self.assertGreater(matrices, 0)
+        self.assertEqual(len(bars), 2 * matrices + 7, "a bar for bytes, one for the error, and the legend's")
+        plot.unlink()
+        # Without a report there is nothing to draw, and no picture.
+        delta.write_bytes(delta.read_bytes().replace(b'graft.report', b'graft.rexort'))
+        failed = subprocess.run([harness.GRAFT, "delta", "inspect", delta, "--plot", plot], capture_output=True, text=True)
+        self.assertEqual(failed.returncode, 1)
+        self.assertIn("nothing to plot", failed.stderr)
+        self.assertFalse(plot.exists())
+        delta.unlink()
 
     def test_killed_it_goes_on_from_where_it_was(self):
         words = ("--ratio", "4", "--calibration", self.rows, "--distill-steps", "40")

@@ -1,0 +1,155 @@
+#include "server/delta_plot.h"
+
+#include <jansson.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/strbuf.h"
+
+#define LEFT 70
+#define WIDTH 860
+#define HEIGHT 190 /* of one chart */
+#define GAP 60
+
+/* Matrices of a block by the part of their name that tells them apart. */
+static const struct {
+    const char *part, *colour;
+} kinds[] = {
+    {"q_proj", "#1f77b4"},    {"k_proj", "#17becf"},    {"v_proj", "#2ca02c"},
+    {"o_proj", "#bcbd22"},    {"gate_proj", "#ff7f0e"}, {"up_proj", "#d62728"},
+    {"down_proj", "#9467bd"},
+};
+#define KINDS (sizeof kinds / sizeof kinds[0])
+
+struct bar {
+    size_t kind; /* KINDS: none of them */
+    double bytes, error;
+};
+
+static size_t kind_of(const char *name)
+{
+    size_t k = 0;
+
+    while (k < KINDS && strstr(name, kinds[k].part) == NULL)
+        k++;
+    return k;
+}
+
+static double largest(const struct bar *bar, size_t count, bool bytes)
+{
+    double most = 0;
+
+    for (size_t i = 0; i < count; i++)
+        most = fmax(most, bytes ? bar[i].bytes : bar[i].error);
+    return most > 0 ? most : 1;
+}
+
+static void chart(struct strbuf *sb, const struct bar *bar, size_t count, bool bytes, double top)
+{
+    double most = largest(bar, count, bytes), step = WIDTH / (double)count;
+
+    strbuf_addf(sb, "<text x=\"%d\" y=\"%g\">%s</text>\n", LEFT, top - 8,
+                bytes ? "kB of each matrix" : "relative error of each matrix");
+    for (int i = 0; i <= 2; i++) {
+        double y = top + HEIGHT - HEIGHT * i / 2.0;
+
+        strbuf_addf(sb,
+                    "<path d=\"M%d %gH%d\" stroke=\"#ddd\"/><text x=\"%d\" y=\"%g\" "
+                    "text-anchor=\"end\">%.3g</text>\n",
+                    LEFT, y, LEFT + WIDTH, LEFT - 6, y + 4, most * i / 2.0 / (bytes ? 1000 : 1));
+    }
+    for (size_t i = 0; i < count; i++) {
+        double height = HEIGHT * (bytes ? bar[i].bytes : bar[i].error) / most;
+
+        strbuf_addf(sb,
+                    "<rect x=\"%.2f\" y=\"%.2f\" width=\"%.2f\" height=\"%.2f\" fill=\"%s\"/>\n",
+                    LEFT + step * (double)i, top + HEIGHT - height, step * 0.85, height,
+                    bar[i].kind < KINDS ? kinds[bar[i].kind].colour : "#777");
+    }
+}
+
+static void legend(struct strbuf *sb, double y)
+{
+    for (size_t k = 0; k < KINDS; k++)
+        strbuf_addf(sb,
+                    "<rect x=\"%g\" y=\"%g\" width=\"12\" height=\"12\" fill=\"%s\"/>"
+                    "<text x=\"%g\" y=\"%g\">%s</text>\n",
+                    LEFT + 120.0 * (double)k, y, kinds[k].colour, LEFT + 16 + 120.0 * (double)k,
+                    y + 11, kinds[k].part);
+}
+
+static int draw(const struct bar *bar, size_t count, const char *title, const char *path,
+                struct err *err)
+{
+    double first = 60, second = first + HEIGHT + GAP;
+    struct strbuf sb;
+    char *text;
+    size_t len;
+    int rc;
+
+    strbuf_init(&sb, 1 << 22);
+    strbuf_addf(&sb,
+                "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 960 %g\" "
+                "font-family=\"sans-serif\" font-size=\"12\">\n"
+                "<rect width=\"960\" height=\"%g\" fill=\"white\"/>\n"
+                "<text x=\"%d\" y=\"24\" font-size=\"14\">%s</text>\n",
+                second + HEIGHT + GAP, second + HEIGHT + GAP, LEFT, title);
+    chart(&sb, bar, count, true, first);
+    chart(&sb, bar, count, false, second);
+    legend(&sb, second + HEIGHT + 20);
+    strbuf_addf(&sb, "</svg>\n");
+    text = strbuf_detach(&sb, &len);
+    if (text == NULL)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a picture of %zu matrices", count);
+    rc = file_write_durable(path, text, len, err);
+    free(text);
+    return rc;
+}
+
+/* The matrices in the order of the model: tensors lie in that of the file. */
+static size_t read_bars(const json_t *delta, struct bar *bar)
+{
+    const json_t *matrices = json_object_get(json_object_get(delta, "report"), "matrices");
+    const json_t *bytes = json_object_get(matrices, "bytes");
+    const json_t *errors = json_object_get(matrices, "relative_error");
+    const json_t *tensors = json_object_get(delta, "tensors");
+    size_t count = 0;
+
+    for (size_t i = 0; i < json_array_size(tensors) && count < json_array_size(bytes); i++) {
+        const char *name = json_string_value(json_object_get(json_array_get(tensors, i), "name"));
+
+        if (name == NULL || kind_of(name) == KINDS)
+            continue; /* norms */
+        bar[count] = (struct bar){.kind = kind_of(name),
+                                  .bytes = json_number_value(json_array_get(bytes, count)),
+                                  .error = json_number_value(json_array_get(errors, count))};
+        count++;
+    }
+    return count;
+}
+
+int delta_plot(const char *json, const char *path, struct err *err)
+{
+    json_t *delta = json_loads(json, 0, NULL);
+    const char *codec = json_string_value(json_object_get(delta, "codec"));
+    size_t room = json_array_size(json_object_get(delta, "tensors")), count;
+    struct bar *bar = calloc(room + 1, sizeof *bar);
+    char title[96];
+    int rc;
+
+    count = bar != NULL ? read_bars(delta, bar) : 0;
+    snprintf(title, sizeof title, "A delta by %s: %zu matrices",
+             codec != NULL && strpbrk(codec, "<&>") == NULL ? codec : "an unknown codec", count);
+    if (bar == NULL)
+        rc = err_set(err, ERR_NO_MEMORY, "no memory for a picture");
+    else if (count == 0)
+        rc = err_set(err, ERR_INVALID,
+                     "the delta carries no report of its matrices: it has nothing to plot");
+    else
+        rc = draw(bar, count, title, path, err);
+    free(bar);
+    json_decref(delta);
+    return rc;
+}
