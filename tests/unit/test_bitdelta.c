@@ -180,6 +180,7 @@ static void parts_from_outside_are_checked(void **state)
         p.scale[2] = bad[i];
         assert_int_equal(codec_bitdelta.accept(p.part, ROWS, COLS, NULL), -1);
     }
+    release(&p);
 }
 
 int main(void)
