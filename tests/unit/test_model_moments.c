@@ -1,6 +1,7 @@
 /* Second moments against the gradients of the weights: with a matrix's inputs X known from the
  * reference and fewer rows than columns, its gradient dW = Gᵀ·X determines G, and both moments
- * follow. And draws: the same as the decoder's, and a matter of the seed alone. */
+ * follow. And draws: the same as the decoder's, and a matter of the seed alone. No TSan: minutes,
+ * and its threads are those of test_trainer. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
