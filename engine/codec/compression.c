@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/codec/linalg.h"
+
 #define PORTION (1 << 16) /* elements compared at once */
 
 struct compression {
@@ -271,6 +273,7 @@ int compression_open(struct compression **out, const struct artifact_source *sou
     size_t count = (size_t)source->count;
 
     *out = NULL;
+    linalg_one_thread();
     if (!c)
         return err_set(err, ERR_NO_MEMORY, "no memory for compressing a fine-tune");
     c->source = source;

@@ -5,11 +5,18 @@
 #include <stdlib.h>
 #include <string.h>
 
+void openblas_set_num_threads(int threads); /* cblas.h has it only in OpenBLAS's own copy */
+
 /* Fortran's: column-major, so that a symmetric matrix's upper half is our lower one. */
 void dpotrf_(const char *uplo, const int *n, double *a, const int *lda, int *info);
 void dpotri_(const char *uplo, const int *n, double *a, const int *lda, int *info);
 void dsyevd_(const char *job, const char *uplo, const int *n, double *a, const int *lda, double *w,
              double *work, const int *lwork, int *iwork, const int *liwork, int *info);
+
+void linalg_one_thread(void)
+{
+    openblas_set_num_threads(1);
+}
 
 void linalg_product(bool transpose_a, bool transpose_b, int32_t m, int32_t n, int32_t k,
                     const double *a, const double *b, double *c)

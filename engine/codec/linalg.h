@@ -2,8 +2,8 @@
  * precision: a delta's singular values span many orders of magnitude.
  *
  * Matrices are row-major and contiguous. ERR_INVALID: the matrix is not what the function takes
- * (not positive definite, not finite); ERR_NO_MEMORY. Any thread; OpenBLAS is told to use one each.
- */
+ * (not positive definite, not finite); ERR_NO_MEMORY. Any thread; whoever
+ * works on several matrices at once says linalg_one_thread() before. */
 #ifndef GRAFT_CODEC_LINALG_H
 #define GRAFT_CODEC_LINALG_H
 
@@ -11,6 +11,10 @@
 #include <stdint.h>
 
 #include "engine/base/err.h"
+
+/* OpenBLAS computes in the calling thread from now on, for the whole process, as the CPU backend
+ * has it do: its own threads beside a pool's would fight for cores, and sum in another order. */
+void linalg_one_thread(void);
 
 /* c [m, n] = op(a) · op(b), with k the inner length. */
 void linalg_product(bool transpose_a, bool transpose_b, int32_t m, int32_t n, int32_t k,
