@@ -99,8 +99,8 @@ class Requests(unittest.TestCase):
         nothing = {"codec": None, "ratio": None, "max_kl": None, "distill_steps": None}
         asked = [({}, {}), ({"compression": None}, {}), ({"compression": {}}, {}), ({"compression": nothing}, {})]
         asked += [({"compression": c}, c) for c in (
-            {"codec": "bitdelta"}, {"ratio": 32.5}, {"max_kl": 0.02}, {"distill_steps": 0},
-            {"codec": "bitdelta", "ratio": 1024, "distill_steps": 60})]
+            {"codec": "bitdelta"}, {"ratio": 4.5}, {"max_kl": 0.02}, {"distill_steps": 0},
+            {"codec": "graft", "ratio": 4, "distill_steps": 60})]
         for graft, want in asked:
             job = server.create_job(file, graft=graft).json
             self.assertEqual(job["graft"]["compression"], {**nothing, **want}, graft)
