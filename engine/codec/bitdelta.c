@@ -26,7 +26,6 @@ static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *
 
     for (int32_t i = 0; i < count; i++) {
         plan[i].bytes = plan[i].rows * (4 * words_of(plan[i].cols) + 2);
-        plan[i].keep = 1;
         sum += plan[i].bytes;
     }
     *cost = NAN;

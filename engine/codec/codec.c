@@ -1,5 +1,6 @@
 #include "engine/codec/codec.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "engine/codec/bitdelta.h"
@@ -9,6 +10,17 @@
 
 static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta, &codec_delta_come,
                                              &codec_lossless};
+
+int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct err *err)
+{
+    for (int64_t i = 0; i < (int64_t)rows * cols; i++)
+        if (!isfinite(delta[i]))
+            return err_set(
+                err, ERR_INVALID,
+                "a weight has changed by %g: the training has diverged, lower the learning rate",
+                (double)delta[i]);
+    return 0;
+}
 
 const struct codec *codec_find(const char *name)
 {

@@ -38,7 +38,6 @@ struct codec_plan {
     const double *energy; /* [rank] as codec.energy found them, descending; or NULL */
     uint8_t *width;       /* [rank] out: bits of a value of each vector */
     int64_t bytes;        /* out: of all its parts */
-    double keep;          /* out: the share of its values that is stored at all */
 };
 
 struct codec {
@@ -82,6 +81,9 @@ struct codec {
     int (*slope)(const struct tensor part[], int32_t rows, int32_t cols, const float *gradient,
                  float *slope, struct err *err);
 };
+
+/* ERR_INVALID that names the value and the remedy: a difference that is not finite. */
+int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct err *err);
 
 /* NULL: unknown. */
 const struct codec *codec_find(const char *name);

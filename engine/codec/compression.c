@@ -117,44 +117,38 @@ static int run_wave(struct compression *c, struct work *w, int32_t at, int32_t c
     return 0;
 }
 
+/* Memory for a matrix of the wave at `at`, where the slot has none yet: later waves are of smaller
+ * ones. */
+static int open_slot(struct slot *s, struct compression *c, int32_t at, struct err *err)
+{
+    size_t bytes = (size_t)elements_of(tensor_at(c, at)) * sizeof(float);
+
+    s->c = c;
+    if (!s->base)
+        s->base = malloc(bytes);
+    if (!s->difference)
+        s->difference = malloc(bytes);
+    return s->base && s->difference
+               ? 0
+               : err_set(err, ERR_NO_MEMORY, "no memory for compressing a fine-tune");
+}
+
 static int each_matrix(struct compression *c, const char *stage, void (*one)(struct slot *slot),
                        struct err *err)
 {
     int32_t threads = thread_pool_threads(c->options.pool);
-    size_t largest = c->matrices ? (size_t)elements_of(tensor_at(c, 0)) : 0;
     struct work w = {.slot = calloc((size_t)threads, sizeof *w.slot), .one = one};
-    bool memory = w.slot != NULL;
-    int rc = -1;
+    int rc = w.slot ? 0 : err_set(err, ERR_NO_MEMORY, "no memory for compressing a fine-tune");
 
-    for (int32_t i = 0; memory && i < threads && (i == 0 || i < wave_at(c, 0)); i++) {
-        w.slot[i].c = c;
-        w.slot[i].base = malloc(largest * sizeof(float) + 1);
-        w.slot[i].difference = malloc(largest * sizeof(float) + 1);
-        memory = w.slot[i].base && w.slot[i].difference;
-    }
-    if (!memory) {
-        err_set(err, ERR_NO_MEMORY, "no memory for compressing a fine-tune");
-        goto out;
-    }
-    for (int32_t at = 0, count; at < c->matrices; at += count) {
+    for (int32_t at = 0, count; !rc && at < c->matrices; at += count) {
         count = wave_at(c, at);
-        for (int32_t i = 0; i < count; i++) { /* later waves are of more, smaller matrices */
-            if (w.slot[i].base)
-                continue;
-            w.slot[i].c = c;
-            w.slot[i].base = malloc((size_t)elements_of(tensor_at(c, at)) * sizeof(float));
-            w.slot[i].difference = malloc((size_t)elements_of(tensor_at(c, at)) * sizeof(float));
-            if (!w.slot[i].base || !w.slot[i].difference) {
-                err_set(err, ERR_NO_MEMORY, "no memory for compressing a fine-tune");
-                goto out;
-            }
-        }
-        if (run_wave(c, &w, at, count, err) ||
-            stage_tell(&c->options.listener, stage, (double)(at + count) / c->matrices, err))
-            goto out;
+        for (int32_t i = 0; !rc && i < count; i++)
+            rc = open_slot(&w.slot[i], c, at, err);
+        if (!rc)
+            rc = run_wave(c, &w, at, count, err);
+        if (!rc)
+            rc = stage_tell(&c->options.listener, stage, (double)(at + count) / c->matrices, err);
     }
-    rc = 0;
-out:
     for (int32_t i = 0; w.slot && i < threads; i++) {
         free(w.slot[i].base);
         free(w.slot[i].difference);

@@ -161,14 +161,10 @@ static int take_matrix(struct come *c, const struct codec_matrix *m, struct err 
     int64_t cols = m->cols;
     double mean = 0;
 
-    for (int64_t i = 0; i < m->rows * cols; i++) {
-        if (!isfinite(m->delta[i]))
-            return err_set(
-                err, ERR_INVALID,
-                "a weight has changed by %g: the training has diverged, lower the learning rate",
-                (double)m->delta[i]);
+    if (codec_check_finite(m->delta, m->rows, m->cols, err))
+        return -1;
+    for (int64_t i = 0; i < m->rows * cols; i++)
         c->delta[i] = (double)m->delta[i];
-    }
     if (!m->h)
         return 0;
     for (int64_t i = 0; i < cols; i++)
@@ -378,7 +374,7 @@ static int expand(const struct tensor part[], int32_t rows, int32_t cols, float 
 
     if (open_sides(part, rows, cols, &left, &right, err))
         return -1;
-    linalg_product_f32(rows, cols, rank_of(part), left, right, delta);
+    linalg_product_f32(false, rows, cols, rank_of(part), left, right, delta);
     free(left);
     return 0;
 }

@@ -378,19 +378,16 @@ static void close_vectors(struct resume_vectors *v)
     free((void *)(uintptr_t)v->length);
 }
 
-/* The steps that were made before; their examples are passed over. */
-static int go_on(struct student *s, const struct resume_vectors *v,
-                 const struct trainer_source *examples, int64_t *next, int32_t *made,
-                 struct err *err)
+/* How many steps were made before; their examples are passed over. */
+static int32_t go_on(struct student *s, const struct resume_vectors *v,
+                     const struct trainer_source *examples, int64_t *next)
 {
+    int32_t made = s->options->resume ? resume_load_vectors(s->options->resume, v) : 0;
     struct batch unused;
 
-    *made = 0;
-    if (s->options->resume && resume_load_vectors(s->options->resume, v, made, err))
-        return -1;
-    for (int32_t step = 0; step < *made; step++)
+    for (int32_t step = 0; step < made; step++)
         fill_batch(s, examples, next, &unused);
-    return 0;
+    return made;
 }
 
 /* `part` of a step, which takes seconds, is behind us. */
@@ -403,15 +400,12 @@ static int run(struct student *s, const struct resume_vectors *vectors,
                const struct trainer_source *examples, struct err *err)
 {
     int64_t next = 0;
-    int32_t made;
 
     s->order = malloc((size_t)examples->count * sizeof *s->order);
     if (!s->order)
         return err_set(err, ERR_NO_MEMORY, "no memory for %lld examples",
                        (long long)examples->count);
-    if (go_on(s, vectors, examples, &next, &made, err))
-        return -1;
-    for (int32_t step = made + 1; step <= s->options->steps; step++) {
+    for (int32_t step = go_on(s, vectors, examples, &next) + 1; step <= s->options->steps; step++) {
         struct batch batch;
         struct model_loss loss;
         struct model_loss_args args = {.weights = &s->weights,

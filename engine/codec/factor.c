@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/codec/codec.h"
 #include "engine/codec/fit.h"
 #include "engine/codec/gptq.h"
 #include "engine/codec/linalg.h"
@@ -124,16 +125,10 @@ int factor_open(struct factor **out, const float *delta, int32_t rows, int32_t c
         err_set(err, ERR_NO_MEMORY, "no memory for a matrix of %d by %d", rows, cols);
         goto fail;
     }
-    for (int64_t i = 0; i < (int64_t)rows * cols; i++) {
-        if (!isfinite(delta[i])) {
-            err_set(
-                err, ERR_INVALID,
-                "a weight has changed by %g: the training has diverged, lower the learning rate",
-                (double)delta[i]);
-            goto fail;
-        }
+    if (codec_check_finite(delta, rows, cols, err))
+        goto fail;
+    for (int64_t i = 0; i < (int64_t)rows * cols; i++)
         f->delta[i] = (double)delta[i];
-    }
     if (open_metric(f, statistics, err) || decompose(f, err))
         goto fail;
     *out = f;

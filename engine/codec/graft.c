@@ -32,7 +32,6 @@ static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *
     fits = factor_allot(matrix, count, bytes, cost);
     for (int32_t i = 0; i < count; i++) {
         plan[i].bytes = factor_matrix_bytes(&matrix[i]);
-        plan[i].keep = 1;
     }
     free(matrix);
     return fits ? 0

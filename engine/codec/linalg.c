@@ -26,10 +26,12 @@ void linalg_product(bool transpose_a, bool transpose_b, int32_t m, int32_t n, in
                 transpose_b ? k : n, 0.0, c, n);
 }
 
-void linalg_product_f32(int32_t m, int32_t n, int32_t k, const float *a, const float *b, float *c)
+void linalg_product_f32(bool transpose_a, int32_t m, int32_t n, int32_t k, const float *a,
+                        const float *b, float *c)
 {
     if (k > 0)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, m, n, k, 1, a, k, b, n, 0, c, n);
+        cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, CblasNoTrans, m, n, k,
+                    1, a, transpose_a ? m : k, b, n, 0, c, n);
     else
         memset(c, 0, (size_t)m * (size_t)n * sizeof *c);
 }

@@ -20,8 +20,9 @@ void linalg_one_thread(void);
 void linalg_product(bool transpose_a, bool transpose_b, int32_t m, int32_t n, int32_t k,
                     const double *a, const double *b, double *c);
 
-/* c [m, n] = a [m, k] · b [k, n]; zeros where k is 0. */
-void linalg_product_f32(int32_t m, int32_t n, int32_t k, const float *a, const float *b, float *c);
+/* The same in floats, b as it is; zeros where k is 0. */
+void linalg_product_f32(bool transpose_a, int32_t m, int32_t n, int32_t k, const float *a,
+                        const float *b, float *c);
 
 /* a [n, n], symmetric and positive definite, becomes lower triangular L with a = L·Lᵀ, zeros above.
  */

@@ -19,7 +19,6 @@ static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *
 
     for (int32_t i = 0; i < count; i++) {
         plan[i].bytes = (int64_t)compressBound(raw_bytes(plan[i].rows, plan[i].cols));
-        plan[i].keep = 1;
         most += plan[i].bytes;
     }
     *cost = 0;
@@ -67,14 +66,8 @@ static int compress_matrix(const struct codec_matrix *m, const struct codec_plan
         err_set(err, ERR_NO_MEMORY, "no memory for the difference of a matrix");
         goto done;
     }
-    for (size_t i = 0; i < raw / 4; i++)
-        if (!isfinite(m->delta[i])) {
-            err_set(
-                err, ERR_INVALID,
-                "a weight has changed by %g: the training has diverged, lower the learning rate",
-                (double)m->delta[i]);
-            goto done;
-        }
+    if (codec_check_finite(m->delta, m->rows, m->cols, err))
+        goto done;
     split(m->delta, raw / 4, plane);
     if (compress2(out, &size, plane, raw, LEVEL) != Z_OK) {
         err_set(err, ERR_NO_MEMORY, "no memory to deflate a matrix");

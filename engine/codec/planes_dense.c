@@ -2,6 +2,7 @@
 #include <cblas.h>
 #include <stdlib.h>
 
+#include "engine/codec/linalg.h"
 #include "engine/codec/planes.h"
 
 /* difference = left · right. */
@@ -70,15 +71,11 @@ static int open_sides(struct sides *s, const void *data, int32_t rows, int32_t c
 
 int planes_expand(const void *data, int32_t rows, int32_t cols, float *out, struct err *err)
 {
-    int32_t rank = planes_rank(data);
     struct sides s;
     int rc = open_sides(&s, data, rows, cols, err);
 
-    for (int64_t i = 0; !rc && i < (int64_t)rows * cols; i++)
-        out[i] = 0;
-    if (!rc && rank > 0)
-        cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rows, cols, rank, 1, s.left, rows,
-                    s.right, cols, 0, out, cols);
+    if (!rc)
+        linalg_product_f32(true, rows, cols, planes_rank(data), s.left, s.right, out);
     close_sides(&s);
     return rc;
 }
@@ -89,10 +86,7 @@ static void element_slopes(const struct sides *s, int32_t rows, int32_t cols, in
 {
     for (int32_t i = 0; i < rows + cols; i++)
         slope[i] = 0;
-    if (rank == 0)
-        return;
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, rows, cols, rank, 1, s->left, rows,
-                s->right, cols, 0, difference, cols);
+    linalg_product_f32(true, rows, cols, rank, s->left, s->right, difference);
     for (int64_t r = 0; r < rows; r++) {
         float sum = 0;
 
@@ -121,8 +115,7 @@ int planes_slope(const void *data, int32_t rows, int32_t cols, const float *grad
     if (open_sides(&s, data, rows, cols, err))
         goto out;
     if (rank > 0)
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rank, cols, rows, 1, s.left, rows,
-                    gradient, cols, 0, product, cols);
+        linalg_product_f32(false, rank, cols, rows, s.left, gradient, product);
     for (int64_t v = 0; v < rank; v++)
         slope[v] = cblas_sdot(cols, product + v * cols, 1, s.right + v * cols, 1);
     element_slopes(&s, rows, cols, rank, gradient, product, slope + rank);

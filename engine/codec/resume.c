@@ -208,18 +208,17 @@ static int32_t step_in(const struct safetensors *file, const struct resume *resu
     return (int32_t)strtol(step, NULL, 10);
 }
 
-int resume_load_vectors(const struct resume *resume, const struct resume_vectors *v, int32_t *step,
-                        struct err *err)
+int32_t resume_load_vectors(const struct resume *resume, const struct resume_vectors *v)
 {
     struct safetensors *file;
+    int32_t step;
 
-    *step = 0;
     if (access(resume->scales, R_OK) != 0 || safetensors_open(&file, resume->scales, NULL) != 0)
         return 0;
-    *step = step_in(file, resume, v);
-    for (int32_t i = 0; *step > 0 && i < v->count; i++)
+    step = step_in(file, resume, v);
+    for (int32_t i = 0; step > 0 && i < v->count; i++)
         memcpy(v->vector[i], vector_in(file, i, v->length[i]),
                (size_t)v->length[i] * sizeof(float));
     safetensors_free(file);
-    return 0;
+    return step;
 }

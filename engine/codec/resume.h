@@ -52,8 +52,7 @@ struct resume_vectors {
 };
 int resume_save_vectors(const struct resume *resume, const struct resume_vectors *vectors,
                         int32_t step, struct err *err);
-/* *step: 0 where there is nothing to go on from, and the vectors are as they were. */
-int resume_load_vectors(const struct resume *resume, const struct resume_vectors *vectors,
-                        int32_t *step, struct err *err);
+/* The step; 0 where there is nothing to go on from, and the vectors are as they were. */
+int32_t resume_load_vectors(const struct resume *resume, const struct resume_vectors *vectors);
 
 #endif
