@@ -559,20 +559,29 @@ struct two_files {
     const struct artifact_tensor *tensor;
 };
 
+/* What was read may go: two models need not be in memory for one to be compressed. */
+static int read_file(const struct base_file *file, const char *name, int64_t from, int64_t count,
+                     float *out, struct err *err)
+{
+    struct tensor host;
+
+    if (!base_file_tensor(file, name, &host))
+        return err_set(err, ERR_INTERNAL, "a model has no tensor %s", name);
+    tensor_to_f32(&host, from, count, out);
+    base_file_done_with(file, name);
+    return 0;
+}
+
 static int read_files(void *context, int32_t index, int64_t from, int64_t count, float *base,
                       float *tuned, struct err *err)
 {
     const struct two_files *files = context;
     const char *name = files->tensor[index].name;
-    struct tensor host;
 
-    if (!base_file_tensor(files->engine->base, name, &host))
-        return err_set(err, ERR_INTERNAL, "the base has no tensor %s", name);
-    tensor_to_f32(&host, from, count, base);
-    if (!base_file_tensor(files->tuned, name, &host))
-        return err_set(err, ERR_INTERNAL, "the tuned model has no tensor %s", name);
-    tensor_to_f32(&host, from, count, tuned);
-    return 0;
+    return read_file(files->engine->base, name, from, count, base, err) ||
+                   read_file(files->tuned, name, from, count, tuned, err)
+               ? -1
+               : 0;
 }
 
 int engine_model_compress(struct engine *engine, const char *tuned_path,

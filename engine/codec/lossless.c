@@ -75,6 +75,9 @@ static int compress_matrix(const struct codec_matrix *m, const struct codec_plan
     }
     shape[0] = (int64_t)size;
     part[0] = tensor_view(out, DTYPE_U8, 1, shape);
+    out = realloc(out, size); /* parts are held until all are made */
+    if (out)
+        part[0].data = out;
     rc = 0;
 done:
     free(plane);
