@@ -172,11 +172,11 @@ class Faults(unittest.TestCase):
         os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
         lines = [line for line in answer.read().decode().split("\n") if line.startswith("data: ")]
-        self.assertLess(time.monotonic() - began, 5)
+        self.assertLess(time.monotonic() - began, 30)
         if lines[-1] != "data: [DONE]":  # else it had finished before the kill
             self.assertIn("error", json.loads(lines[-1][6:]))
         connection.close()
-        limit = time.monotonic() + 15
+        limit = time.monotonic() + 60
         while (reply := post(temperature=0)).status != 200:
             self.assertEqual(reply.status, 503, reply)
             self.assertTrue(reply.headers["Retry-After"])

@@ -26,7 +26,7 @@ QUICK = {"heartbeat": 0.5, "fence": 5, "sweep": 0.5, "poll": 0.1, "recovery": 0.
 MIB = 1 << 20
 
 
-def wait_until(true, what, seconds=30):
+def wait_until(true, what, seconds=60):
     limit = time.monotonic() + seconds
     while not (value := true()):
         if time.monotonic() > limit:
@@ -111,7 +111,7 @@ def left_behind(server):
 
 
 class Fault(unittest.TestCase):
-    def succeeds_once(self, server, job, seconds=60):
+    def succeeds_once(self, server, job, seconds=180):
         ended = server.wait_job(job, seconds)
         self.assertEqual(ended["status"], "succeeded", f"{ended['error']}\n{server.log()}")
         told = messages(server, job)
@@ -125,7 +125,7 @@ class Fault(unittest.TestCase):
         return ended
 
     def nothing_is_left(self, server):
-        wait_until(lambda: not left_behind(server), f"staging and recovery are empty: {left_behind(server)}\n{server.log(200)}", 10)
+        wait_until(lambda: not left_behind(server), f"staging and recovery are empty: {left_behind(server)}\n{server.log(200)}")
         said = server.cli("collect", "--data", server.data, "--grace", "0")
         self.assertRegex(said, r"^blobs 0 \(0 bytes\), staging 0, recovery 0,")
 
@@ -399,17 +399,17 @@ class Restart(Fault):
         # What `pg_ctl restart -m immediate` does: no checkpoint, no farewell. The server starts its database again.
         os.kill(postmaster, signal.SIGQUIT)
         away, began = 0.0, time.monotonic()
-        while time.monotonic() < began + 4:
+        while time.monotonic() < began + max(4, away + 1):  # a second without a refusal: it is back
             reply = server.get("/v1/models")
             self.assertIn(reply.status, (200, 503), reply)
             if reply.status == 503:
                 self.assertEqual(reply.headers["retry-after"], "1")
                 self.assertEqual(reply.error["type"], "server_error")
                 away = time.monotonic() - began
+                self.assertLess(away, 60)  # a quiet machine's takes 1 s, a busy one's takes its time
             time.sleep(0.02)
         self.assertGreater(away, 0, "nobody noticed")
-        self.assertLess(away, 5)
-        server.wait_ready(30)  # a busy machine takes its time; the figure above is a quiet one's
+        server.wait_ready(30)
         self.assertNotEqual(int(pid_file.read_text().split()[0]), postmaster, "it has restarted")
         ended = self.succeeds_once(server, job)
         self.assertEqual(ended["graft"]["attempt"], 1, "the same worker went on")

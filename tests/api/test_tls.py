@@ -90,7 +90,7 @@ class Tls(unittest.TestCase):
         with socket.create_connection(("127.0.0.1", server.port), timeout=20) as wire:
             began = time.monotonic()
             self.assertEqual(wire.recv(1), b"")
-            self.assertLess(time.monotonic() - began, 5)
+            self.assertLess(time.monotonic() - began, 15)
 
     def test_wrong_files_are_named(self):
         _, other = certificate(server.folder, "other")
