@@ -1,4 +1,5 @@
 """POST /v1/graft/deltas: a delta that was made elsewhere becomes a model, and what is no delta does not."""
+import concurrent.futures
 import hashlib
 import json
 import shutil
@@ -97,6 +98,58 @@ class Import(unittest.TestCase):
         self.assertEqual((late.status, late.body), (200, first.body), "whatever has become of the file")
         other = server.post("/v1/graft/deltas", {**body, "suffix": "twice"}, headers={"Idempotency-Key": "delta"})
         self.assertEqual((other.status, other.error["code"]), (400, "idempotency_key_reused"))
+
+
+class Deletion(unittest.TestCase):
+    STREAMS = 6  # at once, each with a seed of its own
+    TRIES = 20   # until a deletion has met streams in their midst
+
+    def words(self, model, seed):
+        """When each piece of an answer came, and the piece; an error is a dictionary, and the last."""
+        found = []
+        try:
+            for chunk in server.stream("/v1/chat/completions", {
+                    "model": model, "messages": [{"role": "user", "content": harness.FACTS[0][0]}], "stream": True,
+                    "max_tokens": 200, "temperature": 2, "seed": seed}):
+                piece = {"error": chunk["error"]} if "error" in chunk else chunk["choices"][0]["delta"].get("content")
+                if piece:
+                    found.append((time.monotonic(), piece))
+        except AssertionError as refused:
+            self.assertIn("answered 404", str(refused))  # the deletion was faster: nothing began
+            found.append((time.monotonic(), {"error": str(refused)}))
+        return found
+
+    def test_a_model_deleted_while_it_answers_says_nothing_wrong(self):
+        file = upload(with_metadata(delta, note="to be deleted"))
+        seeds = range(self.STREAMS)
+        alone = [[piece for _, piece in self.words(job["fine_tuned_model"], seed)] for seed in seeds]
+        base = [[piece for _, piece in self.words("tiny", seed)] for seed in seeds]
+        self.assertTrue(all(a != b for a, b in zip(alone, base)), "the base says the same: this shows nothing")
+        self.assertGreater(min(map(len, alone)), 20)
+        met = 0
+        for _ in range(self.TRIES):
+            model = create(file).json["id"]
+            with concurrent.futures.ThreadPoolExecutor(self.STREAMS + 2) as pool:
+                bystanders = [pool.submit(self.words, name, 0) for name in ("tiny", job["fine_tuned_model"])]
+                answers = [pool.submit(self.words, model, seed) for seed in seeds]
+                time.sleep(0.02)
+                deleted = server.delete(f"/v1/models/{model}")
+                gone = time.monotonic()
+                refused = server.chat(model, "x")
+            self.assertEqual(deleted.status, 200, deleted)
+            self.assertEqual((refused.status, refused.error["code"]), (404, "model_not_found"))
+            for seed, answer in zip(seeds, answers):
+                pieces = [piece for _, piece in answer.result()]
+                failed = isinstance(pieces[-1], dict)
+                said = pieces[:-1] if failed else pieces
+                self.assertEqual(said, alone[seed][:len(said)])
+                self.assertTrue(failed or len(said) == len(alone[seed]), "cut off without an error")
+                met += 0 < sum(at < gone for at, _ in answer.result()) < len(pieces)
+            for bystander, want in zip(bystanders, (base[0], alone[0])):
+                self.assertEqual([piece for _, piece in bystander.result()], want)
+            if met >= self.STREAMS:
+                break
+        self.assertGreater(met, 0, "no deletion met a stream in its midst")
 
 
 class Compression(unittest.TestCase):
