@@ -220,6 +220,15 @@ struct engine_compress_options {
     void *context;
 };
 
+#define ENGINE_DELTA_POINTS 16
+
+/* What files of some sizes cost: nats a token, as measured_kl. */
+struct engine_delta_curve {
+    int32_t count;
+    int64_t bytes[ENGINE_DELTA_POINTS]; /* of the file */
+    double kl[ENGINE_DELTA_POINTS];
+};
+
 struct engine_delta_report {
     char codec[32];
     int64_t bytes;         /* of the artifact, everything counted */
@@ -233,6 +242,9 @@ struct engine_delta_report {
     double held_out_loss, tuned_loss; /* of the same answers: served, and by the tuned weights */
     int64_t measured_tokens, calibration_tokens;
     int32_t distill_steps;
+    struct engine_delta_curve
+        predicted;                   /* as predicted_kl, of sizes that were not made; or empty */
+    struct engine_delta_curve tried; /* all that was measured on the way, in that order */
     double seconds, statistics_seconds, distill_seconds, measure_seconds; /* seconds: all of it */
 };
 

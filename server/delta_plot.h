@@ -1,5 +1,5 @@
 /* delta_plot.h: a delta as a picture (SVG): what each matrix takes, and what of its difference is
- * lost, layer by layer. */
+ * lost, layer by layer; and the KL over the file's size, as far as its report knows it. */
 #ifndef GRAFT_DELTA_PLOT_H
 #define GRAFT_DELTA_PLOT_H
 

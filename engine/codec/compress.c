@@ -27,6 +27,10 @@
 #define SEARCH_HOPE 3.0    /* times the KL asked for, from where distillation may get there */
 #define SEARCH_DISTILLED 2 /* smaller sizes that are tried with distillation */
 #define SEARCH_WORTH 1.1   /* times the ratio that holds: less is not tried for */
+#define PREDICT_LOWEST                                                        \
+    4 /* ratio of the largest file whose cost is predicted; each next is half \
+       */
+#define PREDICT_SIZES 8
 
 /* One compression. */
 struct run {
@@ -194,6 +198,14 @@ static int refine(struct run *r, struct err *err)
     return 0;
 }
 
+static void add_point(struct engine_delta_curve *c, int64_t bytes, double kl)
+{
+    if (c->count == ENGINE_DELTA_POINTS || !isfinite(kl))
+        return;
+    c->bytes[c->count] = bytes;
+    c->kl[c->count++] = kl;
+}
+
 /* As it will be served, from a file that does not stay. */
 static int measure(struct run *r, const char *path, struct err *err)
 {
@@ -224,6 +236,7 @@ static int measure(struct run *r, const char *path, struct err *err)
     report->tuned_loss = found.tuned_loss;
     report->measured_tokens = found.tokens;
     report->measure_seconds += now() - from;
+    add_point(&report->tried, report->bytes, found.kl);
     rc = 0;
 out:
     engine_delta_free(delta);
@@ -365,6 +378,7 @@ static int shrink(struct run *r, double ratio, const char *path, struct err *err
     }
     best.distill_seconds = r->report->distill_seconds; /* of all that was tried */
     best.measure_seconds = r->report->measure_seconds;
+    best.tried = r->report->tried;
     *r->report = best;
     return 0;
 }
@@ -436,11 +450,30 @@ static int open_run(struct run *r, int64_t *bytes, struct err *err)
     return 0;
 }
 
+/* What other sizes would cost, for who draws the report: plans alone are made for it. */
+static int predict(struct run *r, struct err *err)
+{
+    size_t room = report_room(r->source.count);
+    int64_t bytes = bytes_of(r, PREDICT_LOWEST);
+
+    for (int i = 0; i < PREDICT_SIZES && r->report->calibration_tokens > 0; i++, bytes /= 2) {
+        struct err why = {0};
+        double kl;
+
+        if (compression_predict(r->compression, bytes, room, &kl, &why) == 0)
+            add_point(&r->report->predicted, bytes, kl);
+        else if (why.kind != ERR_INVALID) /* else: such a size can not be had */
+            return err_set(err, why.kind, "%s", why.message);
+    }
+    return 0;
+}
+
 static int prepare(struct run *r, struct err *err)
 {
-    if (take_statistics(r, err))
+    if (take_statistics(r, err) ||
+        compression_decompose(r->compression, r->statistics.h, r->statistics.g, err))
         return -1;
-    return compression_decompose(r->compression, r->statistics.h, r->statistics.g, err);
+    return predict(r, err);
 }
 
 /* Parts from an interrupted run, or new ones, which are kept for the next. */
@@ -464,11 +497,13 @@ static int make_or_resume(struct run *r, int64_t bytes, const char *path, struct
     if (!found) {
         if (prepare(r, err) || make(r, bytes, err))
             return -1;
-        facts = (struct resume_facts){report->predicted_kl, report->calibration_tokens};
+        facts = (struct resume_facts){report->predicted_kl, report->calibration_tokens,
+                                      report->predicted};
         return resume_save_parts(&r->resume, r->compression, &facts, err);
     }
     report->predicted_kl = facts.predicted_kl;
     report->calibration_tokens = facts.calibration_tokens;
+    report->predicted = facts.predicted;
     for (int32_t i = 0; i < r->source.count; i++)
         r->bytes[i] = compression_part_bytes(r->compression, i);
     return 0;

@@ -355,17 +355,25 @@ int compression_check(const struct compression *c, int64_t bytes, size_t report_
     return budget_check(&content, report_len, bytes, err);
 }
 
-int compression_run(struct compression *c, int64_t bytes, size_t report_len, double *cost,
-                    struct err *err)
+int compression_predict(struct compression *c, int64_t bytes, size_t report_len, double *cost,
+                        struct err *err)
 {
     struct artifact_content content = content_of(c, NULL);
     int64_t overhead = artifact_overhead(&content, report_len);
 
     *cost = NAN;
-    if (compression_check(c, bytes, report_len, err) ||
-        c->options.codec->allot(c->plan, c->matrices, bytes - overhead, cost, err))
-        return -1;
-    return each_matrix(c, "compress", compress_one, err);
+    return compression_check(c, bytes, report_len, err) ||
+                   c->options.codec->allot(c->plan, c->matrices, bytes - overhead, cost, err)
+               ? -1
+               : 0;
+}
+
+int compression_run(struct compression *c, int64_t bytes, size_t report_len, double *cost,
+                    struct err *err)
+{
+    return compression_predict(c, bytes, report_len, cost, err)
+               ? -1
+               : each_matrix(c, "compress", compress_one, err);
 }
 
 bool compression_changed(const struct compression *c, int32_t index)

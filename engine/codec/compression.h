@@ -48,6 +48,10 @@ int compression_check(const struct compression *compression, int64_t bytes, size
 int compression_run(struct compression *compression, int64_t bytes, size_t report_len, double *cost,
                     struct err *err);
 
+/* What parts for a file of that size are expected to lose, without making them; plans only. */
+int compression_predict(struct compression *compression, int64_t bytes, size_t report_len,
+                        double *cost, struct err *err);
+
 bool compression_changed(const struct compression *compression, int32_t index);
 /* The parts of a matrix that changed; else NULL. */
 struct tensor *compression_parts(const struct compression *compression, int32_t index);

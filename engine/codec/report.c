@@ -33,18 +33,30 @@ static json_t *matrices(int32_t tensors, const int64_t *bytes, const double *err
     return json_pack("{s:o, s:o}", "bytes", sizes, "relative_error", errors);
 }
 
+/* [bytes, kl] of each point. */
+static json_t *pairs(const struct engine_delta_curve *c)
+{
+    json_t *list = json_array();
+
+    for (int32_t i = 0; i < c->count; i++)
+        json_array_append_new(list, json_pack("[I, o]", (json_int_t)c->bytes[i], number(c->kl[i])));
+    return list;
+}
+
 static json_t *object_of(const struct engine_delta_report *r, bool held_out, json_t *per_matrix)
 {
     return json_pack(
-        "{s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:I, s:I, s:i, s:o}", "codec",
-        r->codec, "bytes", (json_int_t)r->bytes, "linear_bytes", (json_int_t)r->linear_bytes,
-        "ratio", number(r->ratio), "linear_ratio", number(r->linear_ratio), "relative_error",
-        number(r->relative_error), "predicted_kl", number(r->predicted_kl), "measured_kl",
-        number(r->measured_kl), "answer_kl", number(r->answer_kl), "held_out_loss",
-        number(r->held_out_loss), "tuned_loss", number(r->tuned_loss), "measured_on",
-        held_out ? "held_out" : "calibration", "measured_tokens", (json_int_t)r->measured_tokens,
-        "calibration_tokens", (json_int_t)r->calibration_tokens, "distill_steps", r->distill_steps,
-        "matrices", per_matrix);
+        "{s:s, s:I, s:I, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:o, s:s, s:I, s:I, s:i, s:o, s:o, "
+        "s:o}",
+        "codec", r->codec, "bytes", (json_int_t)r->bytes, "linear_bytes",
+        (json_int_t)r->linear_bytes, "ratio", number(r->ratio), "linear_ratio",
+        number(r->linear_ratio), "relative_error", number(r->relative_error), "predicted_kl",
+        number(r->predicted_kl), "measured_kl", number(r->measured_kl), "answer_kl",
+        number(r->answer_kl), "held_out_loss", number(r->held_out_loss), "tuned_loss",
+        number(r->tuned_loss), "measured_on", held_out ? "held_out" : "calibration",
+        "measured_tokens", (json_int_t)r->measured_tokens, "calibration_tokens",
+        (json_int_t)r->calibration_tokens, "distill_steps", r->distill_steps, "predicted",
+        pairs(&r->predicted), "tried", pairs(&r->tried), "matrices", per_matrix);
 }
 
 /* Characters that JSON escapes once more in the header. */

@@ -92,15 +92,37 @@ void resume_remove(const struct resume *resume)
 int resume_save_parts(const struct resume *resume, const struct compression *compression,
                       const struct resume_facts *facts, struct err *err)
 {
-    char report[256], predicted[32] = "null";
+    json_t *object =
+        json_pack("{s:s, s:o, s:I, s:[], s:[]}", "resume", resume->identity, "predicted_kl",
+                  isfinite(facts->predicted_kl) ? json_real(facts->predicted_kl) : json_null(),
+                  "calibration_tokens", (json_int_t)facts->calibration_tokens, "bytes", "kl");
+    const struct engine_delta_curve *c = &facts->predicted;
+    char *report;
     int64_t bytes;
+    int rc;
 
-    if (isfinite(facts->predicted_kl))
-        snprintf(predicted, sizeof predicted, "%.17g", facts->predicted_kl);
-    snprintf(report, sizeof report,
-             "{\"resume\":\"%s\",\"predicted_kl\":%s,\"calibration_tokens\":%lld}",
-             resume->identity, predicted, (long long)facts->calibration_tokens);
-    return compression_write(compression, resume->undistilled, report, &bytes, NULL, NULL, err);
+    for (int32_t i = 0; i < c->count; i++) {
+        json_array_append_new(json_object_get(object, "bytes"), json_integer(c->bytes[i]));
+        json_array_append_new(json_object_get(object, "kl"), json_real(c->kl[i]));
+    }
+    report = json_dumps(object, JSON_COMPACT); /* every number to its last bit */
+    json_decref(object);
+    if (!report)
+        return err_set(err, ERR_NO_MEMORY, "no memory for what is known of a compression");
+    rc = compression_write(compression, resume->undistilled, report, &bytes, NULL, NULL, err);
+    free(report);
+    return rc;
+}
+
+static void read_curve(const json_t *object, struct engine_delta_curve *c)
+{
+    const json_t *bytes = json_object_get(object, "bytes"), *kl = json_object_get(object, "kl");
+
+    *c = (struct engine_delta_curve){0};
+    for (size_t i = 0; i < json_array_size(bytes) && i < ENGINE_DELTA_POINTS; i++, c->count++) {
+        c->bytes[i] = json_integer_value(json_array_get(bytes, i));
+        c->kl[i] = json_number_value(json_array_get(kl, i));
+    }
 }
 
 static bool read_facts(const char *report, const char *identity, struct resume_facts *facts)
@@ -112,6 +134,7 @@ static bool read_facts(const char *report, const char *identity, struct resume_f
 
     facts->predicted_kl = json_is_number(predicted) ? json_number_value(predicted) : NAN;
     facts->calibration_tokens = json_integer_value(json_object_get(object, "calibration_tokens"));
+    read_curve(object, &facts->predicted);
     json_decref(object);
     return ours;
 }

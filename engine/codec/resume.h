@@ -36,6 +36,7 @@ void resume_remove(const struct resume *resume);
 struct resume_facts {
     double predicted_kl; /* or NAN */
     int64_t calibration_tokens;
+    struct engine_delta_curve predicted;
 };
 int resume_save_parts(const struct resume *resume, const struct compression *compression,
                       const struct resume_facts *facts, struct err *err);

@@ -52,6 +52,9 @@ class Tool(unittest.TestCase):
         bars = [e for e in xml.etree.ElementTree.parse(plot).iter("{http://www.w3.org/2000/svg}rect") if e.get("fill") != "white"]
         self.assertGreater(matrices, 0)
         self.assertEqual(len(bars), 2 * matrices + 7, "a bar for bytes, one for the error, and the legend's")
+        svg = plot.read_text()
+        self.assertIn("no rows were given", svg)
+        self.assertNotIn("<circle", svg)
         plot.unlink()
         # Without a report there is nothing to draw, and no picture.
         delta.write_bytes(delta.read_bytes().replace(b'graft.report', b'graft.rexort'))
@@ -59,6 +62,31 @@ class Tool(unittest.TestCase):
         self.assertEqual(failed.returncode, 1)
         self.assertIn("nothing to plot", failed.stderr)
         self.assertFalse(plot.exists())
+        delta.unlink()
+
+    def test_the_kl_is_drawn_over_the_bytes(self):
+        delta, plot = self.folder / "out.delta", self.folder / "out.svg"
+        subprocess.run(self.argv("--max-kl", "0.01", "--distill-steps", "0", "--calibration", self.rows), check=True,
+                       capture_output=True)
+        said = subprocess.run([harness.GRAFT, "delta", "inspect", delta, "--plot", plot], check=True, capture_output=True, text=True)
+        report = json.loads(said.stdout)["report"]
+        predicted, tried = report["predicted"], report["tried"]
+        self.assertGreater(len(predicted), 2)
+        self.assertTrue(all(big[0] > small[0] and big[1] < small[1] for big, small in zip(predicted, predicted[1:])), predicted)
+        self.assertGreater(len(tried), 3)
+        self.assertIn([report["bytes"], report["measured_kl"]], tried)
+        self.assertEqual(report["bytes"], min(size for size, kl in tried if kl <= 0.01))
+        marks = list(xml.etree.ElementTree.parse(plot).iter("{http://www.w3.org/2000/svg}circle"))
+        self.assertEqual(len(marks), len(predicted) + len(tried) + 1)
+        (own,) = [mark for mark in marks if mark.get("fill") == "#d62728"]
+        for mark, (size, kl) in zip(marks[len(predicted):], tried):  # larger is further right, a higher KL further up
+            self.assertEqual(float(mark.get("cx")) > float(own.get("cx")), size > report["bytes"])
+            self.assertEqual(float(mark.get("cy")) < float(own.get("cy")), kl > report["measured_kl"])
+        # A report of before has neither curve: what it says of its own file is drawn.
+        delta.write_bytes(delta.read_bytes().replace(b'predicted\\"', b'predixted\\"').replace(b'tried\\"', b'trixd\\"'))
+        subprocess.run([harness.GRAFT, "delta", "inspect", delta, "--plot", plot], check=True, capture_output=True)
+        self.assertEqual(plot.read_text().count("<circle"), 1)
+        plot.unlink()
         delta.unlink()
 
     def test_killed_it_goes_on_from_where_it_was(self):
