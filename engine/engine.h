@@ -213,9 +213,12 @@ struct engine_compress_options {
      * weighed by them, and scales are distilled on them. NULL: neither. */
     const struct engine_dataset *calibration;
     const struct engine_dataset *held_out; /* what is measured on; NULL: the calibration's rows */
+    /* engine_model_compress: of the calibration's questions so many at most are asked in the end
+     * (engine_recall) of base, tuned model and base with the delta; 0: none. */
+    int64_t recall_questions;
     /* Called from inside, on the calling thread, about as often as a step of training takes: share
-     * 0..1 of a stage: read, statistics, decompose, compress, distill, compare, measure. false:
-     * stop; the call ends with ERR_CANCELLED and leaves no file. NULL: not wanted. */
+     * 0..1 of a stage: read, statistics, decompose, compress, distill, compare, measure, recall.
+     * false: stop; the call ends with ERR_CANCELLED and leaves no file. NULL: not wanted. */
     bool (*progress)(void *context, const char *stage, double share);
     void *context;
 };
@@ -242,9 +245,11 @@ struct engine_delta_report {
     double held_out_loss, tuned_loss; /* of the same answers: served, and by the tuned weights */
     int64_t measured_tokens, calibration_tokens;
     int32_t distill_steps;
-    struct engine_delta_curve
-        predicted;                   /* as predicted_kl, of sizes that were not made; or empty */
-    struct engine_delta_curve tried; /* all that was measured on the way, in that order */
+    int64_t recall_asked; /* 0: nothing was asked; else which share was answered right: */
+    double base_recall, tuned_recall, served_recall;
+    /* As predicted_kl, of sizes that were not made; or empty. And all that was measured on the way,
+     * in that order. */
+    struct engine_delta_curve predicted, tried;
     double seconds, statistics_seconds, distill_seconds, measure_seconds; /* seconds: all of it */
 };
 

@@ -77,7 +77,8 @@ struct asking {
     int64_t count;
 };
 
-static int choose_questions(struct asking *a, const struct engine_dataset *dataset, struct err *err)
+static int choose_questions(struct asking *a, const struct engine_dataset *dataset, int64_t most,
+                            struct err *err)
 {
     int64_t with_answer = 0, seen = 0;
     struct dataset_question at;
@@ -86,11 +87,11 @@ static int choose_questions(struct asking *a, const struct engine_dataset *datas
         with_answer += dataset_question(dataset, i, &at);
     if (with_answer == 0)
         return err_set(err, ERR_INVALID, "the dataset has no question that could be asked");
-    a->count = with_answer < RECALL_MAX_QUESTIONS ? with_answer : RECALL_MAX_QUESTIONS;
+    a->count = with_answer < most ? with_answer : most;
     a->question = calloc((size_t)a->count, sizeof(*a->question));
     if (a->question == NULL) {
         a->count = 0;
-        return err_set(err, ERR_NO_MEMORY, "out of memory for %d questions", RECALL_MAX_QUESTIONS);
+        return err_set(err, ERR_NO_MEMORY, "out of memory for %lld questions", (long long)most);
     }
     for (int64_t k = 0; k < a->count; k++)
         strbuf_init(&a->question[k].answer, MAX_ANSWER);
@@ -190,21 +191,20 @@ static int32_t longest(const struct asking *a, int32_t context)
     return most < context ? most : context;
 }
 
-int engine_recall(struct engine *engine, struct engine_trainer *trainer,
-                  const struct engine_delta *delta, const struct engine_dataset *dataset,
-                  struct engine_recall *out, struct err *err)
+int recall_measure(struct engine *engine, const struct model_weights *weights,
+                   const struct engine_delta *delta, const struct engine_dataset *dataset,
+                   int64_t questions, struct engine_recall *out, struct err *err)
 {
-    const struct model_weights *weights = trainer != NULL ? trainer_weights(trainer) : NULL;
     struct engine_session_options options = {.max_sequences = SESSION_DEFAULT_SEQUENCES};
     struct engine_session *session = NULL;
     struct asking a = {.engine = engine};
     int rc = -1;
 
-    if (choose_questions(&a, dataset, err) != 0)
+    if (choose_questions(&a, dataset, questions, err) != 0)
         goto out;
     options.max_context = longest(&a, model_get_config(engine->model)->context);
     if (session_open(&session, engine, &options, weights, err) != 0 ||
-        ask(&a, session, trainer != NULL ? NULL : delta, err) != 0 || compare(&a, out, err) != 0)
+        ask(&a, session, delta, err) != 0 || compare(&a, out, err) != 0)
         goto out;
     rc = 0;
 out:
@@ -213,4 +213,14 @@ out:
         strbuf_release(&a.question[k].answer);
     free(a.question);
     return rc;
+}
+
+int engine_recall(struct engine *engine, struct engine_trainer *trainer,
+                  const struct engine_delta *delta, const struct engine_dataset *dataset,
+                  struct engine_recall *out, struct err *err)
+{
+    return trainer != NULL
+               ? recall_measure(engine, trainer_weights(trainer), NULL, dataset,
+                                RECALL_MAX_QUESTIONS, out, err)
+               : recall_measure(engine, NULL, delta, dataset, RECALL_MAX_QUESTIONS, out, err);
 }

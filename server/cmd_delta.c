@@ -70,10 +70,19 @@ static void end_progress(const char *last)
 
 /* ------------------------------------------------------------------ compress */
 
+#define RECALL_QUESTIONS 100 /* each is asked three times */
+
 static void print_report(const struct engine_delta_report *report, const char *path)
 {
     json_t *out = delta_report_object(report);
 
+    json_object_set_new(out, "recall",
+                        report->recall_asked > 0
+                            ? json_pack("{s:I, s:f, s:f, s:f}", "asked",
+                                        (json_int_t)report->recall_asked, "base",
+                                        report->base_recall, "tuned", report->tuned_recall,
+                                        "served", report->served_recall)
+                            : json_null());
     json_object_set_new(out, "file", json_string(path));
     json_dumpf(out, stdout, JSON_COMPACT | JSON_REAL_PRECISION(6));
     putchar('\n');
@@ -120,13 +129,13 @@ static int compress_options(const struct setting_args *args, struct engine_compr
 
 /* JSONL of examples; NULL: none. */
 static int open_rows(struct engine_dataset **out, const struct engine *engine, const char *path,
-                     struct err *err)
+                     struct engine_dataset_report *report, struct err *err)
 {
     const struct engine_dataset_options options = {.file_id = path, .validation = true};
-    struct engine_dataset_report report;
 
     *out = NULL;
-    return path == NULL ? 0 : engine_dataset_open(out, engine, path, &options, &report, err);
+    *report = (struct engine_dataset_report){0};
+    return path == NULL ? 0 : engine_dataset_open(out, engine, path, &options, report, err);
 }
 
 static int compress(const struct settings *settings, const struct setting_args *args,
@@ -137,6 +146,7 @@ static int compress(const struct settings *settings, const struct setting_args *
                                           .precision = settings_precision(settings)};
     struct engine_dataset *calibration = NULL, *held_out = NULL;
     struct engine *engine = NULL;
+    struct engine_dataset_report rows, others;
     struct engine_delta_report report;
     char stage[32] = "";
     int rc = -1;
@@ -144,11 +154,13 @@ static int compress(const struct settings *settings, const struct setting_args *
     options->progress = show_progress;
     options->context = stage;
     if (engine_open_model(&engine, args->options[CMD_DELTA_BASE], &device, err) != 0 ||
-        open_rows(&calibration, engine, args->options[CMD_DELTA_CALIBRATION], err) != 0 ||
-        open_rows(&held_out, engine, args->options[CMD_DELTA_HELD_OUT], err) != 0)
+        open_rows(&calibration, engine, args->options[CMD_DELTA_CALIBRATION], &rows, err) != 0 ||
+        open_rows(&held_out, engine, args->options[CMD_DELTA_HELD_OUT], &others, err) != 0)
         goto out;
     options->calibration = calibration;
     options->held_out = held_out;
+    if (rows.question_answer && args->options[CMD_DELTA_NO_RECALL] == NULL)
+        options->recall_questions = RECALL_QUESTIONS;
     catch_signals();
     rc = engine_model_compress(engine, args->options[CMD_DELTA_TUNED], options,
                                args->options[CMD_DELTA_OUT], &report, err);

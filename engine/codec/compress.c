@@ -17,6 +17,7 @@
 #include "engine/codec/report.h"
 #include "engine/codec/resume.h"
 #include "engine/engine_parts.h"
+#include "engine/recall.h"
 #include "engine/trainer.h"
 #include "engine/twin.h"
 
@@ -619,6 +620,33 @@ static int read_files(void *context, int32_t index, int64_t from, int64_t count,
                : 0;
 }
 
+/* Does each of the three know the answers: the base, the tuned model, and what is served? */
+static int ask_all(const struct run *r, const char *path, struct err *err)
+{
+    const struct engine_compress_options *o = r->options;
+    const struct stage_listener listener = listener_of(r);
+    struct engine_delta_report *report = r->report;
+    double *share[] = {&report->base_recall, &report->tuned_recall, &report->served_recall};
+    struct engine_delta *delta = NULL;
+    int rc = engine_delta_open(&delta, r->engine, path, err);
+
+    for (int i = 0; i < 3 && !rc; i++) {
+        struct engine_recall found;
+
+        rc = recall_measure(r->engine, i == 1 ? r->tuned : NULL, i == 2 ? delta : NULL,
+                            o->calibration, o->recall_questions, &found, err) ||
+                     stage_tell(&listener, "recall", (i + 1) / 3.0, err)
+                 ? -1
+                 : 0;
+        if (!rc) {
+            *share[i] = found.exact;
+            report->recall_asked = found.asked;
+        }
+    }
+    engine_delta_free(delta);
+    return rc;
+}
+
 int engine_model_compress(struct engine *engine, const char *tuned_path,
                           const struct engine_compress_options *options, const char *out_path,
                           struct engine_delta_report *report, struct err *err)
@@ -637,6 +665,11 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
     files.tensor = tensor;
     r.tuned = model_base_weights(tuned.model);
     rc = compress(&r, options, out_path, report, err);
+    if (!rc && options->calibration && options->recall_questions > 0) {
+        rc = ask_all(&r, out_path, err);
+        if (rc)
+            unlink(out_path);
+    }
 out:
     free(tensor);
     twin_close(&tuned);

@@ -41,7 +41,14 @@ class Tool(unittest.TestCase):
         self.assertEqual(report["bytes"], (self.folder / "out.delta").stat().st_size)
         self.assertGreaterEqual(report["ratio"], 4)
         self.assertEqual(report["distill_steps"], 2)
-        self.assertEqual(done.stderr.split(), ["read", "statistics", "decompose", "compress", "distill", "compare", "measure"])
+        self.assertEqual(done.stderr.split(), ["read", "statistics", "decompose", "compress", "distill", "compare", "measure",
+                                               "recall"])
+        self.assertEqual(report["recall"]["asked"], len(harness.FACTS))
+        self.assertTrue(all(0 <= report["recall"][who] <= 1 for who in ("base", "tuned", "served")), report["recall"])
+        without = subprocess.run(self.argv("--codec", "bitdelta", "--calibration", self.rows, "--distill-steps", "0", "--no-recall"),
+                                 capture_output=True, text=True, check=True)
+        self.assertIsNone(json.loads(without.stdout)["recall"])
+        self.assertNotIn("recall", without.stderr)
         (self.folder / "out.delta").unlink()
 
     def test_a_delta_is_drawn_matrix_by_matrix(self):
@@ -105,7 +112,7 @@ class Tool(unittest.TestCase):
         self.assertFalse((self.folder / "out.delta").exists())
         done = subprocess.run(self.argv(*words, "--resume"), capture_output=True, text=True)
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(done.stderr.split(), ["read", "distill", "compare", "measure"], "statistics are not taken again")
+        self.assertEqual(done.stderr.split(), ["read", "distill", "compare", "measure", "recall"], "statistics are not taken again")
         self.assertEqual((self.folder / "out.delta").read_bytes(), want)
         (self.folder / "out.delta").unlink()
         self.assertEqual(self.files(), before)

@@ -129,7 +129,7 @@ class Bench:
             with tempfile.TemporaryDirectory() as folder:
                 delta = os.path.join(folder, "delta.safetensors")
                 argv = ["delta", "compress", "--base", o.base, "--tuned", o.tuned, "--codec", codec, "--calibration",
-                        o.calibration, "--seed", str(seed), "-o", delta]
+                        o.calibration, "--seed", str(seed), "--no-recall", "-o", delta]
                 argv += ["--bytes", str(size)] if size else []
                 argv += ["--distill-steps", str(distill)] if distill is not None else []
                 try:
