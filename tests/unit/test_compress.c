@@ -315,19 +315,17 @@ static void test_distillation_pays(void **state)
 
     for (int i = 0; delta_fixture_codec(i, codec); i++) {
         struct engine_compress_options options = {.codec = codec, .calibration = questions};
-        struct engine_delta_report plain, distilled, elsewhere;
+        struct engine_delta_report plain, distilled;
 
         if (!codec_find(codec)->scales)
             continue;
         plain = compress(options);
-        options.distill_steps = 25;
+        options.distill_steps = 15;
         distilled = compress(options);
-        options.held_out = reworded;
-        elsewhere = compress(options);
-        print_message("# %s: KL %.4f, distilled %.4f (in other words %.4f)\n", codec,
-                      plain.measured_kl, distilled.measured_kl, elsewhere.measured_kl);
+        print_message("# %s: KL %.4f, distilled %.4f\n", codec, plain.measured_kl,
+                      distilled.measured_kl);
         assert_int_equal(plain.distill_steps, 0);
-        assert_int_equal(distilled.distill_steps, 25);
+        assert_int_equal(distilled.distill_steps, 15);
         assert_int_equal(distilled.bytes, plain.bytes);
         assert_true(distilled.measured_kl < 0.9 * plain.measured_kl);
     }
@@ -378,10 +376,10 @@ static struct engine_delta_report kept_to(double max_kl, int32_t steps,
 
 static void test_max_kl_counts_on_distillation(void **state)
 {
-    struct engine_delta_report plain = kept_to(0.05, 0, NULL), distilled = kept_to(0.05, 40, NULL);
+    struct engine_delta_report plain = kept_to(0.05, 0, NULL), distilled = kept_to(0.05, 20, NULL);
 
     assert_int_equal(plain.distill_steps, 0);
-    assert_int_equal(distilled.distill_steps, 40);
+    assert_int_equal(distilled.distill_steps, 20);
     assert_true(distilled.bytes < 0.95 * (double)plain.bytes);
 }
 
@@ -398,7 +396,7 @@ static double at_largest(struct engine_compress_options options, int32_t steps)
 static void test_max_kl_that_only_distillation_keeps_to(void **state)
 {
     struct engine_compress_options options = {.calibration = questions};
-    double plain = at_largest(options, 0), distilled = at_largest(options, 40);
+    double plain = at_largest(options, 0), distilled = at_largest(options, 20);
     struct engine_delta_report report;
     struct err why = {0};
 
@@ -406,15 +404,14 @@ static void test_max_kl_that_only_distillation_keeps_to(void **state)
     options.max_kl = fmax(sqrt(plain * distilled), plain / 2.5);
     assert_int_equal(engine_trainer_compress(trainer, &options, delta_path, &report, &why), -1);
     assert_int_equal(why.kind, ERR_INVALID);
-    assert_int_equal(kept_to(options.max_kl, 40, NULL).distill_steps, 40);
+    assert_int_equal(kept_to(options.max_kl, 20, NULL).distill_steps, 20);
 }
 
-/* What is distilled on a single row may get worse on others: then distillation is left out. */
 /* The first of some rows, unlike what is measured on, whose distillation harms: KL times that. */
 static double harmful(struct engine_compress_options *options, struct engine_dataset **row)
 {
-    static const char *const text[] = {"Once upon a time there was", "0 0 0 0 0 0 0 0 0 0",
-                                       "%%%% #### &&&& @@@@", "aaaa bbbb cccc dddd eeee"};
+    static const char *const text[] = {"%%%% #### &&&& @@@@", "aaaa bbbb cccc dddd eeee",
+                                       "Once upon a time there was", "0 0 0 0 0 0 0 0 0 0"};
 
     for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
         double plain, harm;
@@ -432,13 +429,14 @@ static double harmful(struct engine_compress_options *options, struct engine_dat
     return 1;
 }
 
+/* What is distilled on a single row may get worse on others: then distillation is left out. */
 static void test_max_kl_without_a_distillation_that_harms(void **state)
 {
-    struct engine_compress_options options = {.held_out = questions, .distill_steps = 100};
+    struct engine_compress_options options = {.held_out = questions, .distill_steps = 70};
     struct engine_delta_report report;
     struct engine_dataset *row;
 
-    print_message("# 100 steps on another row: KL times %.3f\n", harmful(&options, &row));
+    print_message("# 70 steps on another row: KL times %.3f\n", harmful(&options, &row));
     report = compress(options);
     assert_true(report.measured_kl <= options.max_kl);
     assert_int_equal(report.distill_steps, 0);
@@ -450,7 +448,7 @@ static void test_stop_of_a_search(void **state)
 {
     struct told told = {.stage = "", .stop = "distill", .rounds = 1};
     struct engine_compress_options options = {.max_kl = 0.05,
-                                              .distill_steps = 40,
+                                              .distill_steps = 20,
                                               .calibration = questions,
                                               .progress = on_progress,
                                               .context = &told};

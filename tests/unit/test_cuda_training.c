@@ -1,4 +1,4 @@
-/* Whole models in training on the CUDA backend, by themselves and with a teacher: twenty steps
+/* Whole models in training on the CUDA backend, by themselves and with a teacher: some steps
  * against the CPU's, and the same bits whatever the order of blocks and warps. */
 #include <math.h>
 #include <setjmp.h>
@@ -15,7 +15,11 @@
 #include "tests/unit/reference_model.h"
 #include "tests/unit/shim_fixture.h"
 
+#ifdef SHIM_ORDERS /* a GPU */
 #define STEPS 20
+#else /* where a step takes a million times as long */
+#define STEPS 8
+#endif
 #define ROWS 32
 #define MAX_TENSORS 64
 
@@ -207,7 +211,7 @@ static float *download_weights(struct student *s, int64_t *count)
     return all;
 }
 
-/* The loss of 20 steps: within 1e-4 of the CPU's in F32, within 1e-2 in BF16. */
+/* The loss of each step: within 1e-4 of the CPU's in F32, within 1e-2 in BF16. */
 static void losses_agree(const struct memory_model *memory, const struct memory_model *teacher,
                          enum dtype precision)
 {
@@ -251,7 +255,7 @@ static void test_losses(void **state)
     }
 }
 
-/* Twenty steps towards what another model says of the same tokens. */
+/* Steps towards what another model says of the same tokens. */
 static void test_teacher(void **state)
 {
     struct model_config config = memory_model_config(2, true, false, true);
