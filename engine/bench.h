@@ -6,6 +6,5 @@
 
 /* Sorts x. */
 double bench_median(double *x, int32_t n);
-double bench_clock(void); /* s */
 
 #endif

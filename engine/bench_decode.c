@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/rng.h"
 #include "engine/bench.h"
 #include "engine/bench_delta.h"
@@ -200,11 +201,11 @@ static int read_prompts(struct decode_bench *b, struct err *err)
 static int timed_step(struct decode_bench *b, int32_t i, enum step_kind kind, double *seconds,
                       struct err *err)
 {
-    double began = bench_clock();
+    double began = clock_now();
 
     if (step(b, 0, b->o->sequences, b->o->prompt + i, 1, kind, err))
         return -1;
-    *seconds = bench_clock() - began;
+    *seconds = clock_now() - began;
     return 0;
 }
 
@@ -337,10 +338,10 @@ int engine_bench_decode(const struct engine_bench_decode_options *o, char *json,
     }
     if (open_batch(&b, err) || open_tenants(&b, err))
         goto out;
-    began = bench_clock();
+    began = clock_now();
     if (read_prompts(&b, err))
         goto out;
-    began = bench_clock() - began;
+    began = clock_now() - began;
     if (write_tokens(&b, err) == 0)
         rc = report(&b, began, json, json_size, err);
 out:

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/strbuf.h"
 #include "engine/bench.h"
 #include "engine/codec/fidelity.h"
@@ -63,7 +64,7 @@ static int end_line(struct fidelity_bench *b, double began, char *json, size_t s
                     struct err *err)
 {
     strbuf_addf(&b->line, "]");
-    add_number(&b->line, "seconds", bench_clock() - began);
+    add_number(&b->line, "seconds", clock_now() - began);
     strbuf_addf(&b->line, "}");
     if (strbuf_failed(&b->line) || b->line.len >= size)
         return err_set(err, ERR_INTERNAL, "the bench's line needs %zu bytes", b->line.len + 1);
@@ -102,7 +103,7 @@ static int add_recall(struct fidelity_bench *b, const char *path, struct err *er
     struct engine_recall recall;
     struct fidelity found;
     struct trainer_source rows;
-    double began = bench_clock();
+    double began = clock_now();
     int rc;
 
     if (open_data(&data, b, path, &report, err))
@@ -127,7 +128,7 @@ static int add_recall(struct fidelity_bench *b, const char *path, struct err *er
     add_number(&b->line, "contained", recall.contained);
     add_number(&b->line, "loss", found.loss);
     strbuf_addf(&b->line, ", \"answer_tokens\": %lld", (long long)found.answer_tokens);
-    add_number(&b->line, "seconds", bench_clock() - began);
+    add_number(&b->line, "seconds", clock_now() - began);
     strbuf_addf(&b->line, "}");
     return 0;
 }
@@ -138,7 +139,7 @@ int engine_bench_recall(const struct engine_bench_recall_options *o, char *json,
     const struct engine_options device = {
         .device = o->device, .threads = o->threads, .precision = o->precision};
     struct fidelity_bench b = {0};
-    double began = bench_clock();
+    double began = clock_now();
     int rc = -1;
 
     if (check_count(o->data_count, err))
@@ -163,7 +164,7 @@ static int add_kl(struct fidelity_bench *b, const char *path, int64_t max_tokens
     struct engine_dataset_report report;
     struct fidelity found;
     struct trainer_source rows;
-    double began = bench_clock();
+    double began = clock_now();
     int rc;
 
     if (open_data(&data, b, path, &report, err))
@@ -190,7 +191,7 @@ static int add_kl(struct fidelity_bench *b, const char *path, int64_t max_tokens
     add_number(&b->line, "answer_kl", found.answer_kl);
     add_number(&b->line, "loss", found.loss);
     add_number(&b->line, "tuned_loss", found.tuned_loss);
-    add_number(&b->line, "seconds", bench_clock() - began);
+    add_number(&b->line, "seconds", clock_now() - began);
     strbuf_addf(&b->line, "}");
     return 0;
 }
@@ -201,7 +202,7 @@ int engine_bench_kl(const struct engine_bench_kl_options *o, char *json, size_t 
     const struct engine_options device = {
         .device = o->device, .threads = o->threads, .precision = o->precision};
     struct fidelity_bench b = {0};
-    double began = bench_clock();
+    double began = clock_now();
     int rc = -1;
 
     if (check_count(o->data_count, err))

@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/file_io.h"
 #include "engine/base/rng.h"
 #include "engine/base_file.h"
@@ -18,14 +18,6 @@
 #define MAX_NORM 1.0f
 #define STREAM_ORDER 1   /* of random numbers: the order of examples, by epoch */
 #define VALID_EXAMPLES 4 /* asked after each step */
-
-static double seconds_now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ------------------------------------------------------------------ examples */
 
@@ -451,7 +443,7 @@ static int update(struct engine_trainer *t, double rate, double *norm, struct er
 
 int engine_trainer_step(struct engine_trainer *t, struct engine_step *out, struct err *err)
 {
-    double begin = seconds_now();
+    double begin = clock_now();
     int32_t epoch = t->step / t->plan.steps_per_epoch, in_epoch = t->step % t->plan.steps_per_epoch;
     int32_t first = in_epoch * t->plan.batch_size, left = t->train.count - first;
     struct examples_run run = {.list = &t->train, .backward = true};
@@ -483,6 +475,6 @@ int engine_trainer_step(struct engine_trainer *t, struct engine_step *out, struc
     out->trained_tokens = result.trained;
     if (validate(t, out, err))
         return -1;
-    out->seconds = seconds_now() - begin;
+    out->seconds = clock_now() - begin;
     return 0;
 }

@@ -9,12 +9,12 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
 #include "server/api_context.h"
 #include "server/api_routes.h"
 #include "server/capacity.h"
-#include "server/clock.h"
 #include "server/cmd.h"
 #include "server/devices.h"
 #include "server/http_server.h"

@@ -12,9 +12,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/strbuf.h"
-#include "server/clock.h"
 
 #define ANSWER_MAX (64 << 10) /* bytes of what the child says */
 

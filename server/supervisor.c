@@ -13,9 +13,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/utf8.h"
-#include "server/clock.h"
 #include "server/cmd.h"
 #include "server/infer_client.h"
 

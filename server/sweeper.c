@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
-#include "server/clock.h"
 #include "storage/collector.h"
 #include "storage/db.h"
 #include "storage/leases.h"

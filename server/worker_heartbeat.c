@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
-#include "server/clock.h"
 
 struct worker_heartbeat {
     struct lease lease;

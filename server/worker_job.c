@@ -6,9 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
-#include "server/clock.h"
 #include "server/delta_report.h"
 #include "server/devices.h"
 #include "server/worker.h"

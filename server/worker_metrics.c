@@ -7,10 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/json_text.h"
 #include "engine/base/log.h"
 #include "engine/base/strbuf.h"
-#include "server/clock.h"
 #include "storage/events.h"
 
 #define GATHER_SECONDS 0.25

@@ -3,9 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "server/capacity.h"
-#include "server/clock.h"
 #include "server/devices.h"
 #include "server/worker_watch.h"
 #include "storage/workers.h"

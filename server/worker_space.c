@@ -12,10 +12,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "engine/base/progress.h"
 #include "server/capacity.h"
-#include "server/clock.h"
 #include "server/devices.h"
 #include "server/worker.h"
 #include "server/worker_run.h"

@@ -3,8 +3,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
-#include "server/clock.h"
 #include "server/worker.h"
 #include "server/worker_job.h"
 #include "server/worker_watch.h"

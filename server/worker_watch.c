@@ -10,10 +10,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
 #include "engine/base/progress.h"
-#include "server/clock.h"
 #include "server/cmd.h"
 #include "server/devices.h"
 #include "storage/ids.h"

@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base_file.h"
 #include "engine/codec/calibration.h"
 #include "engine/codec/compression.h"
@@ -56,14 +56,6 @@ struct run {
 static struct stage_listener listener_of(const struct run *r)
 {
     return (struct stage_listener){r->options->progress, r->options->context};
-}
-
-static double now(void)
-{
-    struct timespec t;
-
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
 }
 
 /* ------------------------------------------------------------------ options */
@@ -188,14 +180,14 @@ static int refine(struct run *r, struct err *err)
                                             .pool = r->pool,
                                             .listener = listener_of(r),
                                             .resume = r->resume.scales ? &r->resume : NULL};
-    double from = now();
+    double from = clock_now();
 
     if (!distills(r))
         return 0;
     if (distill(r->compression, r->codec, r->engine, r->tuned, &r->calibration, &options, err))
         return err_prefix(err, "distillation");
     r->report->distill_steps = options.steps;
-    r->report->distill_seconds += now() - from;
+    r->report->distill_seconds += clock_now() - from;
     return 0;
 }
 
@@ -213,7 +205,7 @@ static int measure(struct run *r, const char *path, struct err *err)
     struct engine_delta_report *report = r->report;
     struct engine_delta *delta = NULL;
     struct fidelity found;
-    double from = now();
+    double from = clock_now();
     char *file;
     int rc = -1;
 
@@ -236,7 +228,7 @@ static int measure(struct run *r, const char *path, struct err *err)
     report->held_out_loss = found.loss;
     report->tuned_loss = found.tuned_loss;
     report->measured_tokens = found.tokens;
-    report->measure_seconds += now() - from;
+    report->measure_seconds += clock_now() - from;
     add_point(&report->tried, report->bytes, found.kl);
     rc = 0;
 out:
@@ -411,7 +403,7 @@ static int take_statistics(struct run *r, struct err *err)
                                                 .margin = CALIBRATION_MARGIN,
                                                 .inputs_only = !r->codec->gradients,
                                                 .listener = listener_of(r)};
-    double from = now();
+    double from = clock_now();
 
     if (!r->codec->inputs || r->calibration.count == 0)
         return 0;
@@ -419,7 +411,7 @@ static int take_statistics(struct run *r, struct err *err)
                             err))
         return err_prefix(err, "statistics");
     r->report->calibration_tokens = r->statistics.tokens;
-    r->report->statistics_seconds = now() - from;
+    r->report->statistics_seconds = clock_now() - from;
     return 0;
 }
 
@@ -544,7 +536,7 @@ static int compress(struct run *r, const struct engine_compress_options *options
                     struct engine_delta_report *report, struct err *err)
 {
     const char *name = options->codec ? options->codec : codec_default();
-    double from = now();
+    double from = clock_now();
     int rc = -1;
 
     *report = (struct engine_delta_report){.predicted_kl = NAN,
@@ -562,7 +554,7 @@ static int compress(struct run *r, const struct engine_compress_options *options
             unlink(path);
         close_run(r);
     }
-    report->seconds = now() - from;
+    report->seconds = clock_now() - from;
     return rc;
 }
 

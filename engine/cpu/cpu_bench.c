@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/rng.h"
 #include "engine/bench.h"
 #include "engine/bench_delta.h"
@@ -71,13 +72,13 @@ static int open_bench(struct apply_bench *b, const struct codec *codec, struct e
 {
     const struct engine_bench_apply_options *o = b->o;
     size_t each = (size_t)o->rows * (size_t)o->cols;
-    double began = bench_clock();
+    double began = clock_now();
 
     if (find_kernels(b, err) ||
         cpu_backend_open(&b->backend, o->threads, b->kernels, DTYPE_F32, err) ||
         bench_delta_make(&b->delta, codec, o->rows, o->cols, o->ratio, err))
         return -1;
-    b->compress_seconds = bench_clock() - began;
+    b->compress_seconds = clock_now() - began;
     b->matrices = matrices_of(o);
     b->packed = calloc((size_t)b->matrices, sizeof *b->packed);
     b->weight = malloc((size_t)b->matrices * each * sizeof *b->weight);
@@ -123,15 +124,15 @@ static void run_once(struct apply_bench *b, int32_t m, double *dense, double *ap
     const int64_t shape[2] = {b->o->rows, b->o->cols};
     const struct linear linear = {
         .w = tensor_view(b->weight + (int64_t)m * shape[0] * shape[1], DTYPE_F32, 2, shape)};
-    double began = bench_clock(), middle;
+    double began = clock_now(), middle;
 
     cpu_linear(cpu_of(&b->backend), &batch, 0,
                &(struct linear_call){.linear = &linear, .x = b->x, .y = b->y}, 1);
-    middle = bench_clock();
+    middle = clock_now();
     cpu_delta_apply(cpu_of(&b->backend),
                     &(struct cpu_delta_call){.delta = b->packed[m], .x = b->x, .y = b->y}, 1);
     *dense = middle - began;
-    *apply = bench_clock() - middle;
+    *apply = clock_now() - middle;
 }
 
 static void measure(struct apply_bench *b)
@@ -140,8 +141,8 @@ static void measure(struct apply_bench *b)
 
     for (int32_t m = 0; m < b->matrices; m++)
         run_once(b, m, &ignored, &ignored);
-    began = bench_clock();
-    for (int32_t i = 0; i < MAX_RUNS && (i < MIN_RUNS || bench_clock() - began < SECONDS); i++) {
+    began = clock_now();
+    for (int32_t i = 0; i < MAX_RUNS && (i < MIN_RUNS || clock_now() - began < SECONDS); i++) {
         run_once(b, i % b->matrices, &b->dense[i], &b->apply[i]);
         b->runs = i + 1;
     }

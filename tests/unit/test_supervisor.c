@@ -13,7 +13,7 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "server/clock.h"
+#include "engine/base/clock.h"
 #include "server/cmd.h"
 #include "server/infer_client.h"
 #include "server/supervisor.h"

@@ -3,6 +3,6 @@
 #ifndef GRAFT_CLOCK_H
 #define GRAFT_CLOCK_H
 
-double clock_now(void);
+double clock_now(void); /* s, from some moment on */
 
 #endif
