@@ -64,7 +64,7 @@ enum delta_kind {
     DELTA_SIGN,   /* tuned - base ≈ scale · sign */
     DELTA_DENSE,  /* tuned - base, as it is */
     DELTA_PLANES, /* tuned - base ≈ a product of two factors, each a sum of signed planes */
-    DELTA_FACTORS /* tuned - base = left · right */
+    DELTA_FACTORS /* tuned - base = scale · left · right */
 };
 
 /* tuned - base ≈ diag(row_scale) · Σ_v left_v right_vᵀ · diag(col_scale), v over `rank` vectors.
@@ -85,6 +85,7 @@ struct delta_planes {
 struct delta_factors {   /* BF16, F16 or F32, each its own */
     struct tensor left;  /* [rows, rank] */
     struct tensor right; /* [rank, cols] */
+    float scale;         /* finite, not 0 */
 };
 
 /* Host view of the difference of one matrix, as it lies in an artifact. */

@@ -388,12 +388,12 @@ static int view(const struct tensor part[], int32_t rows, int32_t cols, struct d
     if (open_sides(part, rows, cols, &left, &right, err))
         return -1;
     *memory = left;
-    *out =
-        (struct delta_tensor){.kind = DELTA_FACTORS,
-                              .rows = rows,
-                              .cols = cols,
-                              .factors = {.left = tensor_view(left, DTYPE_F32, 2, left_shape),
-                                          .right = tensor_view(right, DTYPE_F32, 2, right_shape)}};
+    *out = (struct delta_tensor){.kind = DELTA_FACTORS,
+                                 .rows = rows,
+                                 .cols = cols,
+                                 .factors = {.left = tensor_view(left, DTYPE_F32, 2, left_shape),
+                                             .right = tensor_view(right, DTYPE_F32, 2, right_shape),
+                                             .scale = 1}};
     return 0;
 }
 

@@ -151,6 +151,7 @@ struct packed_delta {
     float *scale;   /* [rows] */
     struct tensor dense; /* DELTA_FACTORS: left */
     struct tensor right; /* DELTA_FACTORS */
+    float factor;        /* DELTA_FACTORS: its scale */
     /* DELTA_PLANES */
     uint32_t *right_bits; /* as struct sign_args, a row for each plane */
     float *right_scale, *left_scale, *col_scale;

@@ -1,3 +1,4 @@
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -83,6 +84,7 @@ static int pack_parts(struct packed_delta *packed, const struct delta_tensor *de
         return pack_planes(packed, delta);
     case DELTA_FACTORS:
         packed->inner = (int32_t)delta->factors.right.shape[0];
+        packed->factor = delta->factors.scale;
         return pack_tensor(packed, &delta->factors.left, &packed->dense) ||
                        pack_tensor(packed, &delta->factors.right, &packed->right)
                    ? -1
@@ -142,6 +144,9 @@ static int check_factors(const struct delta_tensor *delta, struct err *err)
         right->shape[1] != delta->cols || left->shape[1] != right->shape[0] || left->shape[1] < 1)
         return err_set(err, ERR_INVALID, "delta: factors that do not make a matrix of %d by %d",
                        delta->rows, delta->cols);
+    if (!isfinite(delta->factors.scale) || delta->factors.scale == 0)
+        return err_set(err, ERR_INVALID, "delta: factors with a scale of %g",
+                       (double)delta->factors.scale);
     return 0;
 }
 
@@ -238,6 +243,7 @@ static void add_factor_row(const struct packed_delta *d, int32_t row, float *y)
 
         for (int32_t k = 0; k < d->inner; k++) {
             tensor_to_f32(&d->dense, (int64_t)row * d->inner + k, 1, &left);
+            left *= d->factor;
             tensor_to_f32(&d->right, (int64_t)k * d->cols + c, n, part);
             for (int32_t i = 0; i < n; i++)
                 y[c + i] += left * part[i];

@@ -75,6 +75,8 @@ static void right_task(void *context, int64_t task, int worker)
 
     if (d->kind == DELTA_FACTORS) {
         dense(run->cpu, &d->right, x, sums, part, false);
+        for (int32_t v = part.from; v < part.to; v++)
+            sums[v] *= d->factor;
         return;
     }
     for (int32_t c = 0; c < d->cols; c++)

@@ -41,11 +41,15 @@ extern "C" {
  * warp reads its tile as 32 neighbouring words: [⌈rows/16⌉][⌈cols/64⌉][32 lanes], see
  * cuda_delta.cuh. Rows and columns that pad have sign bits 0 and scale 0. */
 struct delta_view {
-    const unsigned *bits; /* or NULL: dense, or nothing at all */
+    const unsigned *bits; /* or NULL: dense, factors, or nothing at all */
     const float *scale;   /* [⌈rows/16⌉ · 16] */
     const void *dense;    /* [rows, cols] */
     int32_t dtype;        /* of dense */
     int32_t rows, cols;
+    const void *left, *right; /* factors: [rank, rows], [rank, cols] */
+    int32_t left_dtype, right_dtype;
+    int32_t rank; /* 0: no factors */
+    float factor; /* their scale */
 };
 
 /* Rows of the same adapter are a group. What a group has of its own, or NULL: the base's. */
@@ -101,6 +105,10 @@ struct cuda {
     float *head_parts;  /* [CUDA_HEAD_PARTS, CUDA_MAX_HEAD] on the device */
     float *partial;     /* parts of decode's attention, on the device; cuda_attention_room */
     size_t partial_bytes;
+    int32_t grouped; /* rows of the batch that are not the base's alone */
+    int32_t rank;    /* the highest of the batch's factored deltas; 0: it has none */
+    float *sums;     /* x brought down to their ranks, on the device; cuda_linear_room */
+    size_t sums_bytes;
 };
 
 static inline struct cuda *cuda_of(struct backend *backend)
@@ -166,6 +174,8 @@ void cuda_adamw(struct backend *, const struct adamw_args *);
 
 /* The part of begin that makes room for what decode's attention computes in parts. */
 int cuda_attention_room(struct cuda *cuda, const struct begin_args *args, struct err *err);
+/* … and for the sums of factored deltas, once the batch's groups are known. */
+int cuda_linear_room(struct cuda *cuda, struct err *err);
 void cuda_attention(struct backend *, const struct attention_args *);
 void cuda_attention_backward(struct backend *, const struct attention_backward_args *);
 

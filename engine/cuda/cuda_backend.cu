@@ -243,6 +243,24 @@ static struct group_layer layer_of(const struct adapter_layer *l)
     return g;
 }
 
+/* Of all factored deltas that products read. */
+static int32_t highest_rank(const struct group_layer *layer, const struct group_outer *outer,
+                            int32_t groups, int32_t layers)
+{
+    int32_t most = 0;
+
+    for (int64_t i = 0; i < (int64_t)layers * groups; i++) {
+        const struct group_layer *l = &layer[i];
+        const struct group_linear *own[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
+
+        for (const struct group_linear *g : own)
+            most = g->delta.rank > most ? g->delta.rank : most;
+    }
+    for (int32_t g = 0; g < groups; g++)
+        most = outer[g].head.rank > most ? outer[g].head.rank : most;
+    return most;
+}
+
 /* The group of a segment: its adapter's first segment made it. -1: the base. */
 static int32_t group_of(const struct row_segments *s, int32_t segment, const int32_t *group,
                         int32_t groups)
@@ -294,11 +312,12 @@ static void place_groups(struct packer *p, const struct batch *b)
             if (row_group[r] == g)
                 group_row[rows++] = r;
     }
-    group_start[groups] = rows;
+    group_start[groups] = p->cuda->grouped = rows;
     for (int32_t r = 0; r < b->rows; r++)
         if (row_group[r] < 0)
             group_row[rows++] = r;
     d->groups = groups;
+    p->cuda->rank = highest_rank(layer, outer, groups, layers);
 }
 
 /* A token for each sequence: many small launches, the same at the next step. What differs between
@@ -331,6 +350,10 @@ static void cuda_begin(struct backend *backend, const struct begin_args *a)
     place_rows(&p, a->batch);
     place_docs(&p, a->batch);
     place_groups(&p, a->batch);
+    if (cuda_linear_room(cuda, &err)) {
+        device_fail(cuda->device, err.kind, "%s", err.message);
+        return;
+    }
     device_copy_in(cuda->device, cuda->meta, cuda->staging, p.used);
     cuda->meta_used = p.used;
     if (decodes(a->batch))
@@ -364,6 +387,7 @@ static void cuda_close(struct backend *backend)
         device_free(cuda->device, cuda->norm_parts);
         device_free(cuda->device, cuda->head_parts);
         device_free(cuda->device, cuda->partial);
+        device_free(cuda->device, cuda->sums);
     }
     device_close(cuda->device);
     free(cuda->order);

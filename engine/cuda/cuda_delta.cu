@@ -1,11 +1,12 @@
 #include "engine/cuda/cuda_delta.cuh"
 
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
 struct packed_delta {
     struct delta_view view;
-    void *memory; /* on the device: bits and scales, or the dense values */
+    void *memory; /* on the device: bits and scales, factors, or the dense values */
     int64_t bytes;
 };
 
@@ -74,7 +75,7 @@ static int place_dense(struct device *device, struct packed_delta *packed,
     return 0;
 }
 
-/* ------------------------------------------------------------------ factors */
+/* ------------------------------------------------------------------ planes */
 
 static bool sign_at(const uint32_t *bits, int64_t words, int64_t row, int64_t bit)
 {
@@ -113,21 +114,8 @@ static void expand_planes(const struct delta_tensor *delta, float *left, float *
     }
 }
 
-static void expand_factors(const struct delta_tensor *delta, float *left, float *right, float *to)
-{
-    const struct delta_factors *f = &delta->factors;
-    int64_t rank = f->right.shape[0];
-
-    for (int64_t v = 0; v < rank; v++) {
-        for (int64_t r = 0; r < delta->rows; r++)
-            tensor_to_f32(&f->left, r * rank + v, 1, left + r);
-        tensor_to_f32(&f->right, v * delta->cols, delta->cols, right);
-        add_outer(left, right, delta->rows, delta->cols, to);
-    }
-}
-
-/* Factored differences have no kernel of their own yet: they are expanded once, when they are
- * packed, to the precision, and served as dense ones are. Right, and sixteen times the memory. */
+/* Planes have no kernel of their own yet: they are expanded once, when they are packed, to the
+ * precision, and served as dense ones are. Right, and sixteen times the memory. */
 static int place_expanded(struct cuda *cuda, struct packed_delta *packed,
                           const struct delta_tensor *delta, struct err *err)
 {
@@ -142,10 +130,7 @@ static int place_expanded(struct cuda *cuda, struct packed_delta *packed,
         err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows, delta->cols);
         goto out;
     }
-    if (delta->kind == DELTA_PLANES)
-        expand_planes(delta, left, right, value);
-    else
-        expand_factors(delta, left, right, value);
+    expand_planes(delta, left, right, value);
     if (cuda->activation == DTYPE_BF16) /* in place: a half lies in front of what is still read */
         for (int64_t i = 0; i < count; i++) {
             uint16_t half = f32_to_bf16(value[i]);
@@ -161,15 +146,59 @@ out:
     return status;
 }
 
+/* ------------------------------------------------------------------ factors */
+
+/* Neighbouring outputs read neighbouring numbers: [rank, rows]. */
+static void transpose(const struct tensor *left, char *to)
+{
+    int64_t rows = left->shape[0], rank = left->shape[1], size = dtype_size(left->dtype);
+
+    for (int64_t r = 0; r < rows; r++)
+        for (int64_t v = 0; v < rank; v++)
+            memcpy(to + (v * rows + r) * size, (const char *)left->data + (r * rank + v) * size,
+                   (size_t)size);
+}
+
+static int place_factors(struct device *device, struct packed_delta *packed,
+                         const struct delta_tensor *delta, struct err *err)
+{
+    const struct tensor *left = &delta->factors.left, *right = &delta->factors.right;
+    int64_t left_bytes = ceil_div(tensor_elements(left) * dtype_size(left->dtype), 16) * 16;
+    int64_t right_bytes = tensor_elements(right) * dtype_size(right->dtype);
+    char *host = (char *)calloc(1, (size_t)(left_bytes + right_bytes));
+    int status;
+
+    if (!host)
+        return err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows,
+                       delta->cols);
+    transpose(left, host);
+    memcpy(host + left_bytes, right->data, (size_t)right_bytes);
+    packed->bytes = left_bytes + right_bytes;
+    status = upload(device, packed, host, err);
+    packed->view.left = packed->memory;
+    packed->view.right = (const char *)packed->memory + left_bytes;
+    packed->view.left_dtype = left->dtype;
+    packed->view.right_dtype = right->dtype;
+    packed->view.rank = (int32_t)right->shape[0];
+    packed->view.factor = delta->factors.scale;
+    free(host);
+    return status;
+}
+
+/* ------------------------------------------------------------------ packing */
+
 static int check_factors(const struct delta_tensor *delta, struct err *err)
 {
     const struct tensor *left = &delta->factors.left, *right = &delta->factors.right;
 
     if (left->rank != 2 || right->rank != 2 || left->shape[0] != delta->rows ||
-        right->shape[1] != delta->cols || left->shape[1] != right->shape[0] ||
+        right->shape[1] != delta->cols || left->shape[1] != right->shape[0] || left->shape[1] < 1 ||
         left->dtype > DTYPE_F16 || right->dtype > DTYPE_F16)
         return err_set(err, ERR_INVALID, "delta: factors that do not fit a matrix of %d by %d",
                        delta->rows, delta->cols);
+    if (!std::isfinite(delta->factors.scale) || delta->factors.scale == 0)
+        return err_set(err, ERR_INVALID, "delta: factors with a scale of %g",
+                       (double)delta->factors.scale);
     return 0;
 }
 
@@ -221,6 +250,8 @@ int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
         status = place_signs(cuda->device, packed, delta, err);
     else if (delta->kind == DELTA_DENSE)
         status = place_dense(cuda->device, packed, delta, err);
+    else if (delta->kind == DELTA_FACTORS)
+        status = place_factors(cuda->device, packed, delta, err);
     else
         status = place_expanded(cuda, packed, delta, err);
     if (status) {
@@ -253,6 +284,10 @@ int cuda_delta_clone(struct backend *backend, const struct packed_delta *packed,
         copy->view.bits = (const unsigned *)memory;
         copy->view.scale =
             (const float *)(memory + ((const char *)packed->view.scale - (char *)packed->memory));
+    } else if (packed->view.rank) {
+        copy->view.left = memory;
+        copy->view.right =
+            memory + ((const char *)packed->view.right - (const char *)packed->memory);
     } else {
         copy->view.dense = memory;
     }

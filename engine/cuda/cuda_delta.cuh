@@ -32,17 +32,32 @@ static __host__ __device__ __forceinline__ int delta_bit(int32_t r, int32_t c)
     return (c % 64 / 32 * 2 + c % 8 / 4) * 4 + c % 4 / 2 * 2 + r % 16 / 8 + c % 2 * 16;
 }
 
+static __device__ __forceinline__ float delta_number(const void *from, int32_t dtype, int64_t at)
+{
+    if (dtype == DTYPE_BF16)
+        return to_float(static_cast<const bf16 *>(from)[at]);
+    if (dtype == DTYPE_F16)
+        return to_float(static_cast<const f16 *>(from)[at]);
+    return static_cast<const float *>(from)[at];
+}
+
 /* One value of a dense difference. */
 static __device__ __forceinline__ float delta_dense(const struct delta_view &d, int32_t r,
                                                     int32_t c)
 {
-    int64_t at = (int64_t)r * d.cols + c;
+    return delta_number(d.dense, d.dtype, (int64_t)r * d.cols + c);
+}
 
-    if (d.dtype == DTYPE_BF16)
-        return to_float(static_cast<const bf16 *>(d.dense)[at]);
-    if (d.dtype == DTYPE_F16)
-        return to_float(static_cast<const f16 *>(d.dense)[at]);
-    return static_cast<const float *>(d.dense)[at];
+/* … and of a product of factors. */
+static __device__ __forceinline__ float delta_product(const struct delta_view &d, int32_t r,
+                                                      int32_t c)
+{
+    float sum = 0;
+
+    for (int64_t v = 0; v < d.rank; v++)
+        sum = fmaf(delta_number(d.left, d.left_dtype, v * d.rows + r),
+                   delta_number(d.right, d.right_dtype, v * d.cols + c), sum);
+    return d.factor * sum;
 }
 
 /* One value; slow, for single rows. The view is not empty. */
@@ -51,7 +66,7 @@ static __device__ __forceinline__ float delta_value(const struct delta_view &d, 
 {
     if (d.bits)
         return d.bits[delta_word(d.cols, r, c)] >> delta_bit(r, c) & 1 ? d.scale[r] : -d.scale[r];
-    return delta_dense(d, r, c);
+    return d.rank ? delta_product(d, r, c) : delta_dense(d, r, c);
 }
 
 static __device__ __forceinline__ bool delta_is_empty(const struct delta_view &d)

@@ -128,15 +128,18 @@ static int compare_u64(const void *a, const void *b)
 }
 
 /* The chosen rows by group, on the device: entry i is a number from 0 to count - 1. */
-static const int32_t *order_rows(struct cuda *cuda, const struct head_args *a)
+static const int32_t *order_rows(struct cuda *cuda, const struct head_args *a, int32_t *grouped)
 {
     const char *at = (const char *)cuda->batch.row_group;
     /* begin's copy on the host */
     const int32_t *group = (const int32_t *)(cuda->staging + (at - cuda->meta));
     int32_t *order = (int32_t *)(cuda->order + a->count);
 
-    for (int32_t i = 0; i < a->count; i++)
+    *grouped = 0;
+    for (int32_t i = 0; i < a->count; i++) {
         cuda->order[i] = (uint64_t)(uint32_t)group[a->row[i]] << 32 | (uint32_t)i;
+        *grouped += group[a->row[i]] >= 0;
+    }
     qsort(cuda->order, (size_t)a->count, sizeof *cuda->order, compare_u64);
     for (int32_t i = 0; i < a->count; i++)
         order[i] = (int32_t)(uint32_t)cuda->order[i];
@@ -151,7 +154,7 @@ static void head_serve(struct cuda *cuda, const struct head_args *a, const int32
     job.x = a->n.data;
     job.in = (int32_t)a->head.shape[1];
     job.rows = a->count;
-    job.order = order_rows(cuda, a);
+    job.order = order_rows(cuda, a, &job.grouped);
     job.row = row;
     job.own_stride = sizeof(struct group_outer);
     job.wide = true;

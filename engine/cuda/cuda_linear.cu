@@ -47,7 +47,7 @@ find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
                          !delta_is_empty(columns->delta[at]);
 
             signs |= (unsigned)(leads && columns->delta[at].bits) << k;
-            dense |= (unsigned)(leads && !columns->delta[at].bits) << k;
+            dense |= (unsigned)(leads && columns->delta[at].dense) << k;
         }
         columns->signs[i] = signs;
         columns->dense[i] = dense;
@@ -94,6 +94,20 @@ bias_of(const struct linear_job &job, const struct linear_matrix &matrix, int32_
     return bias ? bias[o] : 0.0f;
 }
 
+/* What factors add to output o of row `index`. */
+static __device__ __forceinline__ float factored_of(const struct linear_job &job,
+                                                    const struct linear_matrix &matrix,
+                                                    const struct delta_view &d, int32_t index,
+                                                    int32_t o)
+{
+    const float *sums = matrix.sums + index * job.sums_stride;
+    float sum = 0;
+
+    for (int32_t v = 0; v < d.rank; v++)
+        sum = fmaf(delta_number(d.left, d.left_dtype, (int64_t)v * d.rows + o), sums[v], sum);
+    return sum;
+}
+
 /* Output e of a block's [rows][16]: with bias and residual, rounded. */
 template <typename T>
 static __device__ __forceinline__ void
@@ -105,6 +119,8 @@ put(const struct linear_job &job, const struct linear_matrix &matrix,
 
     if (index < 0 || o >= matrix.out)
         return;
+    if (job.sums_stride)
+        sum += factored_of(job, matrix, columns.delta[e / 16], index, o);
     sum += bias_of(job, matrix, columns.group[e / 16], o);
     if (matrix.residual)
         sum += to_float(static_cast<const T *>(matrix.residual)[at]);
@@ -267,6 +283,65 @@ template <bool OWN> static void launch_wide(struct cuda *cuda, const struct line
     CUDA_LAUNCH(cuda->device, linear_wide_kernel<OWN>, grid, THREADS, shared, *job, cuda->batch);
 }
 
+/* ------------------------------------------------------------------ factors */
+
+/* One block for a row of a group, SPLIT vectors and a matrix: each warp has a vector. */
+template <typename T>
+static __global__ void __launch_bounds__(THREADS)
+    factor_kernel(struct linear_job job, struct cuda_batch batch)
+{
+    int32_t index = job.order[blockIdx.x], v = blockIdx.y * SPLIT + threadIdx.x / 32,
+            lane = threadIdx.x % 32;
+    int32_t group = batch.row_group[job.row ? job.row[index] : index];
+    struct linear_matrix matrix = job.matrix[0];
+    float sum = 0;
+
+    if (blockIdx.z == 1)
+        matrix = job.matrix[1];
+    if (blockIdx.z == 2)
+        matrix = job.matrix[2];
+    const struct delta_view &d =
+        *reinterpret_cast<const struct delta_view *>(matrix.own + group * job.own_stride);
+    const T *x = static_cast<const T *>(job.x) + (int64_t)index * job.in;
+    if (v >= d.rank)
+        return;
+    UNROLL_BY(4)
+    for (int32_t c = lane; c < job.in; c += 32)
+        sum = fmaf(to_float(x[c]), delta_number(d.right, d.right_dtype, (int64_t)v * job.in + c),
+                   sum);
+    sum = warp_sum(sum);
+    if (lane == 0)
+        matrix.sums[index * job.sums_stride + v] = d.factor * sum;
+}
+
+int cuda_linear_room(struct cuda *cuda, struct err *err)
+{
+    size_t bytes =
+        (size_t)cuda->batch.rows * LINEAR_MATRICES * (size_t)cuda->rank * sizeof *cuda->sums;
+
+    if (bytes <= cuda->sums_bytes)
+        return 0;
+    device_free(cuda->device, cuda->sums);
+    cuda->sums_bytes = 0;
+    cuda->sums = (float *)device_alloc(cuda->device, 2 * bytes, err);
+    if (!cuda->sums)
+        return -1;
+    cuda->sums_bytes = 2 * bytes;
+    return 0;
+}
+
+/* Before the products: the sums that their outputs add. */
+static void bring_down(struct cuda *cuda, struct linear_job *job)
+{
+    dim3 grid((unsigned)job->grouped, (unsigned)ceil_div(cuda->rank, SPLIT), (unsigned)job->count);
+
+    job->sums_stride = (int64_t)job->count * cuda->rank;
+    for (int i = 0; i < job->count; i++)
+        job->matrix[i].sums = cuda->sums + (int64_t)i * cuda->rank;
+    WITH_PRECISION(
+        cuda, T, CUDA_LAUNCH(cuda->device, factor_kernel<T>, grid, THREADS, 0, *job, cuda->batch));
+}
+
 /* ------------------------------------------------------------------ serving */
 
 /* The fewer the rows, the smaller the block: an output's bits are the same in all. With deltas a
@@ -294,6 +369,8 @@ void cuda_linear_serve(struct cuda *cuda, struct linear_job *job)
     bool own = cuda->batch.groups > 0, many;
     int32_t unit; /* tiles of a block, which is of one matrix */
 
+    if (own && cuda->rank && job->grouped)
+        bring_down(cuda, job);
     for (int i = 0; i < job->count; i++)
         places |= (uintptr_t)job->matrix[i].w;
     many = job->rows > FEW_ROWS && cuda->activation == DTYPE_BF16 && places % 16 == 0;
@@ -322,6 +399,7 @@ static void serve(struct cuda *cuda, int32_t layer, const void *x, const struct 
     job.in = (int32_t)call->linear->w.shape[1];
     job.rows = cuda->batch.rows;
     job.order = cuda->batch.group_row;
+    job.grouped = cuda->grouped;
     job.own_stride = sizeof(struct group_layer);
     job.own_bias = true;
     for (int i = 0; i < count; i++) {

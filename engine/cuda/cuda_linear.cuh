@@ -10,7 +10,10 @@
  * added, no buffer of floats goes to memory and back, what is read of x serves both, and a stage is
  * one launch whatever the tenants. Rows are taken in the order of their groups; a tenant's signs
  * are read by the tiles of eight rows that hold its rows, which is once where it has no more than
- * one tile. In that product the other tenants' columns are zero: they add nothing, exactly. */
+ * one tile. In that product the other tenants' columns are zero: they add nothing, exactly.
+ *
+ * Where a tenant's difference is two factors, a launch before brings its rows down to `rank` sums
+ * each, and an output adds its left side's product with those behind its SPLIT parts. */
 #ifndef GRAFT_CUDA_CUDA_LINEAR_CUH
 #define GRAFT_CUDA_CUDA_LINEAR_CUH
 
@@ -26,6 +29,7 @@ struct linear_matrix {
     void *y;              /* [rows, out] */
     int32_t out;
     int32_t first_tile; /* of 16 outputs, counted over all matrices of the job */
+    float *sums;        /* of row i from i · sums_stride on: x by the right side of its factors */
 };
 
 /* Products of the same rows. */
@@ -34,9 +38,11 @@ struct linear_job {
     int32_t count, tiles;
     const void *x; /* [rows, in] in the precision */
     int32_t in, rows;
-    const int32_t *order; /* [rows]: rows by group */
+    const int32_t *order; /* [rows]: rows by group, those of the base alone last */
+    int32_t grouped;      /* rows that are of a group */
     const int32_t *row;   /* [rows]: row i's row of the batch; NULL: i */
     int64_t own_stride;   /* bytes from group to group at `own` */
+    int64_t sums_stride;  /* 0: no row has factors */
     bool own_bias;        /* `own` is a group_linear */
     bool wide;            /* y is F32 */
 };

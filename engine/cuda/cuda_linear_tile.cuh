@@ -443,7 +443,7 @@ static __device__ __forceinline__ void add_own_four(const struct linear_range &r
 
             c[k] = signed_four(x[k], word, delta_bit(g, column), c[k]);
             c[2 + k] = signed_four(x[k], word, delta_bit(g + 8, column), c[2 + k]);
-        } else {
+        } else if (d.dense) {
             c[k] = dot_four(dense_four(d, r, column), x[k], c[k]);
             c[2 + k] = dot_four(dense_four(d, r + 8, column), x[k], c[2 + k]);
         }

@@ -284,6 +284,7 @@ static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t t
         d.factors.left = tensor_view(s->value, DTYPE_F32, 2, (int64_t[]){rows, DELTA_RANK});
         d.factors.right =
             tensor_view(s->value + rows * DELTA_RANK, DTYPE_F32, 2, (int64_t[]){DELTA_RANK, cols});
+        d.factors.scale = 1.7f;
     }
     return d;
 }

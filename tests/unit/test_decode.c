@@ -396,7 +396,7 @@ static struct packed_delta *add_factors(struct fixture *f, struct tuned *t, stru
 
             for (int32_t k = 0; k < RANK; k++)
                 sum += (double)bf16_to_f32(left[r * RANK + k]) * (double)right[k * cols + c];
-            value[r * cols + c] += (float)sum;
+            value[r * cols + c] += (float)(1.5 * sum);
         }
     return pack_one(
         f, t,
@@ -405,7 +405,8 @@ static struct packed_delta *add_factors(struct fixture *f, struct tuned *t, stru
             .rows = rows,
             .cols = cols,
             .factors = {.left = tensor_view(left, DTYPE_BF16, 2, (int64_t[]){rows, RANK}),
-                        .right = tensor_view(right, DTYPE_F32, 2, (int64_t[]){RANK, cols})}});
+                        .right = tensor_view(right, DTYPE_F32, 2, (int64_t[]){RANK, cols}),
+                        .scale = 1.5f}});
 }
 
 static struct tensor replace(struct tuned *t, struct tensor *vector, uint64_t seed)
@@ -657,6 +658,13 @@ static void test_bad_deltas_are_refused(void **state)
     err_clear(&err);
     assert_int_equal(f.backend.ops->delta_pack(&f.backend, &factors, &packed, &err), -1);
     assert_non_null(strstr(err.message, "factors that do not make a matrix of 3 by 5"));
+    factors.factors.right.shape[0] = 2; /* not read before it is refused */
+    for (int i = 0; i < 2; i++) {
+        factors.factors.scale = i ? NAN : 0;
+        err_clear(&err);
+        assert_int_equal(f.backend.ops->delta_pack(&f.backend, &factors, &packed, &err), -1);
+        assert_non_null(strstr(err.message, "factors with a scale of"));
+    }
     close_fixture(&f);
 }
 
