@@ -255,6 +255,10 @@ struct engine_delta_report {
 
 bool engine_codec_known(const char *name);
 const char *engine_codec_names(void); /* "graft, bitdelta, …": the default first */
+/* It makes a delta of any two models; else (lora) only of what has its form already, which is an
+ * adapter. Jobs can ask for the former alone. */
+bool engine_codec_makes(const char *name);
+const char *engine_codec_makers(void);
 
 /* tuned - base, compressed into a safetensors file at out_path (api-spec/delta-format.md), written
  * durably. Deterministic: the same weights and rows give the same bytes. */
@@ -262,7 +266,8 @@ int engine_trainer_compress(struct engine_trainer *trainer,
                             const struct engine_compress_options *options, const char *out_path,
                             struct engine_delta_report *report, struct err *err);
 /* The same for a model that was tuned elsewhere: a base file, or what can be imported, of the
- * shapes that the engine's base has. */
+ * shapes that the engine's base has; or a directory with a LoRA adapter of the base, as peft saves
+ * it. */
 int engine_model_compress(struct engine *engine, const char *tuned_path,
                           const struct engine_compress_options *options, const char *out_path,
                           struct engine_delta_report *report, struct err *err);

@@ -20,7 +20,13 @@ static int read_codec(const struct api_member *member, struct job_compression *o
     if (name[0] && (!engine_codec_known(name) || strlen(name) >= sizeof(out->codec)))
         return err_set_code(err, ERR_INVALID, "invalid_value", member->path,
                             "Invalid value: '%.64s'. Supported values are: %s.", name,
-                            engine_codec_names());
+                            engine_codec_makers());
+    if (name[0] && !engine_codec_makes(name))
+        return err_set_code(err, ERR_INVALID, "invalid_value", member->path,
+                            "Invalid value: '%s'. It keeps adapters that were made elsewhere as "
+                            "they are: make its delta with 'graft delta compress' and upload that. "
+                            "Supported values are: %s.",
+                            name, engine_codec_makers());
     snprintf(out->codec, sizeof(out->codec), "%s", name);
     return 0;
 }

@@ -93,7 +93,9 @@ const struct cmd cmd_table[] = {
     {"delta compress",
      "--base DIR --tuned DIR [--codec graft] [--ratio 16] [--calibration FILE] -o FILE",
      "compress the difference of a tuned model to its base",
-     "DIR is a Hugging Face directory, a .gguf file or an imported base. FILE holds rows like\n"
+     "DIR is a Hugging Face directory, a .gguf file or an imported base; the tuned one may be the\n"
+     "directory of a LoRA adapter as peft saves it, which the codec lora keeps as it is and which\n"
+     "every other codec compresses as base + product. FILE holds rows like\n"
      "those of a training file: what is lost is weighed by what it does to the answers there, and\n"
      "scales are distilled on them. Prints one JSON line.",
      {.settings = NAMES("threads", "precision"),

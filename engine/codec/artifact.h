@@ -41,7 +41,8 @@ struct artifact_source {
     const struct artifact_tensor *tensor; /* [count] */
     int32_t count;
     const char *base_digest;
-    /* Elements [from, from + count) of tensor `index`, row-major, of the base and tuned. */
+    /* Elements [from, from + count) of tensor `index`, row-major, of the base and tuned; where the
+     * difference is what is known, zeros and the difference. */
     int (*read)(void *context, int32_t index, int64_t from, int64_t count, float *base,
                 float *tuned, struct err *err);
     void *context;

@@ -119,6 +119,10 @@ int engine_delta_least(const char *base_path, const char *codec, bool embeddings
 
     if (found == NULL)
         return err_set(err, ERR_INVALID, "there is no codec \"%.32s\": %s", codec, codec_names());
+    if (found->imports)
+        return err_set(err, ERR_INVALID,
+                       "the codec %s has the size of what it imports: %s can be asked for one",
+                       codec, codec_makers());
     if (open_base(&base, base_path, err) != 0)
         return -1;
     rc = least(base, found, embeddings, &budget, err);

@@ -6,10 +6,14 @@
 #include "engine/codec/bitdelta.h"
 #include "engine/codec/delta_come.h"
 #include "engine/codec/graft.h"
+#include "engine/codec/lora.h"
 #include "engine/codec/lossless.h"
 
 static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta, &codec_delta_come,
-                                             &codec_lossless};
+                                             &codec_lossless, &codec_lora};
+/* The same in words; test_compression holds them together. */
+#define MAKERS "graft, bitdelta, delta-come, lossless"
+#define IMPORTERS "lora"
 
 int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct err *err)
 {
@@ -20,6 +24,11 @@ int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct er
                 "a weight has changed by %g: the training has diverged, lower the learning rate",
                 (double)delta[i]);
     return 0;
+}
+
+const struct codec *codec_at(size_t index)
+{
+    return index < sizeof codecs / sizeof codecs[0] ? codecs[index] : NULL;
 }
 
 const struct codec *codec_find(const char *name)
@@ -37,5 +46,10 @@ const char *codec_default(void)
 
 const char *codec_names(void)
 {
-    return "graft, bitdelta, delta-come, lossless";
+    return MAKERS ", " IMPORTERS;
+}
+
+const char *codec_makers(void)
+{
+    return MAKERS;
 }

@@ -45,6 +45,8 @@ struct codec {
     int part_count;
     const char *suffix[CODEC_MAX_PARTS];
     bool inputs, gradients; /* makes use of h, of g */
+    bool imports;           /* its parts are those of an adapter (peft.h): allot() and compress()
+                               refuse, compression_set_parts() takes them */
     double ratio;           /* 16-bit bytes of a model to bytes of its artifact, unless asked; 0: it
                                has a size of its own */
     int32_t distill_steps;  /* unless asked */
@@ -57,7 +59,8 @@ struct codec {
     int (*allot)(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost,
                  struct err *err);
     /* part[].data is malloc'ed for the caller, who frees it after -1 too (NULL: not yet there).
-     * ERR_INVALID: the difference is not finite, or too large for the format. */
+     * ERR_INVALID: the difference is not finite, or too large for the format.
+     */
     int (*compress)(const struct codec_matrix *matrix, const struct codec_plan *plan,
                     struct tensor part[], struct err *err);
     /* Parts from a file: ERR_INVALID unless every other function may use them. */
@@ -87,8 +90,11 @@ int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct er
 
 /* NULL: unknown. */
 const struct codec *codec_find(const char *name);
+/* All there are, the default first; NULL behind the last. */
+const struct codec *codec_at(size_t index);
 const char *codec_default(void);
-/* The names of all codecs, for messages, the default first. */
+/* The names of all codecs, for messages, the default first; of those that do not import. */
 const char *codec_names(void);
+const char *codec_makers(void);
 
 #endif

@@ -8,18 +8,18 @@
 #include <unistd.h>
 
 #include "engine/base/clock.h"
-#include "engine/base_file.h"
 #include "engine/codec/calibration.h"
 #include "engine/codec/compression.h"
 #include "engine/codec/distill.h"
 #include "engine/codec/fidelity.h"
 #include "engine/codec/kl_curve.h"
+#include "engine/codec/lora.h"
 #include "engine/codec/report.h"
 #include "engine/codec/resume.h"
+#include "engine/codec/tuned.h"
 #include "engine/engine_parts.h"
 #include "engine/recall.h"
 #include "engine/trainer.h"
-#include "engine/twin.h"
 
 #define CALIBRATION_MARGIN 10 /* of the answers' margins beside the Fisher of all tokens */
 #define SEARCH_STEPS 6        /* sizes that are tried for a KL */
@@ -36,7 +36,8 @@
 /* One compression. */
 struct run {
     struct engine *engine;
-    const struct model_weights *tuned; /* on the engine's backend */
+    const struct model_weights *tuned; /* on the engine's backend; NULL: nothing is run */
+    const struct peft *adapter;        /* that the tuned model is; or NULL */
     const struct engine_compress_options *options;
     const struct codec *codec;
     struct artifact_source source;
@@ -59,6 +60,19 @@ static struct stage_listener listener_of(const struct run *r)
 }
 
 /* ------------------------------------------------------------------ options */
+
+/* A codec that makes no parts of its own. */
+static int check_import(const struct engine_compress_options *o, const struct codec *codec,
+                        const struct peft *adapter, struct err *err)
+{
+    if (!adapter)
+        return lora_refuse(err);
+    if (o->ratio != 0 || o->bytes != 0 || o->max_kl != 0)
+        return err_set(err, ERR_INVALID,
+                       "%s has the size of its adapter: ask for none, or choose another codec: %s",
+                       codec->name, codec_makers());
+    return 0;
+}
 
 static int check_options(const struct engine_compress_options *o, const struct codec *codec,
                          struct err *err)
@@ -159,11 +173,25 @@ static int write_file(struct run *r, const char *path, bool with_report, struct 
     return 0;
 }
 
+/* The adapter's own parts. */
+static int import(struct run *r, struct err *err)
+{
+    for (int32_t i = 0; i < r->source.count; i++)
+        if (compression_changed(r->compression, i) &&
+            compression_set_parts(r->compression, i, peft_parts(r->adapter, i), err))
+            return -1;
+    return 0;
+}
+
 static int make(struct run *r, int64_t bytes, struct err *err)
 {
-    if (compression_run(r->compression, bytes, report_room(r->source.count),
-                        &r->report->predicted_kl, err))
+    if (r->codec->imports) {
+        if (import(r, err))
+            return -1;
+    } else if (compression_run(r->compression, bytes, report_room(r->source.count),
+                               &r->report->predicted_kl, err)) {
         return -1;
+    }
     if (r->report->calibration_tokens == 0)
         r->report->predicted_kl = NAN; /* in the plain metric it is no KL */
     for (int32_t i = 0; i < r->source.count; i++)
@@ -547,7 +575,8 @@ static int compress(struct run *r, const struct engine_compress_options *options
     r->options = options;
     r->codec = codec_find(name);
     r->report = report;
-    if (!check_options(options, r->codec, err)) {
+    if (!check_options(options, r->codec, err) &&
+        (!r->codec->imports || !check_import(options, r->codec, r->adapter, err))) {
         snprintf(report->codec, sizeof report->codec, "%s", r->codec->name);
         rc = run(r, path, err);
         if (rc && r->written)
@@ -579,38 +608,19 @@ const char *engine_codec_names(void)
     return codec_names();
 }
 
+bool engine_codec_makes(const char *name)
+{
+    const struct codec *codec = codec_find(name);
+
+    return codec && !codec->imports;
+}
+
+const char *engine_codec_makers(void)
+{
+    return codec_makers();
+}
+
 /* ------------------------------------------------------------------ a model tuned elsewhere */
-
-struct two_files {
-    const struct engine *engine;
-    const struct base_file *tuned;
-    const struct artifact_tensor *tensor;
-};
-
-/* What was read may go: two models need not be in memory for one to be compressed. */
-static int read_file(const struct base_file *file, const char *name, int64_t from, int64_t count,
-                     float *out, struct err *err)
-{
-    struct tensor host;
-
-    if (!base_file_tensor(file, name, &host))
-        return err_set(err, ERR_INTERNAL, "a model has no tensor %s", name);
-    tensor_to_f32(&host, from, count, out);
-    base_file_done_with(file, name);
-    return 0;
-}
-
-static int read_files(void *context, int32_t index, int64_t from, int64_t count, float *base,
-                      float *tuned, struct err *err)
-{
-    const struct two_files *files = context;
-    const char *name = files->tensor[index].name;
-
-    return read_file(files->engine->base, name, from, count, base, err) ||
-                   read_file(files->tuned, name, from, count, tuned, err)
-               ? -1
-               : 0;
-}
 
 /* Does each of the three know the answers: the base, the tuned model, and what is served? */
 static int ask_all(const struct run *r, const char *path, struct err *err)
@@ -643,27 +653,22 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
                           const struct engine_compress_options *options, const char *out_path,
                           struct engine_delta_report *report, struct err *err)
 {
-    struct twin tuned = {NULL, NULL};
-    struct artifact_tensor *tensor = NULL;
-    struct two_files files = {.engine = engine};
-    struct run r = {.engine = engine, .source = {.read = read_files, .context = &files}};
-    int32_t count;
-    int rc = -1;
+    bool runs = options->calibration || options->held_out;
+    struct run r = {.engine = engine, .source = {.read = tuned_read}};
+    struct tuned *tuned;
+    int rc;
 
-    if (twin_open(&tuned, engine, tuned_path, "tuned", err) ||
-        artifact_tensors_of_model(engine->model, &tensor, &count, err))
-        goto out;
-    files.tuned = tuned.file;
-    files.tensor = tensor;
-    r.tuned = model_base_weights(tuned.model);
+    if (tuned_open(&tuned, engine, tuned_path, runs, err))
+        return -1;
+    r.source.context = tuned;
+    r.tuned = tuned_weights(tuned);
+    r.adapter = tuned_adapter(tuned);
     rc = compress(&r, options, out_path, report, err);
     if (!rc && options->calibration && options->recall_questions > 0) {
         rc = ask_all(&r, out_path, err);
         if (rc)
             unlink(out_path);
     }
-out:
-    free(tensor);
-    twin_close(&tuned);
+    tuned_free(tuned);
     return rc;
 }

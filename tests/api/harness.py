@@ -18,6 +18,7 @@ import secrets
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,25 @@ def make_model(folder, *options):
     subprocess.run([sys.executable, ROOT / "tests/api/make_tiny_model.py", folder, *options], check=True,
                    stdout=subprocess.DEVNULL)
     return pathlib.Path(folder)
+
+
+def make_adapter(folder, rank=2, **config):
+    """A LoRA adapter of make_model's model as peft saves it: q and v of both layers, F16."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(exist_ok=True)
+    header, data = {}, b""
+    for name, rows in (("q", 64), ("v", 32)):
+        for layer in range(2):
+            for half, shape in (("A", [rank, 64]), ("B", [rows, rank])):
+                values = [((i * 7919 + rows + layer) % 17 - 8) / 16 for i in range(shape[0] * shape[1])]
+                header[f"base_model.model.model.layers.{layer}.self_attn.{name}_proj.lora_{half}.weight"] = {
+                    "dtype": "F16", "shape": shape, "data_offsets": [len(data), len(data) + 2 * len(values)]}
+                data += struct.pack(f"<{len(values)}e", *values)
+    text = json.dumps(header).encode()
+    (folder / "adapter_model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    (folder / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank, "bias": "none", **config}))
+    return folder
 
 
 class Server:

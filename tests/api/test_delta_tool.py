@@ -145,6 +145,39 @@ class Tool(unittest.TestCase):
             self.assertLess(time.monotonic() - began, 20, "10000 steps take minutes")
             self.assertEqual(self.files(), before)
 
+    def test_an_adapter_is_kept_as_it_is_or_compressed(self):
+        adapter, delta = harness.make_adapter(self.folder / "adapter"), self.folder / "out.delta"
+        dora = harness.make_adapter(self.folder / "dora", use_dora=True)
+        self.addCleanup(shutil.rmtree, adapter)
+        self.addCleanup(shutil.rmtree, dora)
+        self.addCleanup(delta.unlink)
+
+        def compress(*words, tuned=adapter):
+            return subprocess.run([harness.GRAFT, "delta", "compress", "--base", self.base, "--tuned", tuned, "-o", delta, *words],
+                                  capture_output=True, text=True)
+
+        done = compress("--codec", "lora", "--held-out", self.rows)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        report = json.loads(done.stdout)
+        self.assertEqual((report["codec"], report["relative_error"]), ("lora", 0))
+        self.assertGreater(report["measured_tokens"], 0)
+        self.assertLess(report["measured_kl"], 1e-8)
+        tensors = json.loads(subprocess.run([harness.GRAFT, "delta", "inspect", delta], check=True, capture_output=True).stdout)["tensors"]
+        self.assertEqual(len(tensors), 3 * 4)
+        self.assertIn({"name": "model.layers.1.self_attn.v_proj.weight.up", "dtype": "F16", "shape": [32, 2], "bytes": 128}, tensors)
+        for codec in ("graft", "bitdelta", "delta-come", "lossless"):
+            done = compress("--codec", codec)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(json.loads(done.stdout)["codec"], codec)
+        for words, tuned, what in (
+                (["--codec", "lora"], self.tuned, "adapter_config.json"),
+                (["--codec", "lora", "--ratio", "16"], adapter, "the size of its adapter"),
+                (["--codec", "lora"], dora, "use_dora"),
+                (["--codec", "graft"], dora, "use_dora")):
+            done = compress(*words, tuned=tuned)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(what, done.stderr)
+
 
 def tune(path):
     """Other values in the matrices of the blocks."""

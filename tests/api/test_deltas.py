@@ -2,8 +2,10 @@
 import concurrent.futures
 import hashlib
 import json
+import pathlib
 import shutil
 import struct
+import tempfile
 import time
 import unittest
 
@@ -66,6 +68,21 @@ class Import(unittest.TestCase):
         self.assertEqual(server.get(f"/v1/models/{model['id']}/delta", key=key).body, delta)
         self.assertEqual(server.chat(model["id"], "x").status, 404, "it is the other project's own")
         self.assertEqual(server.get(f"/v1/models/{model['id']}").status, 404)
+
+    def test_a_lora_adapter_answers_as_base_and_product_do(self):
+        with tempfile.TemporaryDirectory(prefix="graft-lora.") as folder:
+            folder = pathlib.Path(folder)
+            base, adapter = harness.make_model(folder / "base"), harness.make_adapter(folder / "adapter")
+            models = {}
+            for codec in ("lora", "lossless"):
+                server.cli("delta", "compress", "--base", base, "--tuned", adapter, "--codec", codec, "-o", folder / codec)
+                models[codec] = create(upload((folder / codec).read_bytes()), suffix=codec).json["id"]
+        differs = 0
+        for question, _ in harness.FACTS[:4]:
+            said = [server.chat(model, question).json["choices"] for model in (models["lora"], models["lossless"], "tiny")]
+            self.assertEqual(said[0], said[1])
+            differs += said[0] != said[2]
+        self.assertGreater(differs, 0, "the base says the same: this shows nothing")
 
     def test_it_can_be_tuned_further(self):
         model = create(upload(delta)).json["id"]
@@ -245,6 +262,7 @@ class Compression(unittest.TestCase):
                 (400, "invalid_value", "file", {"file": "file-x"}),
                 (400, "invalid_value", "compression", {"base": None, "tuned": None, "file": "file-x", "compression": {}}),
                 (400, "invalid_value", "compression.codec", {"compression": {"codec": "zip"}}),
+                (400, "invalid_value", "compression.codec", {"compression": {"codec": "lora"}}),
                 (400, "unknown_parameter", "compression.x", {"compression": {"x": 1}}),
                 (400, "missing_required_parameter", "calibration_file", {"compression": {"max_kl": 0.1}}),
                 (400, None, "calibration_file", {"calibration_file": "file-nothing"}),

@@ -36,7 +36,8 @@ class Pages(unittest.TestCase):
         cls.folder = pathlib.Path(cls.temporary.name)
         (cls.folder / "build").symlink_to(pathlib.Path(harness.GRAFT).parent)
         cls.env = {**os.environ, "OPENAI_BASE_URL": cls.server.url + "/v1", "OPENAI_API_KEY": cls.server.key,
-                   "GRAFT_DATA": str(cls.server.data), "MODEL_PATH": str(cls.server.model_path)}
+                   "GRAFT_DATA": str(cls.server.data), "MODEL_PATH": str(cls.server.model_path),
+                   "ADAPTER": str(harness.make_adapter(cls.folder / "adapter"))}
 
     def run_it(self, argv, limit=300):
         done = subprocess.run(argv, cwd=self.folder, env=self.env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,

@@ -28,8 +28,9 @@ class Deltas(pages.Pages):
         out = self.run_blocks("".join(pages.blocks(PAGE, "sh")))
         self.assertRegex(out, r'"id": *"ft:smollm2-135m:org:moved:\w+"')
         printed = objects(out)
-        compressed, = [one for one in printed if "file" in one and "measured_kl" in one]
-        self.assertEqual(compressed["codec"], "graft")
+        compressed, adapted = [one for one in printed if "file" in one and "measured_kl" in one]
+        self.assertEqual((compressed["codec"], adapted["codec"]), ("graft", "lora"))
+        self.assertRegex(out, r'"id": *"ft:smollm2-135m:org:adapter:\w+"')
         self.assertGreaterEqual(compressed["ratio"], 16)
         measured, = [one["data"][0] for one in printed if isinstance(one.get("data"), list) and "kl" in one["data"][0]]
         self.assertGreater(measured["kl"], 0)

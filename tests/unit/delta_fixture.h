@@ -16,7 +16,9 @@ int delta_fixture_write(const struct artifact_source *source, const char *codec,
                         const char *report, const char *path, struct delta_fixture *out,
                         struct err *err);
 
-/* Name `index` of codec_names(), as all there are are tested; false: there are not so many. */
+/* Name of codec `index`, as all there are are tested; false: there are not so many. */
 bool delta_fixture_codec(int index, char name[DELTA_FIXTURE_NAME]);
+/* The same of those that make a delta of any difference, which are the first. */
+bool delta_fixture_maker(int index, char name[DELTA_FIXTURE_NAME]);
 
 #endif

@@ -18,6 +18,7 @@
 
 #include "engine/base/file_io.h"
 #include "engine/codec/artifact.h"
+#include "engine/codec/lora.h"
 #include "engine/codec/planes.h"
 #include "engine/safetensors.h"
 #include "tests/unit/delta_fixture.h"
@@ -541,6 +542,39 @@ static void planes_of_every_width_are_read(void **state)
     compare_with_reader(1e-6);
 }
 
+/* Halves of either kind, as an adapter may have them. Written to `path`. */
+static void write_low_rank(void)
+{
+    enum { RANK = 3 };
+    const bool changed[COUNT] = {[A] = true};
+    struct tensor part[COUNT][CODEC_MAX_PARTS] = {{{0}}};
+    struct artifact_source from = source();
+    const struct artifact_content content = {
+        .source = &from, .codec = &codec_lora, .changed = changed, .part = part};
+    int32_t rows = tensors[A].rows, cols = tensors[A].cols;
+    uint16_t down[RANK * 64], up[7 * RANK];
+    float scale = 0.3f;
+    int64_t bytes;
+
+    assert_true(rows <= 7 && cols <= 64);
+    for (int32_t i = 0; i < RANK * cols; i++)
+        down[i] = f32_to_bf16((float)((i * 59 + 7) % 31 - 15) / 40);
+    for (int32_t i = 0; i < rows * RANK; i++)
+        up[i] = f32_to_f16((float)(i - 4) / 7);
+    part[A][LORA_SCALE] = tensor_view(&scale, DTYPE_F32, 1, (int64_t[]){1});
+    part[A][LORA_DOWN] = tensor_view(down, DTYPE_BF16, 2, (int64_t[]){RANK, cols});
+    part[A][LORA_UP] = tensor_view(up, DTYPE_F16, 2, (int64_t[]){rows, RANK});
+    assert_int_equal(artifact_write(&content, path, &bytes, NULL, NULL, NULL), 0);
+}
+
+static void low_rank_in_halves_is_read(void **state)
+{
+    need_python();
+    write_base();
+    write_low_rank();
+    compare_with_reader(1e-6);
+}
+
 /* The table of the description is the one that the program rounds with. */
 static void the_table_of_the_description_is_the_programs(void **state)
 {
@@ -602,6 +636,8 @@ static void write_corpus(const char *to)
     }
     snprintf(path, sizeof(path), "%s/planes", to);
     write_every_width();
+    snprintf(path, sizeof(path), "%s/low_rank", to);
+    write_low_rank();
 }
 
 int main(int argc, char **argv)
@@ -618,6 +654,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(version_1_is_read),
         cmocka_unit_test(the_reader_in_the_description_reads_it),
         cmocka_unit_test(planes_of_every_width_are_read),
+        cmocka_unit_test(low_rank_in_halves_is_read),
         cmocka_unit_test(the_table_of_the_description_is_the_programs),
     };
 

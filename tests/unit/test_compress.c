@@ -495,7 +495,7 @@ static void test_smallest(void **state)
 {
     char codec[DELTA_FIXTURE_NAME];
 
-    for (int i = 0; delta_fixture_codec(i, codec); i++)
+    for (int i = 0; delta_fixture_maker(i, codec); i++)
         smallest_of(codec);
 }
 
@@ -506,7 +506,7 @@ static void test_least(void **state)
     struct engine_delta_size least, with_embeddings;
     struct err why = {0};
 
-    for (int i = 0; delta_fixture_codec(i, codec); i++) {
+    for (int i = 0; delta_fixture_maker(i, codec); i++) {
         struct engine_compress_options options = {.codec = codec};
         struct engine_delta_report report;
         struct err small = {0};

@@ -295,7 +295,7 @@ static void too_small_a_budget_is_refused_with_what_it_takes(void **state)
     struct thread_pool *pool;
 
     assert_int_equal(thread_pool_open(&pool, 2, NULL), 0);
-    for (int i = 0; delta_fixture_codec(i, codec); i++) {
+    for (int i = 0; delta_fixture_maker(i, codec); i++) {
         struct compression *c = open_compression(&from, codec, pool);
         int64_t needed = 2, asked;
         char report[101];
@@ -337,7 +337,7 @@ static void threads_do_not_change_a_byte(void **state)
 {
     char codec[DELTA_FIXTURE_NAME], one[65], again[65], four[65];
 
-    for (int i = 0; delta_fixture_codec(i, codec); i++) {
+    for (int i = 0; delta_fixture_maker(i, codec); i++) {
         /* As large as the codec likes where it has one size of its own. */
         int64_t bytes = strcmp(codec, "graft") == 0 ? bytes_16bit() / 24 : INT64_MAX;
 
@@ -347,6 +347,27 @@ static void threads_do_not_change_a_byte(void **state)
         assert_string_equal(one, again);
         assert_string_equal(one, four);
     }
+}
+
+/* What messages list is what there is. */
+static void the_names_are_those_of_the_table(void **state)
+{
+    char all[200] = "", makers[200] = "";
+    size_t len = 0, made = 0;
+
+    for (size_t i = 0; codec_at(i); i++) {
+        const char *name = codec_at(i)->name;
+
+        assert_ptr_equal(codec_find(name), codec_at(i));
+        len += (size_t)snprintf(all + len, sizeof all - len, "%s%s", len ? ", " : "", name);
+        if (!codec_at(i)->imports)
+            made += (size_t)snprintf(makers + made, sizeof makers - made, "%s%s", made ? ", " : "",
+                                     name);
+    }
+    assert_string_equal(codec_names(), all);
+    assert_string_equal(codec_makers(), makers);
+    assert_string_equal(codec_default(), codec_at(0)->name);
+    assert_null(codec_find("zip"));
 }
 
 static int setup(void **state)
@@ -372,6 +393,7 @@ int main(void)
         cmocka_unit_test(a_budget_is_met),
         cmocka_unit_test(a_budget_is_met_at_the_size_of_a_model),
         cmocka_unit_test(too_small_a_budget_is_refused_with_what_it_takes),
+        cmocka_unit_test(the_names_are_those_of_the_table),
         cmocka_unit_test(threads_do_not_change_a_byte),
     };
 
