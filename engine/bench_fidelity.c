@@ -60,12 +60,18 @@ static void begin_line(struct fidelity_bench *b, const char *what,
                 (long long)(b->delta ? engine_delta_bytes(b->delta) : 0));
 }
 
+/* The last member, and the end, of the line or of a file's object in it. */
+static void end_object(struct strbuf *line, double began)
+{
+    add_number(line, "seconds", clock_now() - began);
+    strbuf_addf(line, "}");
+}
+
 static int end_line(struct fidelity_bench *b, double began, char *json, size_t size,
                     struct err *err)
 {
     strbuf_addf(&b->line, "]");
-    add_number(&b->line, "seconds", clock_now() - began);
-    strbuf_addf(&b->line, "}");
+    end_object(&b->line, began);
     if (strbuf_failed(&b->line) || b->line.len >= size)
         return err_set(err, ERR_INTERNAL, "the bench's line needs %zu bytes", b->line.len + 1);
     memcpy(json, b->line.data, b->line.len + 1);
@@ -81,9 +87,13 @@ static int open_data(struct engine_dataset **out, const struct fidelity_bench *b
     return engine_dataset_open(out, b->engine, path, &options, report, err);
 }
 
-static const char *separator(const struct fidelity_bench *b)
+/* The object of a file: what holds of all its rows. */
+static void begin_object(struct fidelity_bench *b, const struct engine_dataset_report *report)
 {
-    return b->line.data[b->line.len - 1] == '[' ? "" : ", ";
+    const char *separator = b->line.data[b->line.len - 1] == '[' ? "" : ", ";
+
+    strbuf_addf(&b->line, "%s{\"rows\": %lld, \"cut\": %lld", separator,
+                (long long)report->examples, (long long)report->truncated_examples);
 }
 
 static int check_count(int32_t count, struct err *err)
@@ -121,15 +131,13 @@ static int add_recall(struct fidelity_bench *b, const char *path, struct err *er
     engine_dataset_free(data);
     if (rc)
         return -1;
-    strbuf_addf(&b->line, "%s{\"rows\": %lld, \"cut\": %lld, \"asked\": %lld", separator(b),
-                (long long)report.examples, (long long)report.truncated_examples,
-                (long long)recall.asked);
+    begin_object(b, &report);
+    strbuf_addf(&b->line, ", \"asked\": %lld", (long long)recall.asked);
     add_number(&b->line, "exact", recall.exact);
     add_number(&b->line, "contained", recall.contained);
     add_number(&b->line, "loss", found.loss);
     strbuf_addf(&b->line, ", \"answer_tokens\": %lld", (long long)found.answer_tokens);
-    add_number(&b->line, "seconds", clock_now() - began);
-    strbuf_addf(&b->line, "}");
+    end_object(&b->line, began);
     return 0;
 }
 
@@ -183,16 +191,14 @@ static int add_kl(struct fidelity_bench *b, const char *path, int64_t max_tokens
     engine_dataset_free(data);
     if (rc)
         return -1;
-    strbuf_addf(&b->line, "%s{\"rows\": %lld, \"cut\": %lld, \"tokens\": %lld", separator(b),
-                (long long)report.examples, (long long)report.truncated_examples,
-                (long long)found.tokens);
+    begin_object(b, &report);
+    strbuf_addf(&b->line, ", \"tokens\": %lld", (long long)found.tokens);
     add_number(&b->line, "kl", found.kl);
     strbuf_addf(&b->line, ", \"answer_tokens\": %lld", (long long)found.answer_tokens);
     add_number(&b->line, "answer_kl", found.answer_kl);
     add_number(&b->line, "loss", found.loss);
     add_number(&b->line, "tuned_loss", found.tuned_loss);
-    add_number(&b->line, "seconds", clock_now() - began);
-    strbuf_addf(&b->line, "}");
+    end_object(&b->line, began);
     return 0;
 }
 
