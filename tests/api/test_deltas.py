@@ -226,6 +226,21 @@ class Compression(unittest.TestCase):
         self.assertEqual(told[5:], [f"New fine-tuned model created: {job['fine_tuned_model']}",
                                     "The job has successfully completed"])
 
+    def test_the_tool_asks_as_the_job_does(self):
+        learnt = server.wait_job(server.create_job(self.rows, seed=3, graft={"compression": {"codec": "lossless"}}, method={
+            "type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 40, "batch_size": 4, "learning_rate_multiplier": 5}}})
+            .json["id"])
+        asked = {who: share["exact"] for who, share in learnt["graft"]["recall"].items()}
+        self.assertLess(asked["base"], asked["tuned"])
+        folder = server.folder / "tool"
+        folder.mkdir()
+        (folder / "delta").write_bytes(server.get(f"/v1/models/{learnt['fine_tuned_model']}/delta").body)
+        (folder / "rows.jsonl").write_bytes(harness.examples(harness.FACTS))
+        server.cli("delta", "apply", "--base", server.model_path, "--delta", folder / "delta", "-o", folder / "full")
+        said = json.loads(server.cli("delta", "compress", "--base", server.model_path, "--tuned", folder / "full", "--codec", "lossless",
+                                     "--calibration", folder / "rows.jsonl", "-o", folder / "again"))
+        self.assertEqual(said["recall"], {"asked": len(harness.FACTS), **asked})
+
     def test_without_calibration_nothing_is_measured(self):
         job = server.wait_job(self.post(compression={"codec": "bitdelta"}).json["id"])
         self.assertEqual(job["status"], "succeeded", job)
