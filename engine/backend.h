@@ -93,8 +93,9 @@ struct delta_tensor {
     enum delta_kind kind;
     int32_t rows, cols; /* of the matrix: out, in */
     /* DELTA_SIGN: row-major sign bits, [rows][(cols + 31) / 32] little-endian words, column c is
-     * bit c % 32, 1 = plus; bits behind the last column are ignored. */
-    const uint32_t *bits;
+     * bit c % 32, 1 = plus; bits behind the last column are ignored. more_bits, or NULL: likewise;
+     * where the two differ the difference is 0. */
+    const uint32_t *bits, *more_bits;
     const float *scale;  /* [scale_count] */
     int32_t scale_count; /* 1 or rows */
     /* DELTA_DENSE: [rows, cols], BF16, F16 or F32. */

@@ -148,7 +148,8 @@ struct packed_delta {
     int32_t rows, cols;
     int32_t inner;  /* DELTA_PLANES: planes, DELTA_FACTORS: rank; else 0 */
     uint32_t *bits; /* as struct sign_args. DELTA_PLANES: the left side, a column for each plane */
-    float *scale;   /* [rows] */
+    float *scale;   /* [rows]; halved where there are more_bits */
+    uint32_t *more_bits; /* DELTA_SIGN: the second signs, likewise; or NULL */
     struct tensor dense; /* DELTA_FACTORS: left */
     struct tensor right; /* DELTA_FACTORS */
     float factor;        /* DELTA_FACTORS: its scale */

@@ -40,8 +40,14 @@ static int pack_signs(struct packed_delta *packed, const struct delta_tensor *de
     if (!packed->bits || !packed->scale)
         return -1;
     packed->bytes += (int64_t)delta->rows * (int64_t)sizeof(float);
+    if (delta->more_bits) {
+        packed->more_bits = pack_bits(packed, delta->more_bits, delta->rows, delta->cols);
+        if (!packed->more_bits)
+            return -1;
+    }
     for (int64_t r = 0; r < delta->rows; r++)
-        packed->scale[r] = delta->scale[delta->scale_count == 1 ? 0 : r];
+        packed->scale[r] =
+            delta->scale[delta->scale_count == 1 ? 0 : r] * (delta->more_bits ? 0.5f : 1.0f);
     return 0;
 }
 
@@ -193,6 +199,7 @@ void cpu_delta_free(struct backend *backend, struct packed_delta *packed)
     if (!packed)
         return;
     free(packed->bits);
+    free(packed->more_bits);
     free(packed->scale);
     free(packed->dense.data);
     free(packed->right.data);
@@ -255,10 +262,14 @@ void cpu_delta_add_row(const struct packed_delta *delta, int32_t row, float *y)
 {
     if (delta->kind == DELTA_SIGN) {
         int64_t words = ceil_div(delta->cols, 32);
-        const uint32_t *bits = delta->bits + row / 16 * words * 16 + row % 16;
+        const uint32_t *sets[] = {delta->bits, delta->more_bits};
 
-        for (int32_t c = 0; c < delta->cols; c++)
-            y[c] += bits[c / 32 * 16] >> c % 32 & 1 ? delta->scale[row] : -delta->scale[row];
+        for (int set = 0; set < 2 && sets[set]; set++) {
+            const uint32_t *bits = sets[set] + row / 16 * words * 16 + row % 16;
+
+            for (int32_t c = 0; c < delta->cols; c++)
+                y[c] += bits[c / 32 * 16] >> c % 32 & 1 ? delta->scale[row] : -delta->scale[row];
+        }
         return;
     }
     if (delta->kind == DELTA_PLANES || delta->kind == DELTA_FACTORS) {

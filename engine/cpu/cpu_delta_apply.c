@@ -125,14 +125,17 @@ static void left_task(void *context, int64_t task, int worker)
         join_planes(d, sums, joined);
         x = joined;
     }
-    signs(run->cpu,
-          &(struct sign_args){.x = x,
-                              .rows = d->rows,
-                              .cols = d->inner ? d->inner : d->cols,
-                              .bits = d->bits,
-                              .scale = d->scale,
-                              .y = call->y},
-          outs);
+    struct sign_args args = {.x = x,
+                             .rows = d->rows,
+                             .cols = d->inner ? d->inner : d->cols,
+                             .bits = d->bits,
+                             .scale = d->scale,
+                             .y = call->y};
+
+    signs(run->cpu, &args, outs);
+    args.bits = d->more_bits;
+    if (args.bits)
+        signs(run->cpu, &args, outs);
 }
 
 void cpu_delta_apply(struct cpu *cpu, const struct cpu_delta_call *call, int32_t count)

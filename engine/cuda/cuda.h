@@ -42,7 +42,8 @@ extern "C" {
  * cuda_delta.cuh. Rows and columns that pad have sign bits 0 and scale 0. */
 struct delta_view {
     const unsigned *bits; /* or NULL: dense, factors, or nothing at all */
-    const float *scale;   /* [⌈rows/16⌉ · 16] */
+    const float *scale;   /* [⌈rows/16⌉ · 16]; halved where there are more signs */
+    const unsigned *more; /* the second signs, like `bits`; or NULL */
     const void *dense;    /* [rows, cols] */
     int32_t dtype;        /* of dense */
     int32_t rows, cols;

@@ -18,10 +18,10 @@ struct delta_view cuda_delta_view(const struct packed_delta *packed)
 /* Bits, then scales, in one block of host memory. */
 static char *pack_signs(const struct delta_tensor *delta, int64_t words, int64_t scales)
 {
-    char *host = (char *)calloc(1, (size_t)(words + scales) * 4);
-    unsigned *bits = (unsigned *)host;
-    float *scale = (float *)(host + words * 4);
-    int64_t row_words = ceil_div(delta->cols, 32);
+    int64_t sets = delta->more_bits ? 2 : 1, row_words = ceil_div(delta->cols, 32);
+    char *host = (char *)calloc(1, (size_t)(sets * words + scales) * 4);
+    unsigned *bits = (unsigned *)host, *more = bits + words;
+    float *scale = (float *)(host + sets * words * 4);
 
     if (!host)
         return nullptr;
@@ -30,7 +30,10 @@ static char *pack_signs(const struct delta_tensor *delta, int64_t words, int64_t
 
         for (int32_t c = 0; c < delta->cols; c++)
             bits[delta_word(delta->cols, r, c)] |= (from[c / 32] >> c % 32 & 1) << delta_bit(r, c);
-        scale[r] = delta->scale[delta->scale_count == 1 ? 0 : r];
+        from = delta->more_bits + (delta->more_bits ? r * row_words : 0);
+        for (int32_t c = 0; delta->more_bits && c < delta->cols; c++)
+            more[delta_word(delta->cols, r, c)] |= (from[c / 32] >> c % 32 & 1) << delta_bit(r, c);
+        scale[r] = delta->scale[delta->scale_count == 1 ? 0 : r] / (float)sets;
     }
     return host;
 }
@@ -50,16 +53,18 @@ static int place_signs(struct device *device, struct packed_delta *packed,
 {
     int64_t blocks = ceil_div(delta->rows, DELTA_TILE_ROWS);
     int64_t words = blocks * ceil_div(delta->cols, DELTA_TILE_COLS) * 32;
+    int64_t sets = delta->more_bits ? 2 : 1;
     char *host = pack_signs(delta, words, blocks * DELTA_TILE_ROWS);
     int status;
 
     if (!host)
         return err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows,
                        delta->cols);
-    packed->bytes = (words + blocks * DELTA_TILE_ROWS) * 4;
+    packed->bytes = (sets * words + blocks * DELTA_TILE_ROWS) * 4;
     status = upload(device, packed, host, err);
     packed->view.bits = (const unsigned *)packed->memory;
-    packed->view.scale = (const float *)packed->memory + words;
+    packed->view.more = sets > 1 ? (const unsigned *)packed->memory + words : nullptr;
+    packed->view.scale = (const float *)packed->memory + sets * words;
     free(host);
     return status;
 }
@@ -282,6 +287,8 @@ int cuda_delta_clone(struct backend *backend, const struct packed_delta *packed,
     copy->memory = memory;
     if (packed->view.bits) {
         copy->view.bits = (const unsigned *)memory;
+        if (packed->view.more)
+            copy->view.more = copy->view.bits + (packed->view.more - packed->view.bits);
         copy->view.scale =
             (const float *)(memory + ((const char *)packed->view.scale - (char *)packed->memory));
     } else if (packed->view.rank) {

@@ -64,8 +64,13 @@ static __device__ __forceinline__ float delta_product(const struct delta_view &d
 static __device__ __forceinline__ float delta_value(const struct delta_view &d, int32_t r,
                                                     int32_t c)
 {
-    if (d.bits)
-        return d.bits[delta_word(d.cols, r, c)] >> delta_bit(r, c) & 1 ? d.scale[r] : -d.scale[r];
+    if (d.bits) {
+        int64_t word = delta_word(d.cols, r, c);
+        int bit = delta_bit(r, c);
+        float sum = d.bits[word] >> bit & 1 ? d.scale[r] : -d.scale[r];
+
+        return d.more ? sum + (d.more[word] >> bit & 1 ? d.scale[r] : -d.scale[r]) : sum;
+    }
     return d.rank ? delta_product(d, r, c) : delta_dense(d, r, c);
 }
 

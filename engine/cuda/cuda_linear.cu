@@ -39,7 +39,7 @@ find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
         columns->leader[i] = delta_is_empty(columns->delta[i]) ? -1 : leader;
     }
     if (i < TILES) {
-        unsigned signs = 0, dense = 0;
+        unsigned signs = 0, more = 0, dense = 0;
 
         for (int k = 0; k < 8; k++) {
             int at = i * 8 + k;
@@ -47,9 +47,11 @@ find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
                          !delta_is_empty(columns->delta[at]);
 
             signs |= (unsigned)(leads && columns->delta[at].bits) << k;
+            more |= (unsigned)(leads && columns->delta[at].more) << k;
             dense |= (unsigned)(leads && columns->delta[at].dense) << k;
         }
         columns->signs[i] = signs;
+        columns->more[i] = more;
         columns->dense[i] = dense;
     }
     __syncthreads();

@@ -28,6 +28,7 @@ struct linear_columns {
     int32_t group[MOST_TILES * 8];
     int32_t leader[MOST_TILES * 8]; /* first column of its tile with the same delta; -1: none */
     unsigned signs[MOST_TILES];     /* leaders of each tile that have signs, as bits */
+    unsigned more[MOST_TILES];      /* … that have signs twice */
     unsigned dense[MOST_TILES];     /* … that have a dense delta */
 };
 
@@ -131,14 +132,20 @@ static __device__ __forceinline__ void add_dense(float c[4], const struct delta_
     }
 }
 
+/* A word is 32 weights: 32 bits count them. */
+static __device__ __forceinline__ unsigned word_at(const struct linear_range &range, int32_t chunk)
+{
+    unsigned chunks = (unsigned)(range.in + CHUNK - 1) / CHUNK;
+
+    return ((unsigned)range.tile * chunks + (unsigned)chunk) * 32 + threadIdx.x % 32;
+}
+
 /* A lane's words of the tenants of tile j; 0 where one has no signs. */
 static __device__ __forceinline__ void load_words(const struct linear_range &range, int j,
                                                   int32_t chunk, unsigned word[8])
 {
     const struct delta_view *delta = range.columns->delta + j * 8;
-    /* A word is 32 weights: 32 bits count them. */
-    unsigned chunks = (unsigned)(range.in + CHUNK - 1) / CHUNK;
-    unsigned at = ((unsigned)range.tile * chunks + (unsigned)chunk) * 32 + threadIdx.x % 32;
+    unsigned at = word_at(range, chunk);
     unsigned signs = chunk < range.to ? range.columns->signs[j] : 0;
 
     UNROLL
@@ -154,7 +161,7 @@ static __device__ __forceinline__ void add_own(const struct linear_range &range,
 {
     const struct linear_columns *columns = range.columns;
     int lane = threadIdx.x % 32, mine = columns->leader[j * 8 + lane / 4];
-    unsigned signs = columns->signs[j], dense = columns->dense[j];
+    unsigned signs = columns->signs[j], more = columns->more[j], dense = columns->dense[j];
     uint4 none = make_uint4(0, 0, 0, 0);
 
     UNROLL
@@ -163,6 +170,13 @@ static __device__ __forceinline__ void add_own(const struct linear_range &range,
             uint4 own[2] = {mine == i ? x[0] : none, mine == i ? x[1] : none};
 
             add_signs(c, word[i], own);
+        }
+    ROLLED
+    for (int i = 0; i < 8; i++)
+        if (more >> i & 1) {
+            uint4 own[2] = {mine == i ? x[0] : none, mine == i ? x[1] : none};
+
+            add_signs(c, columns->delta[j * 8 + i].more[word_at(range, chunk)], own);
         }
     ROLLED
     for (int i = 0; i < 8; i++)
@@ -441,6 +455,11 @@ static __device__ __forceinline__ void add_own_four(const struct linear_range &r
         if (d.bits) {
             unsigned word = d.bits[delta_word(d.cols, r, column)];
 
+            c[k] = signed_four(x[k], word, delta_bit(g, column), c[k]);
+            c[2 + k] = signed_four(x[k], word, delta_bit(g + 8, column), c[2 + k]);
+            if (!d.more)
+                continue;
+            word = d.more[delta_word(d.cols, r, column)];
             c[k] = signed_four(x[k], word, delta_bit(g, column), c[k]);
             c[2 + k] = signed_four(x[k], word, delta_bit(g + 8, column), c[2 + k]);
         } else if (d.dense) {

@@ -145,6 +145,17 @@ class Tool(unittest.TestCase):
             self.assertLess(time.monotonic() - began, 20, "10000 steps take minutes")
             self.assertEqual(self.files(), before)
 
+    def test_bitdelta_takes_the_size_it_is_given(self):
+        delta, errors = self.folder / "out.delta", []
+        self.addCleanup(delta.unlink)
+        for ratio in (12, 16, 20):  # 13 is where a bit for each weight ends
+            done = subprocess.run(self.argv("--codec", "bitdelta", "--ratio", str(ratio)), capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            report = json.loads(done.stdout)
+            self.assertGreaterEqual(report["ratio"], ratio)
+            errors.append(report["relative_error"])
+        self.assertEqual(errors, sorted(set(errors)), "the less is kept, the more is lost")
+
     def test_an_adapter_is_kept_as_it_is_or_compressed(self):
         adapter, delta = harness.make_adapter(self.folder / "adapter"), self.folder / "out.delta"
         dora = harness.make_adapter(self.folder / "dora", use_dora=True)

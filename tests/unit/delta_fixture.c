@@ -107,3 +107,8 @@ bool delta_fixture_maker(int index, char name[DELTA_FIXTURE_NAME])
 {
     return delta_fixture_codec(index, name) && !codec_at((size_t)index)->imports;
 }
+
+bool delta_fixture_sizes(const char *codec)
+{
+    return codec_find(codec)->ratio > 0 || strcmp(codec, "bitdelta") == 0;
+}

@@ -260,7 +260,7 @@ static void fill(struct parity *p, uint64_t stream, struct delta_source *s, int3
         s->value[i] = 0.05f * uniform(p->shape.seed, stream, i);
 }
 
-/* Signs with one scale or many, dense, planes, factors: by turns. */
+/* Signs with one scale or many, signs twice, dense, planes, factors: by turns. */
 static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t turn, int32_t rows,
                                          int32_t cols)
 {
@@ -268,6 +268,7 @@ static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t t
                              .rows = rows,
                              .cols = cols,
                              .bits = s->bits,
+                             .more_bits = turn == 2 ? s->more_bits : NULL,
                              .scale = s->scale,
                              .scale_count = turn == 1 ? rows : 1};
 

@@ -20,6 +20,7 @@
 #include "engine/codec/artifact.h"
 #include "engine/codec/lora.h"
 #include "engine/codec/planes.h"
+#include "engine/codec/sparse_signs.h"
 #include "engine/safetensors.h"
 #include "tests/unit/delta_fixture.h"
 
@@ -542,6 +543,44 @@ static void planes_of_every_width_are_read(void **state)
     compare_with_reader(1e-6);
 }
 
+/* Signs of some entries. Written to `path`. */
+static void write_sparse(void)
+{
+    static const int32_t index[] = {A, B}, kept[] = {20, 5};
+    const bool changed[COUNT] = {[A] = true, [B] = true};
+    struct tensor part[COUNT][CODEC_MAX_PARTS] = {{{0}}};
+    struct artifact_source from = source();
+    const struct codec *codec = codec_find("bitdelta");
+    const struct artifact_content content = {
+        .source = &from, .codec = codec, .changed = changed, .part = part};
+    float delta[7 * 64];
+    int64_t bytes;
+
+    for (int i = 0; i < 7 * 64; i++)
+        delta[i] = (float)((i * 59 + 7) % 31 - 15) / 40;
+    for (int i = 0; i < 2; i++) {
+        const struct artifact_tensor *t = &tensors[index[i]];
+        const struct codec_matrix m = {.rows = t->rows, .cols = t->cols, .delta = delta};
+        const struct codec_plan plan = {.bytes = 2 * t->rows +
+                                                 sparse_signs_bytes(t->rows, t->cols, kept[i])};
+
+        assert_int_equal(codec->compress(&m, &plan, part[index[i]], NULL), 0);
+        assert_int_equal(part[index[i]][0].dtype, DTYPE_U8);
+    }
+    assert_int_equal(artifact_write(&content, path, &bytes, NULL, NULL, NULL), 0);
+    for (int i = 0; i < 2; i++)
+        for (int p = 0; p < 2; p++)
+            free(part[index[i]][p].data);
+}
+
+static void signs_of_some_entries_are_read(void **state)
+{
+    need_python();
+    write_base();
+    write_sparse();
+    compare_with_reader(1e-9);
+}
+
 /* Halves of either kind, as an adapter may have them. Written to `path`. */
 static void write_low_rank(void)
 {
@@ -636,6 +675,8 @@ static void write_corpus(const char *to)
     }
     snprintf(path, sizeof(path), "%s/planes", to);
     write_every_width();
+    snprintf(path, sizeof(path), "%s/sparse", to);
+    write_sparse();
     snprintf(path, sizeof(path), "%s/low_rank", to);
     write_low_rank();
 }
@@ -655,6 +696,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_reader_in_the_description_reads_it),
         cmocka_unit_test(planes_of_every_width_are_read),
         cmocka_unit_test(low_rank_in_halves_is_read),
+        cmocka_unit_test(signs_of_some_entries_are_read),
         cmocka_unit_test(the_table_of_the_description_is_the_programs),
     };
 

@@ -566,7 +566,7 @@ static void test_bad_options(void **state)
         {{.bytes = -1}, "-1 bytes"},
         {{.bytes = 100}, "it takes at least"},
         {{.ratio = 1024}, "it takes at least"},
-        {{.codec = "bitdelta", .ratio = 64}, "one bit for each weight"},
+        {{.codec = "bitdelta", .ratio = 1024}, "one of 32 weights at least"},
         {{.max_kl = -0.1, .calibration = questions}, "max_kl is -0.1"},
         {{.max_kl = NAN, .calibration = questions}, "max_kl is"},
         {{.max_kl = INFINITY, .calibration = questions}, "max_kl is inf"},

@@ -77,7 +77,7 @@ static void open_tenants(void)
 
     for (int i = 0; delta_fixture_codec(i, codec); i++) {
         add_tenant(codec, 0, false);
-        if (codec_find(codec)->ratio > 0) /* takes what size it is given */
+        if (delta_fixture_sizes(codec))
             add_tenant(codec, engine_info(engine[CPU])->bytes_16bit / 16, false);
         add_tenant(codec, 0, true);
     }
