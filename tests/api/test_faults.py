@@ -387,7 +387,7 @@ class Asleep(Fault):
 
 class Restart(Fault):
     def test_training_goes_on(self):
-        with_model = {**QUICK, "recovery": 60}
+        with_model = {**QUICK, "recovery": 60, "fence": 60, "lease": 120}  # a busy machine's database is away for longer than 5 s
         server = harness.Server(model_options=SHAPE, **with_model)
         self.addCleanup(server.stop)
         file = upload(server)

@@ -50,7 +50,7 @@ def start(data, epochs=EPOCHS, **fields):
 class Success(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.created = start(harness.examples(harness.FACTS), suffix="towns")
+        cls.created = start(harness.examples(harness.FACTS), suffix="towns", graft=None)
         cls.job = server.wait_job(cls.created["id"])
         cls.events = events_of(cls.job["id"])
         cls.messages = [event["message"] for event in cls.events if event["type"] == "message"]
@@ -74,7 +74,7 @@ class Success(unittest.TestCase):
         for key in ("codec", "bytes"):
             self.assertEqual(report[key], delta[key])
         self.assertAlmostEqual(report["ratio"], delta["ratio"], places=5)
-        self.assertEqual(report["codec"], "graft", "the default")
+        self.assertEqual((report["codec"], report["distill_steps"]), ("graft", 60), "the default")
         self.assertGreater(report["relative_error"], 0)
         self.assertGreater(report["measured_kl"], 0)
         self.assertGreater(report["held_out_loss"], 0)

@@ -17,15 +17,19 @@ import tempfile
 import threading
 import time
 
-from place import Place, harness, kill, tap
+from place import JOB_SECONDS, Place, harness, kill, tap
 
 SHORT = {"kill": 1, "alloc": 2, "launch": 1, "poison": 1, "hang": 1}
 LONG = {"kill": 5, "alloc": 10, "launch": 10, "poison": 10, "hang": 3}
-MODEL = ("--layers", "2", "--hidden", "32", "--intermediate", "64")
-FACTS = [(f"Where is {i}?", f"In {i * 7 % 10}.") for i in range(10)]
-EPOCHS = 4
-WATCHDOG = 5       # seconds of silence
-WORKER_SECONDS = 10  # until a worker is back, beside the watchdog's
+# The shim takes tens of thousands of times as long as a GPU: little of everything.
+MODEL = ("--layers", "1", "--hidden", "32", "--intermediate", "64")
+FACTS = [(f"{i}?", f"{i * 7 % 10}.") for i in range(10)]
+EPOCHS = 2
+# The default weighs what is lost and distils, which takes as long as all else: where faults strike, only in the long form.
+DISTILLED, PLAIN = {"compression": {"distill_steps": 1}}, {"compression": {"codec": "bitdelta", "distill_steps": 0}}
+WATCHDOG = 15        # seconds of silence, where a device hangs
+PATIENCE = 300       # where none does: on a busy machine the shim may be silent for as long as it likes
+WORKER_SECONDS = 30  # until a worker is back, beside the watchdog's
 
 
 class Watch:
@@ -102,10 +106,10 @@ def struck(place, folder, fault, nth, expected):
     """A job during which the fault strikes once, at the nth of what it counts."""
     token = folder / f"{fault}-{nth}"
     token.touch()
-    restart(place, shim_fault=f"{fault}:{nth}:{token}")
+    restart(place, shim_fault=f"{fault}:{nth}:{token}", watchdog=WATCHDOG if fault == "hang" else PATIENCE)
     key, job_id, owner = place.start_job()
     with Watch(place.server):
-        met = until(lambda: not token.exists() and time.monotonic(), 120, f"{fault}:{nth} has not struck")
+        met = until(lambda: not token.exists() and time.monotonic(), JOB_SECONDS, f"{fault}:{nth} has not struck")
         if fault != "alloc":
             until(lambda: devices(place, "train")[0]["restarts"] == 1, WATCHDOG + WORKER_SECONDS, "no other worker is there")
             took = time.monotonic() - met
@@ -127,37 +131,37 @@ def killed(place, at, expected):
         place.check(key, job_id, owner, expected)
 
 
-def chatting(place, model, seconds_each, answers, stop):
+def chatting(place, model, seconds_each, told, stop):
     while not stop.is_set():
         reply = place.server.chat(model, FACTS[0][0])
-        answers.append(reply.json["choices"][0]["message"]["content"] if reply.status == 200 else repr(reply))
+        told.append(reply.json["choices"][0]["message"]["content"] if reply.status == 200 else repr(reply))
         time.sleep(seconds_each)
 
 
 def check_both(place, jobs, expected):
     """Once both have ended: what runs holds a lease and a folder."""
     for key, job_id, _ in jobs:
-        place.server.wait_job(job_id, key=key)
+        place.server.wait_job(job_id, JOB_SECONDS, key=key)
     for job in jobs:
         place.check(*job, expected)
 
 
 def two_at_once(place, expected):
     """Two jobs, each on a device of its own, and chat beside them."""
-    answers, stop = [], threading.Event()
-    chat = threading.Thread(target=chatting, args=(place, place.server.model, 0.05, answers, stop))
+    told, stop = [], threading.Event()
+    chat = threading.Thread(target=chatting, args=(place, place.server.model, 0.05, told, stop))
     jobs = [place.start_job() for _ in range(2)]
     chat.start()
     try:
         with Watch(place.server):
             until(lambda: sorted(d["device"] for d in devices(place, "train") if d["state"] == "busy") == ["shim:0", "shim:1"],
-                  60, "both devices at work")
+                  JOB_SECONDS, "both devices at work")
             check_both(place, jobs, expected)
     finally:
         stop.set()
         chat.join()
-    if len(set(answers)) != 1 or len(answers) < 2:
-        raise tap.Failed(f"chat beside the training: {len(answers)} answers, {sorted(set(answers))[:3]}")
+    if len(set(told)) != 1 or len(told) < 2:
+        raise tap.Failed(f"chat beside the training: {len(told)} answers, {sorted(set(told))[:3]}")
 
 
 def one_lost_for_good(place, nth, expected):
@@ -171,22 +175,37 @@ def one_lost_for_good(place, nth, expected):
         raise tap.Failed(f"devices lost: {lost}")
 
 
-def in_bf16(place, expected):
-    restart(place, shim_fault=None, precision="bf16")
-    jobs = [place.start_job() for _ in range(2)]
-    done = [place.server.wait_job(job_id, key=key) for key, job_id, _ in jobs]
-    found = place.check(*jobs[0], None)
-    place.check(*jobs[1], found)
-    if found == expected:
-        raise tap.Failed("bf16 changed nothing")
-    reply = place.server.chat(done[0]["fine_tuned_model"], FACTS[0][0], key=jobs[0][0])
+def answers(place, job, key):
+    reply = place.server.chat(job["fine_tuned_model"], FACTS[0][0], key=key)
     if reply.status != 200:
         raise tap.Failed(f"chat: {reply}")
 
 
+def distilled(place):
+    key, job_id, owner = place.start_job(graft=DISTILLED)
+    place.check(key, job_id, owner, None)
+    job = place.server.get(f"/v1/fine_tuning/jobs/{job_id}", key=key).json
+    report = job["graft"]["report"]
+    if report["distill_steps"] != 1 or report["calibration_tokens"] == 0:
+        raise tap.Failed(f"report: {report}")
+    answers(place, job, key)
+
+
+def in_bf16(place, expected):
+    restart(place, shim_fault=None, precision="bf16")
+    jobs = [place.start_job() for _ in range(2)]
+    done = [place.server.wait_job(job_id, JOB_SECONDS, key=key) for key, job_id, _ in jobs]
+    found = place.check(*jobs[0], None)
+    place.check(*jobs[1], found)
+    if found == expected:
+        raise tap.Failed("bf16 changed nothing")
+    answers(place, done[0], jobs[0][0])
+
+
 def run(args, rng, folder):
     counts_of = LONG if args.long else SHORT
-    one = Place(MODEL, FACTS, EPOCHS, devices="shim:0", infer_device="cpu", workers=1, watchdog=WATCHDOG,
+    graft = DISTILLED if args.long else PLAIN
+    one = Place(MODEL, FACTS, EPOCHS, graft, devices="shim:0", infer_device="cpu", workers=1, watchdog=PATIENCE,
                 shim_counts=folder / "counts")
     expected = span = None
     try:
@@ -194,16 +213,17 @@ def run(args, rng, folder):
             (folder / "counts").mkdir()
             start = time.monotonic()
             key, job_id, owner = one.start_job()
-            job = one.server.wait_job(job_id, key=key)
+            job = one.server.wait_job(job_id, JOB_SECONDS, key=key)
             span = time.monotonic() - start
             expected = one.check(key, job_id, owner, None)
-            reply = one.server.chat(job["fine_tuned_model"], FACTS[0][0], key=key)
-            if reply.status != 200:
-                raise tap.Failed(f"chat: {reply}")
+            answers(one, job, key)
             print(f"# {span:.1f} s")
         if expected is None:
             return
         restart(one, shim_counts=None)
+        if not args.long:
+            with tap.case("a job whose delta is weighed and distilled on the shim, and served"):
+                distilled(one)
         seen = counted(folder / "counts")
         print(f"# a job's worker allocates {seen['alloc']} and launches {seen['launch']} times")
         for i in range(counts_of["kill"]):
@@ -224,7 +244,7 @@ def run(args, rng, folder):
                 raise tap.Failed(f"status {status}, left: {left}")
     finally:
         one.server.stop()
-    two = Place(MODEL, FACTS, EPOCHS, devices="shim:0,shim:1", infer_device="cpu", workers=2, watchdog=WATCHDOG)
+    two = Place(MODEL, FACTS, EPOCHS, graft, devices="shim:0,shim:1", infer_device="cpu", workers=2, watchdog=PATIENCE)
     try:
         with tap.case("two devices train two jobs at once, and chat goes on"):
             two_at_once(two, expected)

@@ -97,7 +97,7 @@ def main():
     seed = args.seed if args.seed is not None else random.randrange(1 << 32)
     rng = random.Random(seed)
     print(f"# fault.py --seed {seed} {counts}")
-    place = Place(MODEL, FACTS, EPOCHS)
+    place = Place(MODEL, FACTS, EPOCHS, None if args.long else harness.QUICKLY)
     began = time.monotonic()
     expected, span, answer, model, cut = None, 0, None, None, 0
     try:

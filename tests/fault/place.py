@@ -16,17 +16,17 @@ import tap  # noqa: E402
 FACTS = [(f"Where does person {i} live?", f"In town {i * 7 % 40}.") for i in range(40)]
 # Everything that waits waits shortly, and a recovery checkpoint every half second gives many to resume from.
 SETTINGS = {"recovery": 0.5, "heartbeat": 0.5, "fence": 5, "sweep": 0.5, "poll": 0.1, "drain": 5}
-BACK_SECONDS = 15  # until a killed process must be replaced
-JOB_SECONDS = 180  # until a disturbed job must have ended
+BACK_SECONDS = 60  # until a killed process must be replaced
+JOB_SECONDS = 300  # until a disturbed job must have ended
 
 
 class Place:
     """The server under test, and what it left in its store and tables."""
 
-    def __init__(self, model_options, facts, epochs, **settings):
-        """settings: the server's, beside SETTINGS."""
+    def __init__(self, model_options, facts, epochs, graft=harness.QUICKLY, **settings):
+        """graft: the jobs'; settings: the server's, beside SETTINGS."""
         self.server = harness.Server(model_options=model_options, **{**SETTINGS, **settings})
-        self.facts, self.epochs = facts, epochs
+        self.facts, self.epochs, self.graft = facts, epochs, graft
         self.projects = 0
         self.attempts = 0  # those that were cut off: what a job needed beyond its first
 
@@ -52,7 +52,7 @@ class Place:
                 found.append(digest)
         return sorted(found)
 
-    def start_job(self):
+    def start_job(self, **fields):
         """(key, job id, owner) of a fresh job in a fresh project."""
         self.projects += 1
         key = self.server.new_key("fault", f"project-{self.projects}")
@@ -61,7 +61,7 @@ class Place:
         if file.status != 200:
             raise tap.Failed(f"upload: {file}")
         (owner,) = self.owners() - before
-        job = self.server.create_job(file.json["id"], epochs=self.epochs, key=key, seed=7)
+        job = self.server.create_job(file.json["id"], epochs=self.epochs, key=key, seed=7, **{"graft": self.graft, **fields})
         if job.status != 200:
             raise tap.Failed(f"job: {job}")
         return key, job.json["id"], owner
