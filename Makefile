@@ -41,6 +41,8 @@ $(error SAN=$(SAN) is not known: address, thread or fuzzer)
 endif
 override CFLAGS += $(SAN_FLAGS_$(SAN)) -fno-omit-frame-pointer
 override LDFLAGS += $(filter -fsanitize%,$(SAN_FLAGS_$(SAN)))
+# Instrumented, it is the compiler that takes long of what does not compute, not the program.
+$(BUILD)/server/%.o $(BUILD)/storage/%.o $(BUILD)/tests/%.o: OPT := -O1 -g
 endif
 
 # Every .c below these folders is part of the product; main.c alone has main().

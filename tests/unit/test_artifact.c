@@ -624,7 +624,7 @@ static void the_table_of_the_description_is_the_programs(void **state)
     at = strstr(text, "| width | c[0]");
     assert_non_null(at);
     for (int width = 1; width <= PLANES_MAX_WIDTH; width++) {
-        char start[16];
+        char start[24];
 
         snprintf(start, sizeof(start), "\n| %d | ", width);
         at = strstr(at, start);
