@@ -66,7 +66,7 @@ else
 FUZZ_MAIN := $(BUILD)/tests/fuzz/replay_main.o
 endif
 
-.PHONY: all help deps demo run test test-fault test-mixes test-memory test-docker bench bench-apply bench-codecs fuzz lint format unit unit-programs fuzz-programs clean FORCE
+.PHONY: all help deps demo run test test-fault test-mixes test-memory test-orders test-docker bench bench-apply bench-codecs fuzz lint format unit unit-programs fuzz-programs clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -141,6 +141,9 @@ test-mixes: $(BUILD)/tests/unit/test_served ## 300 random mixes of tenants, code
 
 test-memory: all ## a model of 2.7 GB compressed by processes that may have 1 GB (5 minutes, 12 GB of disk)
 	@python3 tests/bench/memory.py --hidden 2048 --intermediate 8192 --limit 1024 --codecs bitdelta
+
+test-orders: ## the CUDA kernels on the shim in 20 orders of their threads each, under the sanitizers (10 minutes)
+	@tests/run orders
 
 test-docker: all ## docker/: the images built by docker, or step by step in a scratch root (2 minutes)
 	@tests/run docker docker-build

@@ -246,15 +246,16 @@ static void add_factor_row(const struct packed_delta *d, int32_t row, float *y)
 {
     for (int32_t c = 0; c < d->cols; c += 64) {
         int32_t n = d->cols - c < 64 ? d->cols - c : 64;
-        float part[64], left;
+        float part[64], sum[64] = {0}, left;
 
         for (int32_t k = 0; k < d->inner; k++) {
             tensor_to_f32(&d->dense, (int64_t)row * d->inner + k, 1, &left);
-            left *= d->factor;
             tensor_to_f32(&d->right, (int64_t)k * d->cols + c, n, part);
             for (int32_t i = 0; i < n; i++)
-                y[c + i] += left * part[i];
+                sum[i] = fmaf(left, part[i], sum[i]);
         }
+        for (int32_t i = 0; i < n; i++)
+            y[c + i] += d->factor * sum[i];
     }
 }
 
@@ -262,13 +263,16 @@ void cpu_delta_add_row(const struct packed_delta *delta, int32_t row, float *y)
 {
     if (delta->kind == DELTA_SIGN) {
         int64_t words = ceil_div(delta->cols, 32);
-        const uint32_t *sets[] = {delta->bits, delta->more_bits};
+        int64_t first = row / 16 * words * 16 + row % 16;
+        float scale = delta->scale[row];
 
-        for (int set = 0; set < 2 && sets[set]; set++) {
-            const uint32_t *bits = sets[set] + row / 16 * words * 16 + row % 16;
+        for (int32_t c = 0; c < delta->cols; c++) {
+            int64_t word = first + c / 32 * 16;
+            float value = delta->bits[word] >> c % 32 & 1 ? scale : -scale;
 
-            for (int32_t c = 0; c < delta->cols; c++)
-                y[c] += bits[c / 32 * 16] >> c % 32 & 1 ? delta->scale[row] : -delta->scale[row];
+            if (delta->more_bits) /* the two together: exactly twice the scale, or nothing */
+                value += delta->more_bits[word] >> c % 32 & 1 ? scale : -scale;
+            y[c] += value;
         }
         return;
     }

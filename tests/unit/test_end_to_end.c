@@ -502,7 +502,7 @@ static void the_bench_of_apply_times_both(void **state)
     assert_non_null(strstr(why.message, "abacus"));
     err_clear(&why);
     options.kernels = NULL;
-    options.ratio = 64;
+    options.ratio = 4096;
     assert_int_equal(engine_bench_apply(&options, line, sizeof(line), &why), -1);
     assert_int_equal(why.kind, ERR_INVALID);
 }

@@ -18,7 +18,7 @@
 
 struct claimer {
     const char *url;
-    char name[16];
+    char name[24];
     char jobs[64][ID_SIZE];
     int count;
     bool failed;
