@@ -111,7 +111,7 @@ static __device__ __forceinline__ float factored_of(const struct linear_job &job
 }
 
 /* Output e of a block's [rows][16]: with bias and residual, rounded. */
-template <typename T>
+template <typename T, bool OWN>
 static __device__ __forceinline__ void
 put(const struct linear_job &job, const struct linear_matrix &matrix,
     const struct linear_columns &columns, int32_t tile, int e, float sum)
@@ -121,7 +121,7 @@ put(const struct linear_job &job, const struct linear_matrix &matrix,
 
     if (index < 0 || o >= matrix.out)
         return;
-    if (job.sums_stride)
+    if (OWN && job.sums_stride)
         sum += factored_of(job, matrix, columns.delta[e / 16], index, o);
     sum += bias_of(job, matrix, columns.group[e / 16], o);
     if (matrix.residual)
@@ -191,7 +191,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
 
         for (int s = 0; s < SPLIT; s++)
             sum += part[s * TILES * 128 + e];
-        put<T>(job, matrix, columns, tile, e, sum);
+        put<T, OWN>(job, matrix, columns, tile, e, sum);
     }
 }
 
@@ -274,7 +274,7 @@ static __global__ void __launch_bounds__(THREADS, OWN ? 1 : 2)
         part[column_of(i / 4, i % 4) * 16 + output_of(i % 4)] = total[i];
     __syncwarp();
     for (int e = threadIdx.x % 32; there && e < WIDE_TILES * 128; e += 32)
-        put<bf16>(job, matrix, columns, tile, e, part[e]);
+        put<bf16, OWN>(job, matrix, columns, tile, e, part[e]);
 }
 
 template <bool OWN> static void launch_wide(struct cuda *cuda, const struct linear_job *job)
