@@ -59,8 +59,7 @@ struct codec {
     int (*allot)(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost,
                  struct err *err);
     /* part[].data is malloc'ed for the caller, who frees it after -1 too (NULL: not yet there).
-     * ERR_INVALID: the difference is not finite, or too large for the format.
-     */
+     * ERR_INVALID: the difference is not finite, or too large for the format. */
     int (*compress)(const struct codec_matrix *matrix, const struct codec_plan *plan,
                     struct tensor part[], struct err *err);
     /* Parts from a file: ERR_INVALID unless every other function may use them. */

@@ -28,9 +28,7 @@
 #define SEARCH_HOPE 3.0    /* times the KL asked for, from where distillation may get there */
 #define SEARCH_DISTILLED 2 /* smaller sizes that are tried with distillation */
 #define SEARCH_WORTH 1.1   /* times the ratio that holds: less is not tried for */
-#define PREDICT_LOWEST                                                        \
-    4 /* ratio of the largest file whose cost is predicted; each next is half \
-       */
+#define PREDICT_LOWEST 4   /* ratio of the largest file predicted; each next is half */
 #define PREDICT_SIZES 8
 
 /* One compression. */

@@ -15,26 +15,31 @@ struct delta_view cuda_delta_view(const struct packed_delta *packed)
     return packed ? packed->view : delta_view();
 }
 
+/* One set of signs, from rows of words to tiles. */
+static void pack_bits(const struct delta_tensor *delta, const uint32_t *from, unsigned *to)
+{
+    int64_t row_words = ceil_div(delta->cols, 32);
+
+    for (int32_t r = 0; r < delta->rows; r++, from += row_words)
+        for (int32_t c = 0; c < delta->cols; c++)
+            to[delta_word(delta->cols, r, c)] |= (from[c / 32] >> c % 32 & 1) << delta_bit(r, c);
+}
+
 /* Bits, then scales, in one block of host memory. */
 static char *pack_signs(const struct delta_tensor *delta, int64_t words, int64_t scales)
 {
-    int64_t sets = delta->more_bits ? 2 : 1, row_words = ceil_div(delta->cols, 32);
+    int64_t sets = delta->more_bits ? 2 : 1;
     char *host = (char *)calloc(1, (size_t)(sets * words + scales) * 4);
-    unsigned *bits = (unsigned *)host, *more = bits + words;
+    unsigned *bits = (unsigned *)host;
     float *scale = (float *)(host + sets * words * 4);
 
     if (!host)
         return nullptr;
-    for (int32_t r = 0; r < delta->rows; r++) {
-        const uint32_t *from = delta->bits + r * row_words;
-
-        for (int32_t c = 0; c < delta->cols; c++)
-            bits[delta_word(delta->cols, r, c)] |= (from[c / 32] >> c % 32 & 1) << delta_bit(r, c);
-        from = delta->more_bits + (delta->more_bits ? r * row_words : 0);
-        for (int32_t c = 0; delta->more_bits && c < delta->cols; c++)
-            more[delta_word(delta->cols, r, c)] |= (from[c / 32] >> c % 32 & 1) << delta_bit(r, c);
+    pack_bits(delta, delta->bits, bits);
+    if (delta->more_bits)
+        pack_bits(delta, delta->more_bits, bits + words);
+    for (int32_t r = 0; r < delta->rows; r++)
         scale[r] = delta->scale[delta->scale_count == 1 ? 0 : r] / (float)sets;
-    }
     return host;
 }
 
