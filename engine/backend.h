@@ -67,6 +67,8 @@ enum delta_kind {
     DELTA_FACTORS /* tuned - base = scale · left · right */
 };
 
+#define DELTA_VECTOR_PLANES 64 /* that a vector has at most */
+
 /* tuned - base ≈ diag(row_scale) · Σ_v left_v right_vᵀ · diag(col_scale), v over `rank` vectors.
  * Each side of a vector is the sum of its planes p: right_v = Σ right_scale[p] ·
  * sign(right_bits[p]) and left_v = Σ left_scale[p] · sign(column p of left_bits). Words of bits as

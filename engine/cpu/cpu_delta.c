@@ -132,10 +132,14 @@ static int check_planes(const struct delta_planes *p, struct err *err)
 {
     if (p->planes < 1 || p->rank < 1)
         return err_set(err, ERR_INVALID, "delta: %d planes of %d vectors", p->planes, p->rank);
-    for (int32_t i = 0; i < p->planes; i++)
+    for (int32_t i = 0; i < p->planes; i++) {
         if (p->vector[i] < (i ? p->vector[i - 1] : 0) || p->vector[i] >= p->rank)
             return err_set(err, ERR_INVALID, "delta: plane %d belongs to vector %d of %d", i,
                            p->vector[i], p->rank);
+        if (i >= DELTA_VECTOR_PLANES && p->vector[i - DELTA_VECTOR_PLANES] == p->vector[i])
+            return err_set(err, ERR_INVALID, "delta: vector %d has more than %d planes",
+                           p->vector[i], DELTA_VECTOR_PLANES);
+    }
     return 0;
 }
 

@@ -9,6 +9,7 @@
  *   cuda_embed.cu         rope's angles, embeddings and their gradient
  *   cuda_norm.cu, .cuh    RMSNorm, rope, the kv cache's new rows
  *   cuda_linear.cu, .cuh  products with weights and deltas: training's, and serving's own kernels
+ *   cuda_planes.cu, .cuh  what deltas of planes add to them
  *   cuda_forward.cu       the stages of a layer, the head's logits
  *   cuda_backward.cu      the stages of a layer backward
  *   cuda_norm_backward.cu norms, rope and biases backward
@@ -41,16 +42,24 @@ extern "C" {
  * warp reads its tile as 32 neighbouring words: [⌈rows/16⌉][⌈cols/64⌉][32 lanes], see
  * cuda_delta.cuh. Rows and columns that pad have sign bits 0 and scale 0. */
 struct delta_view {
-    const unsigned *bits; /* or NULL: dense, factors, or nothing at all */
-    const float *scale;   /* [⌈rows/16⌉ · 16]; halved where there are more signs */
+    const unsigned *bits; /* or NULL: dense, factors, planes, or nothing at all */
+    const float *scale; /* [⌈rows/16⌉ · 16]; halved where there are more signs. Planes: of rows */
     const unsigned *more; /* the second signs, like `bits`; or NULL */
     const void *dense;    /* [rows, cols] */
     int32_t dtype;        /* of dense */
     int32_t rows, cols;
-    const void *left, *right; /* factors: [rank, rows], [rank, cols] */
+    const void *left, *right; /* factors: [rank, rows], [rank, cols]; planes: their signs */
     int32_t left_dtype, right_dtype;
-    int32_t rank; /* 0: no factors */
-    float factor; /* their scale */
+    int32_t rank;   /* 0: no factors */
+    float factor;   /* their scale */
+    int32_t planes; /* 0: none; else with those that pad a multiple of 64 (DELTA_BLOCK) */
+    const struct delta_plane *plane; /* [planes] */
+    const float *col_scale;          /* [⌈cols/64⌉ · 64], zeros behind the last */
+};
+
+struct delta_plane {
+    float left, right;     /* scales; all is 0 of a plane that pads */
+    uint16_t first, count; /* the planes of its vector, in its block of 64 */
 };
 
 /* Rows of the same adapter are a group. What a group has of its own, or NULL: the base's. */
@@ -108,7 +117,8 @@ struct cuda {
     size_t partial_bytes;
     int32_t grouped; /* rows of the batch that are not the base's alone */
     int32_t rank;    /* the highest of the batch's factored deltas; 0: it has none */
-    float *sums;     /* x brought down to their ranks, on the device; cuda_linear_room */
+    int32_t planes;  /* the most of its deltas of planes; 0: it has none */
+    float *sums;     /* x brought down to these, on the device; cuda_linear_room */
     size_t sums_bytes;
 };
 
@@ -175,7 +185,7 @@ void cuda_adamw(struct backend *, const struct adamw_args *);
 
 /* The part of begin that makes room for what decode's attention computes in parts. */
 int cuda_attention_room(struct cuda *cuda, const struct begin_args *args, struct err *err);
-/* … and for the sums of factored deltas, once the batch's groups are known. */
+/* … and for the sums of deltas of factors and planes, once the batch's groups are known. */
 int cuda_linear_room(struct cuda *cuda, struct err *err);
 void cuda_attention(struct backend *, const struct attention_args *);
 void cuda_attention_backward(struct backend *, const struct attention_backward_args *);

@@ -243,22 +243,26 @@ static struct group_layer layer_of(const struct adapter_layer *l)
     return g;
 }
 
-/* Of all factored deltas that products read. */
-static int32_t highest_rank(const struct group_layer *layer, const struct group_outer *outer,
-                            int32_t groups, int32_t layers)
+static void count_sums(struct cuda *cuda, const struct delta_view *d)
 {
-    int32_t most = 0;
+    cuda->rank = d->rank > cuda->rank ? d->rank : cuda->rank;
+    cuda->planes = d->planes > cuda->planes ? d->planes : cuda->planes;
+}
 
-    for (int64_t i = 0; i < (int64_t)layers * groups; i++) {
+/* The most of all deltas that products read. */
+static void count_all_sums(struct cuda *cuda, const struct group_layer *layer,
+                           const struct group_outer *outer, int32_t groups)
+{
+    cuda->rank = cuda->planes = 0;
+    for (int64_t i = 0; i < (int64_t)cuda->layers * groups; i++) {
         const struct group_layer *l = &layer[i];
         const struct group_linear *own[] = {&l->q, &l->k, &l->v, &l->o, &l->gate, &l->up, &l->down};
 
         for (const struct group_linear *g : own)
-            most = g->delta.rank > most ? g->delta.rank : most;
+            count_sums(cuda, &g->delta);
     }
     for (int32_t g = 0; g < groups; g++)
-        most = outer[g].head.rank > most ? outer[g].head.rank : most;
-    return most;
+        count_sums(cuda, &outer[g].head);
 }
 
 /* The group of a segment: its adapter's first segment made it. -1: the base. */
@@ -317,7 +321,7 @@ static void place_groups(struct packer *p, const struct batch *b)
         if (row_group[r] < 0)
             group_row[rows++] = r;
     d->groups = groups;
-    p->cuda->rank = highest_rank(layer, outer, groups, layers);
+    count_all_sums(p->cuda, layer, outer, groups);
 }
 
 /* A token for each sequence: many small launches, the same at the next step. What differs between

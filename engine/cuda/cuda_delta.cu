@@ -6,13 +6,19 @@
 
 struct packed_delta {
     struct delta_view view;
-    void *memory; /* on the device: bits and scales, factors, or the dense values */
+    void *memory; /* on the device: all that the view points to */
     int64_t bytes;
 };
 
 struct delta_view cuda_delta_view(const struct packed_delta *packed)
 {
     return packed ? packed->view : delta_view();
+}
+
+/* Bit 0 of `bit`, into tiles that are zero there. */
+static void pack_bit(int32_t cols, int32_t r, int32_t c, uint32_t bit, unsigned *to)
+{
+    to[delta_word(cols, r, c)] |= (bit & 1) << delta_bit(r, c);
 }
 
 /* One set of signs, from rows of words to tiles. */
@@ -22,7 +28,7 @@ static void pack_bits(const struct delta_tensor *delta, const uint32_t *from, un
 
     for (int32_t r = 0; r < delta->rows; r++, from += row_words)
         for (int32_t c = 0; c < delta->cols; c++)
-            to[delta_word(delta->cols, r, c)] |= (from[c / 32] >> c % 32 & 1) << delta_bit(r, c);
+            pack_bit(delta->cols, r, c, from[c / 32] >> c % 32, to);
 }
 
 /* Bits, then scales, in one block of host memory. */
@@ -87,72 +93,103 @@ static int place_dense(struct device *device, struct packed_delta *packed,
 
 /* ------------------------------------------------------------------ planes */
 
-static bool sign_at(const uint32_t *bits, int64_t words, int64_t row, int64_t bit)
+static int32_t vector_end(const struct delta_planes *p, int32_t plane)
 {
-    return bits[row * words + bit / 32] >> bit % 32 & 1;
+    int32_t end = plane + 1;
+
+    while (end < p->planes && p->vector[end] == p->vector[plane])
+        end++;
+    return end;
 }
 
-static void add_outer(const float *left, const float *right, int32_t rows, int32_t cols, float *to)
+/* The place of each plane; returns of how many blocks. A vector that would lie in two blocks
+ * begins the second: of the widths that there are, few planes pad. */
+static int32_t find_places(const struct delta_planes *p, int32_t *place)
 {
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < cols; c++)
-            to[r * cols + c] += left[r] * right[c];
+    int32_t used = 0;
+
+    for (int32_t first = 0, end; first < p->planes; first = end) {
+        end = vector_end(p, first);
+        if (used % DELTA_BLOCK + end - first > DELTA_BLOCK)
+            used = (int32_t)ceil_div(used, DELTA_BLOCK) * DELTA_BLOCK;
+        for (int32_t i = first; i < end; i++)
+            place[i] = used++;
+    }
+    return (int32_t)ceil_div(used, DELTA_BLOCK);
 }
 
-static void expand_planes(const struct delta_tensor *delta, float *left, float *right, float *to)
+/* Where things lie in the block of memory: left signs at 0. All begin at multiples of 16 bytes. */
+struct planes_layout {
+    int64_t right, scale, col_scale, plane, end;
+};
+
+static struct planes_layout layout_of(const struct delta_tensor *delta, int32_t blocks)
+{
+    int64_t rows = ceil_div(delta->rows, DELTA_TILE_ROWS) * DELTA_TILE_ROWS;
+    int64_t cols = ceil_div(delta->cols, DELTA_TILE_COLS) * DELTA_TILE_COLS;
+    int64_t planes = (int64_t)blocks * DELTA_BLOCK;
+    struct planes_layout l;
+
+    l.right = rows * planes / 8;
+    l.scale = l.right + planes * cols / 8;
+    l.col_scale = l.scale + rows * 4;
+    l.plane = l.col_scale + cols * 4;
+    l.end = l.plane + planes * (int64_t)sizeof(struct delta_plane);
+    return l;
+}
+
+static void pack_planes(const struct delta_tensor *delta, const int32_t *place, int32_t blocks,
+                        char *host)
 {
     const struct delta_planes *p = &delta->planes;
+    struct planes_layout l = layout_of(delta, blocks);
+    int64_t right_words = ceil_div(delta->cols, 32), left_words = ceil_div(p->planes, 32);
+    struct delta_plane *plane = (struct delta_plane *)(host + l.plane);
 
-    for (int32_t first = 0, next; first < p->planes; first = next) {
-        for (next = first; next < p->planes && p->vector[next] == p->vector[first];)
-            next++;
-        memset(left, 0, (size_t)delta->rows * sizeof *left);
-        memset(right, 0, (size_t)delta->cols * sizeof *right);
-        for (int32_t plane = first; plane < next; plane++) {
-            float ls = p->left_scale[plane], rs = p->right_scale[plane];
-
-            for (int32_t r = 0; r < delta->rows; r++)
-                left[r] += sign_at(p->left_bits, ceil_div(p->planes, 32), r, plane) ? ls : -ls;
-            for (int32_t c = 0; c < delta->cols; c++)
-                right[c] += sign_at(p->right_bits, ceil_div(delta->cols, 32), plane, c) ? rs : -rs;
-        }
-        for (int32_t r = 0; r < delta->rows; r++)
-            left[r] *= p->row_scale[r];
+    for (int32_t i = 0, first = 0; i < p->planes; i++) {
+        first = p->vector[i] == p->vector[first] ? first : i;
+        plane[place[i]].left = p->left_scale[i];
+        plane[place[i]].right = p->right_scale[i];
+        plane[place[i]].first = (uint16_t)(place[first] % DELTA_BLOCK);
+        plane[place[i]].count = (uint16_t)(vector_end(p, i) - first);
         for (int32_t c = 0; c < delta->cols; c++)
-            right[c] *= p->col_scale[c];
-        add_outer(left, right, delta->rows, delta->cols, to);
+            pack_bit(delta->cols, place[i], c, p->right_bits[i * right_words + c / 32] >> c % 32,
+                     (unsigned *)(host + l.right));
     }
+    for (int32_t r = 0; r < delta->rows; r++)
+        for (int32_t i = 0; i < p->planes; i++)
+            pack_bit(blocks * DELTA_BLOCK, r, place[i],
+                     p->left_bits[r * left_words + i / 32] >> i % 32, (unsigned *)host);
+    memcpy(host + l.scale, p->row_scale, (size_t)delta->rows * sizeof(float));
+    memcpy(host + l.col_scale, p->col_scale, (size_t)delta->cols * sizeof(float));
 }
 
-/* Planes have no kernel of their own yet: they are expanded once, when they are packed, to the
- * precision, and served as dense ones are. Right, and sixteen times the memory. */
-static int place_expanded(struct cuda *cuda, struct packed_delta *packed,
-                          const struct delta_tensor *delta, struct err *err)
+static int place_planes(struct device *device, struct packed_delta *packed,
+                        const struct delta_tensor *delta, struct err *err)
 {
-    int64_t count = (int64_t)delta->rows * delta->cols;
-    float *value = (float *)calloc((size_t)count, sizeof *value);
-    float *left = (float *)malloc((size_t)delta->rows * sizeof *left);
-    float *right = (float *)malloc((size_t)delta->cols * sizeof *right);
-    struct delta_tensor dense = *delta;
-    int status = -1;
+    int32_t *place = (int32_t *)malloc((size_t)delta->planes.planes * sizeof *place);
+    int32_t blocks = place ? find_places(&delta->planes, place) : 0;
+    struct planes_layout l = layout_of(delta, blocks);
+    char *host = place ? (char *)calloc(1, (size_t)l.end) : nullptr, *memory;
+    int status;
 
-    if (!value || !left || !right) {
-        err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows, delta->cols);
-        goto out;
+    if (!host) {
+        free(place);
+        return err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows,
+                       delta->cols);
     }
-    expand_planes(delta, left, right, value);
-    if (cuda->activation == DTYPE_BF16) /* in place: a half lies in front of what is still read */
-        for (int64_t i = 0; i < count; i++) {
-            uint16_t half = f32_to_bf16(value[i]);
-
-            memcpy((char *)value + i * 2, &half, sizeof half);
-        }
-    dense.dense = tensor_view(value, cuda->activation, 1, &count);
-    status = place_dense(cuda->device, packed, &dense, err);
-out:
-    free(right);
-    free(left);
-    free(value);
+    pack_planes(delta, place, blocks, host);
+    packed->bytes = l.end;
+    status = upload(device, packed, host, err);
+    memory = (char *)packed->memory;
+    packed->view.planes = blocks * DELTA_BLOCK;
+    packed->view.left = memory;
+    packed->view.right = memory + l.right;
+    packed->view.scale = (const float *)(memory + l.scale);
+    packed->view.col_scale = (const float *)(memory + l.col_scale);
+    packed->view.plane = (const struct delta_plane *)(memory + l.plane);
+    free(host);
+    free(place);
     return status;
 }
 
@@ -216,11 +253,16 @@ static int check_planes(const struct delta_tensor *delta, struct err *err)
 {
     const struct delta_planes *p = &delta->planes;
 
-    for (int32_t i = 0; i < p->planes; i++)
-        if (p->vector[i] < 0 || p->vector[i] >= p->rank ||
-            (i > 0 && p->vector[i] < p->vector[i - 1]))
+    if (p->planes < 1 || p->rank < 1)
+        return err_set(err, ERR_INVALID, "delta: %d planes of %d vectors", p->planes, p->rank);
+    for (int32_t i = 0; i < p->planes; i++) {
+        if (p->vector[i] < (i ? p->vector[i - 1] : 0) || p->vector[i] >= p->rank)
             return err_set(err, ERR_INVALID, "delta: plane %d belongs to vector %d of %d", i,
                            p->vector[i], p->rank);
+        if (i >= DELTA_VECTOR_PLANES && p->vector[i - DELTA_VECTOR_PLANES] == p->vector[i])
+            return err_set(err, ERR_INVALID, "delta: vector %d has more than %d planes",
+                           p->vector[i], DELTA_VECTOR_PLANES);
+    }
     return 0;
 }
 
@@ -244,7 +286,7 @@ static int check(const struct delta_tensor *delta, struct err *err)
 int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
                     struct packed_delta **out, struct err *err)
 {
-    struct cuda *cuda = cuda_of(backend);
+    struct device *device = cuda_of(backend)->device;
     struct packed_delta *packed;
     int status;
 
@@ -257,19 +299,27 @@ int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
     packed->view.rows = delta->rows;
     packed->view.cols = delta->cols;
     if (delta->kind == DELTA_SIGN)
-        status = place_signs(cuda->device, packed, delta, err);
+        status = place_signs(device, packed, delta, err);
     else if (delta->kind == DELTA_DENSE)
-        status = place_dense(cuda->device, packed, delta, err);
+        status = place_dense(device, packed, delta, err);
     else if (delta->kind == DELTA_FACTORS)
-        status = place_factors(cuda->device, packed, delta, err);
+        status = place_factors(device, packed, delta, err);
     else
-        status = place_expanded(cuda, packed, delta, err);
+        status = place_planes(device, packed, delta, err);
     if (status) {
         cuda_delta_free(backend, packed);
         return -1;
     }
     *out = packed;
     return 0;
+}
+
+/* The same place in another delta's memory; NULL stays NULL. */
+template <typename T>
+static void move(T **at, const struct packed_delta *from, const struct packed_delta *to)
+{
+    if (*at)
+        *at = (T *)((const char *)to->memory + ((const char *)*at - (const char *)from->memory));
 }
 
 int cuda_delta_clone(struct backend *backend, const struct packed_delta *packed,
@@ -290,19 +340,14 @@ int cuda_delta_clone(struct backend *backend, const struct packed_delta *packed,
     device_copy(device, memory, packed->memory, (size_t)packed->bytes);
     *copy = *packed;
     copy->memory = memory;
-    if (packed->view.bits) {
-        copy->view.bits = (const unsigned *)memory;
-        if (packed->view.more)
-            copy->view.more = copy->view.bits + (packed->view.more - packed->view.bits);
-        copy->view.scale =
-            (const float *)(memory + ((const char *)packed->view.scale - (char *)packed->memory));
-    } else if (packed->view.rank) {
-        copy->view.left = memory;
-        copy->view.right =
-            memory + ((const char *)packed->view.right - (const char *)packed->memory);
-    } else {
-        copy->view.dense = memory;
-    }
+    move(&copy->view.bits, packed, copy);
+    move(&copy->view.scale, packed, copy);
+    move(&copy->view.more, packed, copy);
+    move(&copy->view.dense, packed, copy);
+    move(&copy->view.left, packed, copy);
+    move(&copy->view.right, packed, copy);
+    move(&copy->view.plane, packed, copy);
+    move(&copy->view.col_scale, packed, copy);
     *out = copy;
     return 0;
 }

@@ -9,7 +9,10 @@
  *
  * A register of A holds two columns. Register number p = 4m + i (0 to 15) has its lower column's
  * sign in bit p of the lane's word, its upper column's in bit p + 16: one shift brings both where
- * bf16 has its signs. 1 is plus. */
+ * bf16 has its signs. 1 is plus.
+ *
+ * A difference has such signs once or twice; one of planes has those of its right side, [planes,
+ * cols], and of its left side, [rows, planes]. */
 #ifndef GRAFT_CUDA_CUDA_DELTA_CUH
 #define GRAFT_CUDA_CUDA_DELTA_CUH
 
@@ -17,6 +20,7 @@
 
 #define DELTA_TILE_ROWS 16
 #define DELTA_TILE_COLS 64
+#define DELTA_BLOCK DELTA_TILE_COLS /* planes; no vector lies in two blocks */
 
 /* The word and bit of row r, column c, of a matrix of `cols` columns. */
 static __host__ __device__ __forceinline__ int64_t delta_word(int32_t cols, int32_t r, int32_t c)
@@ -30,6 +34,12 @@ static __host__ __device__ __forceinline__ int64_t delta_word(int32_t cols, int3
 static __host__ __device__ __forceinline__ int delta_bit(int32_t r, int32_t c)
 {
     return (c % 64 / 32 * 2 + c % 8 / 4) * 4 + c % 4 / 2 * 2 + r % 16 / 8 + c % 2 * 16;
+}
+
+static __device__ __forceinline__ bool delta_plus(const void *bits, int32_t cols, int32_t r,
+                                                  int32_t c)
+{
+    return static_cast<const unsigned *>(bits)[delta_word(cols, r, c)] >> delta_bit(r, c) & 1;
 }
 
 static __device__ __forceinline__ float delta_number(const void *from, int32_t dtype, int64_t at)
@@ -60,17 +70,36 @@ static __device__ __forceinline__ float delta_product(const struct delta_view &d
     return d.factor * sum;
 }
 
+/* … and of planes, vector by vector. */
+static __device__ __forceinline__ float delta_outer(const struct delta_view &d, int32_t r,
+                                                    int32_t c)
+{
+    float sum = 0, left = 0, right = 0;
+
+    for (int32_t p = 0; p < d.planes; p++) {
+        struct delta_plane plane = d.plane[p];
+
+        if (p % DELTA_BLOCK == plane.first)
+            left = right = 0;
+        left += delta_plus(d.left, d.planes, r, p) ? plane.left : -plane.left;
+        right += delta_plus(d.right, d.cols, p, c) ? plane.right : -plane.right;
+        if (p % DELTA_BLOCK == plane.first + plane.count - 1)
+            sum = fmaf(left, right, sum);
+    }
+    return d.scale[r] * sum * d.col_scale[c];
+}
+
 /* One value; slow, for single rows. The view is not empty. */
 static __device__ __forceinline__ float delta_value(const struct delta_view &d, int32_t r,
                                                     int32_t c)
 {
     if (d.bits) {
-        int64_t word = delta_word(d.cols, r, c);
-        int bit = delta_bit(r, c);
-        float sum = d.bits[word] >> bit & 1 ? d.scale[r] : -d.scale[r];
+        float scale = d.scale[r], sum = delta_plus(d.bits, d.cols, r, c) ? scale : -scale;
 
-        return d.more ? sum + (d.more[word] >> bit & 1 ? d.scale[r] : -d.scale[r]) : sum;
+        return d.more ? sum + (delta_plus(d.more, d.cols, r, c) ? scale : -scale) : sum;
     }
+    if (d.planes)
+        return delta_outer(d, r, c);
     return d.rank ? delta_product(d, r, c) : delta_dense(d, r, c);
 }
 

@@ -1,9 +1,8 @@
 #include "engine/cuda/cuda_linear.cuh"
 
 #include "engine/cuda/cuda_linear_tile.cuh"
+#include "engine/cuda/cuda_planes.cuh"
 
-#define SPLIT 8 /* warps of a block, each on a range of the columns */
-#define THREADS (SPLIT * 32)
 #define FEW_ROWS 128 /* up to here weights are used faster than they come */
 
 /* ------------------------------------------------------------------ rows and outputs */
@@ -39,7 +38,7 @@ find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
         columns->leader[i] = delta_is_empty(columns->delta[i]) ? -1 : leader;
     }
     if (i < TILES) {
-        unsigned signs = 0, more = 0, dense = 0;
+        unsigned signs = 0, more = 0, dense = 0, planes = 0;
 
         for (int k = 0; k < 8; k++) {
             int at = i * 8 + k;
@@ -49,10 +48,12 @@ find_columns(const struct linear_job &job, const struct linear_matrix &matrix,
             signs |= (unsigned)(leads && columns->delta[at].bits) << k;
             more |= (unsigned)(leads && columns->delta[at].more) << k;
             dense |= (unsigned)(leads && columns->delta[at].dense) << k;
+            planes |= (unsigned)(leads && columns->delta[at].planes) << k;
         }
         columns->signs[i] = signs;
         columns->more[i] = more;
         columns->dense[i] = dense;
+        columns->planes[i] = planes;
     }
     __syncthreads();
 }
@@ -77,7 +78,7 @@ static __device__ __forceinline__ float part_of(const struct linear_columns &col
     if (OWN && columns.leader[column_of(j, i)] >= 0) {
         const struct delta_view &d = columns.delta[column_of(j, i)];
 
-        sum = fmaf(d.bits ? d.scale[tile * 16 + output_of(i)] : 1.0f, sums.own[j][i], sum);
+        sum = fmaf(d.scale ? d.scale[tile * 16 + output_of(i)] : 1.0f, sums.own[j][i], sum);
     }
     return sum;
 }
@@ -135,19 +136,8 @@ put(const struct linear_job &job, const struct linear_matrix &matrix,
 static __device__ __forceinline__ struct linear_matrix matrix_of(const struct linear_job &job,
                                                                  int32_t tile)
 {
-    struct linear_matrix matrix = job.matrix[0];
-
-    if (job.count > 1 && tile >= job.matrix[1].first_tile)
-        matrix = job.matrix[1];
-    if (job.count > 2 && tile >= job.matrix[2].first_tile)
-        matrix = job.matrix[2];
-    return matrix;
-}
-
-/* The chunk behind part `part`. */
-static __device__ __forceinline__ int32_t part_end(int32_t chunks, int part)
-{
-    return (int32_t)((int64_t)chunks * (part + 1) / SPLIT);
+    return matrix_at(job, (job.count > 1 && tile >= job.matrix[1].first_tile) +
+                              (job.count > 2 && tile >= job.matrix[2].first_tile));
 }
 
 /* ------------------------------------------------------------------ few rows */
@@ -179,6 +169,8 @@ static __global__ void __launch_bounds__(THREADS, 2)
         start_staged(range, stage);
     find_columns<TILES, OWN>(job, matrix, batch, &columns);
     add_range<TILES, OWN, ALIGNED>(static_cast<const T *>(nullptr), range, stage, &sums);
+    if (OWN && job.sums_stride)
+        add_planes<T, TILES>({&columns, matrix.sums, job.sums_stride, tile, warp}, &sums);
     __syncthreads();
     float *part = reinterpret_cast<float *>(stages);
     UNROLL
@@ -209,16 +201,18 @@ static void launch(struct cuda *cuda, const struct linear_job *job)
 /* ------------------------------------------------------------------ many rows */
 
 /* One block for 128 outputs and 64 rows; each warp has 16 outputs over all columns. It adds up the
- * same parts in the same order, one after another. */
+ * same parts in the same order, one after another. planes: all but the part; without sums there are
+ * none. */
 template <bool OWN>
-static __device__ __forceinline__ void add_wide(const struct linear_range &all, uint4 *stages,
+static __device__ __forceinline__ void add_wide(const struct linear_range &all,
+                                                struct planes_part planes, uint4 *stages,
                                                 float total[WIDE_TILES * 4])
 {
     uint4 *rows = stages, *w = stages + WIDE_STAGES * WIDE_X +
                                threadIdx.x / 32 * WIDE_STAGES * 128 + threadIdx.x % 32;
     struct linear_sums<WIDE_TILES> sums = {};
     unsigned word[8] = {};
-    int part = 0;
+    int32_t chunk = 0;
 
     if (OWN)
         load_words(all, 0, 0, word);
@@ -227,20 +221,22 @@ static __device__ __forceinline__ void add_wide(const struct linear_range &all, 
         stage_chunk(all, ahead, w + ahead * 128);
         copy_commit();
     }
-    for (int32_t chunk = 0; chunk < all.to; chunk++) {
-        int s = chunk % WIDE_STAGES, free = (chunk + WIDE_STAGES - 1) % WIDE_STAGES;
+    ROLLED
+    for (planes.part = 0; planes.part < SPLIT; planes.part++) {
+        ROLLED
+        for (; chunk < part_end(all.to, planes.part); chunk++) {
+            int s = chunk % WIDE_STAGES, free = (chunk + WIDE_STAGES - 1) % WIDE_STAGES;
 
-        copy_wait<WIDE_STAGES - 2>();
-        __syncthreads(); /* all have their copies, and are done with the chunk before */
-        stage_x(all, chunk + WIDE_STAGES - 1, THREADS, rows + free * WIDE_X);
-        stage_chunk(all, chunk + WIDE_STAGES - 1, w + free * 128);
-        copy_commit();
-        uint4 piece[4] = {w[s * 128], w[s * 128 + 32], w[s * 128 + 64], w[s * 128 + 96]};
-        add_wide_chunk<OWN>(all, piece, rows + s * WIDE_X, chunk, word, &sums);
-        while (part_end(all.to, part) <= chunk) /* empty parts are zero */
-            part++;
-        if (part_end(all.to, part) != chunk + 1)
-            continue;
+            copy_wait<WIDE_STAGES - 2>();
+            __syncthreads(); /* all have their copies, and are done with the chunk before */
+            stage_x(all, chunk + WIDE_STAGES - 1, THREADS, rows + free * WIDE_X);
+            stage_chunk(all, chunk + WIDE_STAGES - 1, w + free * 128);
+            copy_commit();
+            uint4 piece[4] = {w[s * 128], w[s * 128 + 32], w[s * 128 + 64], w[s * 128 + 96]};
+            add_wide_chunk<OWN>(all, piece, rows + s * WIDE_X, chunk, word, &sums);
+        }
+        if (OWN && planes.sums)
+            add_planes<bf16, WIDE_TILES>(planes, &sums);
         UNROLL
         for (int i = 0; i < WIDE_TILES * 4; i++) {
             total[i] += part_of<WIDE_TILES, OWN>(*all.columns, all.tile, sums, i / 4, i % 4);
@@ -266,7 +262,9 @@ static __global__ void __launch_bounds__(THREADS, OWN ? 1 : 2)
     find_columns<WIDE_TILES, OWN>(job, matrix, batch, &columns);
     struct linear_range all = {&columns,         job.x, matrix.w, job.in, matrix.out,
                                there ? tile : 0, 0,     chunks};
-    add_wide<OWN>(all, stages, total);
+    add_wide<OWN>(all,
+                  {&columns, job.sums_stride ? matrix.sums : nullptr, job.sums_stride, all.tile, 0},
+                  stages, total);
     __syncthreads();
     float *part = reinterpret_cast<float *>(stages) + warp * WIDE_TILES * 128;
     UNROLL
@@ -295,13 +293,9 @@ static __global__ void __launch_bounds__(THREADS)
     int32_t index = job.order[blockIdx.x], v = blockIdx.y * SPLIT + threadIdx.x / 32,
             lane = threadIdx.x % 32;
     int32_t group = batch.row_group[job.row ? job.row[index] : index];
-    struct linear_matrix matrix = job.matrix[0];
+    struct linear_matrix matrix = matrix_at(job, blockIdx.z);
     float sum = 0;
 
-    if (blockIdx.z == 1)
-        matrix = job.matrix[1];
-    if (blockIdx.z == 2)
-        matrix = job.matrix[2];
     const struct delta_view &d =
         *reinterpret_cast<const struct delta_view *>(matrix.own + group * job.own_stride);
     const T *x = static_cast<const T *>(job.x) + (int64_t)index * job.in;
@@ -316,10 +310,15 @@ static __global__ void __launch_bounds__(THREADS)
         matrix.sums[index * job.sums_stride + v] = d.factor * sum;
 }
 
+/* Numbers that are kept of a row and matrix; a multiple of 16 bytes. */
+static int64_t sums_width(const struct cuda *cuda)
+{
+    return cuda->rank > cuda->planes ? ceil_div(cuda->rank, 4) * 4 : cuda->planes;
+}
+
 int cuda_linear_room(struct cuda *cuda, struct err *err)
 {
-    size_t bytes =
-        (size_t)cuda->batch.rows * LINEAR_MATRICES * (size_t)cuda->rank * sizeof *cuda->sums;
+    size_t bytes = (size_t)(cuda->batch.rows * LINEAR_MATRICES * sums_width(cuda)) * sizeof(float);
 
     if (bytes <= cuda->sums_bytes)
         return 0;
@@ -337,11 +336,15 @@ static void bring_down(struct cuda *cuda, struct linear_job *job)
 {
     dim3 grid((unsigned)job->grouped, (unsigned)ceil_div(cuda->rank, SPLIT), (unsigned)job->count);
 
-    job->sums_stride = (int64_t)job->count * cuda->rank;
+    job->sums_stride = job->count * sums_width(cuda);
     for (int i = 0; i < job->count; i++)
-        job->matrix[i].sums = cuda->sums + (int64_t)i * cuda->rank;
-    WITH_PRECISION(
-        cuda, T, CUDA_LAUNCH(cuda->device, factor_kernel<T>, grid, THREADS, 0, *job, cuda->batch));
+        job->matrix[i].sums = cuda->sums + i * sums_width(cuda);
+    if (cuda->rank)
+        WITH_PRECISION(
+            cuda, T,
+            CUDA_LAUNCH(cuda->device, factor_kernel<T>, grid, THREADS, 0, *job, cuda->batch));
+    if (cuda->planes)
+        cuda_planes(cuda, job);
 }
 
 /* ------------------------------------------------------------------ serving */
@@ -371,7 +374,7 @@ void cuda_linear_serve(struct cuda *cuda, struct linear_job *job)
     bool own = cuda->batch.groups > 0, many;
     int32_t unit; /* tiles of a block, which is of one matrix */
 
-    if (own && cuda->rank && job->grouped)
+    if (own && sums_width(cuda) && job->grouped)
         bring_down(cuda, job);
     for (int i = 0; i < job->count; i++)
         places |= (uintptr_t)job->matrix[i].w;

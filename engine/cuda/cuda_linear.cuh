@@ -13,7 +13,9 @@
  * one tile. In that product the other tenants' columns are zero: they add nothing, exactly.
  *
  * Where a tenant's difference is two factors, a launch before brings its rows down to `rank` sums
- * each, and an output adds its left side's product with those behind its SPLIT parts. */
+ * each, and an output adds its left side's product with those behind its SPLIT parts. Where it is
+ * planes, a launch before does so too, and their left side is a part of each of the SPLIT
+ * (cuda_planes.cuh). */
 #ifndef GRAFT_CUDA_CUDA_LINEAR_CUH
 #define GRAFT_CUDA_CUDA_LINEAR_CUH
 
@@ -29,7 +31,7 @@ struct linear_matrix {
     void *y;              /* [rows, out] */
     int32_t out;
     int32_t first_tile; /* of 16 outputs, counted over all matrices of the job */
-    float *sums;        /* of row i from i · sums_stride on: x by the right side of its factors */
+    float *sums;        /* of row i from i · sums_stride on: x by the right side of its delta */
 };
 
 /* Products of the same rows. */
@@ -42,13 +44,27 @@ struct linear_job {
     int32_t grouped;      /* rows that are of a group */
     const int32_t *row;   /* [rows]: row i's row of the batch; NULL: i */
     int64_t own_stride;   /* bytes from group to group at `own` */
-    int64_t sums_stride;  /* 0: no row has factors */
+    int64_t sums_stride;  /* 0: no row has factors or planes */
     bool own_bias;        /* `own` is a group_linear */
     bool wide;            /* y is F32 */
 };
 
-/* Serving: one launch. */
+static __device__ __forceinline__ struct linear_matrix matrix_at(const struct linear_job &job,
+                                                                 unsigned number)
+{
+    struct linear_matrix matrix = job.matrix[0];
+
+    if (number == 1)
+        matrix = job.matrix[1];
+    if (number == 2)
+        matrix = job.matrix[2];
+    return matrix;
+}
+
+/* Serving: one launch, and one before it for each of factors and planes. */
 void cuda_linear_serve(struct cuda *cuda, struct linear_job *job);
+/* The one before it for planes, once the job says where sums go. */
+void cuda_planes(struct cuda *cuda, const struct linear_job *job);
 
 struct linear_call {
     const struct linear *linear;

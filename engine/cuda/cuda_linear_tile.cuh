@@ -12,6 +12,8 @@
 #include "engine/cuda/ptx.cuh"
 #include "engine/cuda/vector.cuh"
 
+#define SPLIT 8 /* warps of a block, each on a range of the columns */
+#define THREADS (SPLIT * 32)
 #define CHUNK DELTA_TILE_COLS
 #define MOST_TILES 8
 #ifdef __CUDACC__
@@ -30,11 +32,18 @@ struct linear_columns {
     unsigned signs[MOST_TILES];     /* leaders of each tile that have signs, as bits */
     unsigned more[MOST_TILES];      /* … that have signs twice */
     unsigned dense[MOST_TILES];     /* … that have a dense delta */
+    unsigned planes[MOST_TILES];    /* … that have planes */
 };
 
 template <int TILES> struct linear_sums {
     float base[TILES][4], own[TILES][4];
 };
+
+/* The chunk behind part `part`. */
+static __device__ __forceinline__ int32_t part_end(int32_t chunks, int part)
+{
+    return (int32_t)((int64_t)chunks * (part + 1) / SPLIT);
+}
 
 /* What a warp works on. */
 struct linear_range {
@@ -74,16 +83,31 @@ static __device__ __forceinline__ void add_half(float c[4], const uint4 w[2], co
     mma_bf16(c, a[1], b[1]);
 }
 
+/* ±1 of mma m of a tile. */
+static __device__ __forceinline__ void sign_operand(unsigned word, int m, unsigned a[4])
+{
+    UNROLL
+    for (int i = 0; i < 4; i++) /* 0xbf80 is -1 */
+        a[i] = lop3<(0xf0 & 0xcc) ^ 0xaa>(word << (15 - 4 * m - i), 0x80008000u, 0xbf80bf80u);
+}
+
+/* … and that mma; x: a lane's pieces of the two halves of its row. */
+static __device__ __forceinline__ void mma_piece(float c[4], const unsigned a[4], const uint4 x[2],
+                                                 int m)
+{
+    const unsigned b[2] = {m % 2 ? x[m / 2].z : x[m / 2].x, m % 2 ? x[m / 2].w : x[m / 2].y};
+
+    mma_bf16(c, a, b);
+}
+
 static __device__ __forceinline__ void add_signs(float c[4], unsigned word, const uint4 x[2])
 {
     UNROLL
     for (int m = 0; m < 4; m++) {
-        unsigned a[4], b[2] = {m % 2 ? x[m / 2].z : x[m / 2].x, m % 2 ? x[m / 2].w : x[m / 2].y};
+        unsigned a[4];
 
-        UNROLL
-        for (int i = 0; i < 4; i++) /* 0xbf80 is -1 */
-            a[i] = lop3<(0xf0 & 0xcc) ^ 0xaa>(word << (15 - 4 * m - i), 0x80008000u, 0xbf80bf80u);
-        mma_bf16(c, a, b);
+        sign_operand(word, m, a);
+        mma_piece(c, a, x, m);
     }
 }
 

@@ -223,23 +223,29 @@ struct parity_adapters {
 };
 
 #define DELTA_RANK 5
-#define DELTA_PLANES_OF 9 /* planes of those vectors: 3, 1, 2, 1, 2 */
+#define MOST_PLANES 700
 
 /* Random memory that a delta of any kind may point into. */
 struct delta_source {
     uint32_t *bits, *more_bits;
     float *scale, *value, *row, *col;
-    int32_t vector[DELTA_PLANES_OF];
+    int32_t vector[MOST_PLANES]; /* of 3, 1, 2, 8, 5, 1, 3, … planes */
 };
 
 static void fill(struct parity *p, uint64_t stream, struct delta_source *s, int32_t rows,
                  int32_t cols)
 {
-    const int32_t vector[DELTA_PLANES_OF] = {0, 0, 0, 1, 2, 2, 3, 4, 4};
-    int32_t most = (rows > cols ? rows : cols) + DELTA_PLANES_OF;
+    const int32_t width[] = {3, 1, 2, 8, 5, 1};
+    int32_t most = (rows > cols ? rows : cols) + MOST_PLANES;
     int32_t words = most * ((most + 31) / 32);
 
-    memcpy(s->vector, vector, sizeof vector);
+    for (int32_t i = 0, vector = 0, end = 0; i < MOST_PLANES; i++) {
+        if (i == 0)
+            end = width[0];
+        else if (i == end)
+            end += width[++vector % 6];
+        s->vector[i] = vector;
+    }
     s->bits = malloc((size_t)words * sizeof *s->bits);
     s->more_bits = malloc((size_t)words * sizeof *s->more_bits);
     s->scale = malloc((size_t)most * sizeof *s->scale);
@@ -261,8 +267,8 @@ static void fill(struct parity *p, uint64_t stream, struct delta_source *s, int3
 }
 
 /* Signs with one scale or many, signs twice, dense, planes, factors: by turns. */
-static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t turn, int32_t rows,
-                                         int32_t cols)
+static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t turn, int32_t planes,
+                                         int32_t rows, int32_t cols)
 {
     struct delta_tensor d = {.kind = DELTA_SIGN,
                              .rows = rows,
@@ -277,9 +283,11 @@ static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t t
         d.dense = tensor_view(s->value, DTYPE_F32, 2, (int64_t[]){rows, cols});
     } else if (turn == 4) {
         d.kind = DELTA_PLANES;
-        d.planes =
-            (struct delta_planes){DELTA_PLANES_OF, DELTA_RANK, s->vector, s->bits, s->more_bits,
-                                  s->scale,        s->scale,   s->row,    s->col};
+        d.planes = (struct delta_planes){planes,       s->vector[planes - 1] + 1,
+                                         s->vector,    s->bits,
+                                         s->more_bits, s->scale,
+                                         s->scale,     s->row,
+                                         s->col};
     } else if (turn == 5) {
         d.kind = DELTA_FACTORS;
         d.factors.left = tensor_view(s->value, DTYPE_F32, 2, (int64_t[]){rows, DELTA_RANK});
@@ -296,13 +304,18 @@ static void make_delta(struct parity *p, const struct packed_delta **out0,
 {
     struct parity_adapters *a = p->adapters;
     uint64_t stream = ++p->streams;
+    int32_t turn = (int32_t)(stream % 6), planes = stream / 6 % 2 ? 9 : 45;
     struct delta_source source;
     struct delta_tensor d;
     struct err err = {0};
 
     assert_true(a->deltas < MAX_DELTAS);
+    if (p->shape.planes) {
+        turn = stream % 2 ? 4 : turn;
+        planes = p->shape.planes;
+    }
     fill(p, stream, &source, rows, cols);
-    d = delta_of_kind(&source, (int32_t)(stream % 6), rows, cols);
+    d = delta_of_kind(&source, turn, planes, rows, cols);
     for (int side = 0; side < 2; side++)
         if (p->backend[side]->ops->delta_pack(p->backend[side], &d, &a->delta[side][a->deltas],
                                               &err))

@@ -46,6 +46,7 @@ struct parity_shape {
     int32_t cache_len;       /* tokens of a slot; 96 */
     bool serving;            /* serving without one */
     int32_t tenants;         /* adapters, mixed over the rows; 0: the base alone. Serving only. */
+    int32_t planes;          /* 0: their deltas are of all kinds; or every second is of so many */
     uint64_t seed;
 };
 

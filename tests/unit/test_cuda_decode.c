@@ -48,22 +48,39 @@ struct server {
     int32_t deltas;
 };
 
+#define PLANES 40
+#define MOST_WIDTH 256 /* of a matrix */
+
+/* Signs, every third time planes. */
 static void give_delta(struct server *s, struct adapter_linear *l, const struct tensor *w)
 {
     int32_t rows = (int32_t)w->shape[0], cols = (int32_t)w->shape[1], words = (cols + 31) / 32;
-    uint32_t *bits = malloc((size_t)rows * (size_t)words * sizeof *bits);
-    float scale = 0.05f;
-    struct delta_tensor delta = {.kind = DELTA_SIGN,
-                                 .rows = rows,
-                                 .cols = cols,
-                                 .bits = bits,
-                                 .scale = &scale,
-                                 .scale_count = 1};
+    int32_t all = (rows + PLANES) * (words + 2);
+    uint32_t *bits = malloc((size_t)all * sizeof *bits);
+    float scale = 0.05f, plane_scale[PLANES], one[MOST_WIDTH];
+    int32_t vector[PLANES];
+    struct delta_tensor delta = {
+        .kind = s->deltas % 3 == 2 ? DELTA_PLANES : DELTA_SIGN,
+        .rows = rows,
+        .cols = cols,
+        .bits = bits,
+        .scale = &scale,
+        .scale_count = 1,
+        .planes = {PLANES, PLANES / 2, vector, bits, bits + PLANES * words, plane_scale,
+                   plane_scale, one, one},
+    };
     struct err err = {0};
 
     assert_non_null(bits);
-    for (int32_t i = 0; i < rows * words; i++)
+    assert_true(rows <= MOST_WIDTH && cols <= MOST_WIDTH);
+    for (int32_t i = 0; i < all; i++)
         bits[i] = (uint32_t)rng_at(4, (uint64_t)s->deltas, (uint64_t)i);
+    for (int32_t i = 0; i < PLANES; i++) {
+        vector[i] = i / 2;
+        plane_scale[i] = 0.075f;
+    }
+    for (int32_t i = 0; i < MOST_WIDTH; i++)
+        one[i] = 1;
     must(s->backend.ops->delta_pack(&s->backend, &delta, &s->packed[s->deltas], &err), &err);
     l->delta = s->packed[s->deltas++];
     free(bits);
