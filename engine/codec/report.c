@@ -1,6 +1,5 @@
 #include "engine/codec/report.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,14 +32,24 @@ static json_t *matrices(int32_t tensors, const int64_t *bytes, const double *err
     return json_pack("{s:o, s:o}", "bytes", sizes, "relative_error", errors);
 }
 
-/* [bytes, kl] of each point. */
-static json_t *pairs(const struct engine_delta_curve *c)
+json_t *report_points(const struct engine_delta_curve *c)
 {
     json_t *list = json_array();
 
     for (int32_t i = 0; i < c->count; i++)
         json_array_append_new(list, json_pack("[I, o]", (json_int_t)c->bytes[i], number(c->kl[i])));
     return list;
+}
+
+void report_read_points(const json_t *points, struct engine_delta_curve *c)
+{
+    *c = (struct engine_delta_curve){0};
+    for (size_t i = 0; i < json_array_size(points) && i < ENGINE_DELTA_POINTS; i++, c->count++) {
+        const json_t *point = json_array_get(points, i);
+
+        c->bytes[i] = json_integer_value(json_array_get(point, 0));
+        c->kl[i] = json_number_value(json_array_get(point, 1));
+    }
 }
 
 static json_t *object_of(const struct engine_delta_report *r, bool held_out, json_t *per_matrix)
@@ -56,7 +65,7 @@ static json_t *object_of(const struct engine_delta_report *r, bool held_out, jso
         number(r->tuned_loss), "measured_on", held_out ? "held_out" : "calibration",
         "measured_tokens", (json_int_t)r->measured_tokens, "calibration_tokens",
         (json_int_t)r->calibration_tokens, "distill_steps", r->distill_steps, "predicted",
-        pairs(&r->predicted), "tried", pairs(&r->tried), "matrices", per_matrix);
+        report_points(&r->predicted), "tried", report_points(&r->tried), "matrices", per_matrix);
 }
 
 /* Characters that JSON escapes once more in the header. */

@@ -2,6 +2,8 @@
 #ifndef GRAFT_CODEC_REPORT_H
 #define GRAFT_CODEC_REPORT_H
 
+#include <jansson.h>
+
 #include "engine/codec/artifact.h"
 
 /* What the JSON takes in a file's header at most, for so many tensors; files are laid out with it.
@@ -14,5 +16,10 @@ size_t report_room(int32_t tensors);
 int report_json(char **out, const struct engine_delta_report *report, bool held_out,
                 int32_t tensors, const int64_t *bytes, const double *error, const double *norm,
                 struct err *err);
+
+/* The points of a curve as [[bytes, kl], ...], and back; what is no such list has no points. A new
+ * reference; NULL: no memory. */
+json_t *report_points(const struct engine_delta_curve *curve);
+void report_read_points(const json_t *points, struct engine_delta_curve *curve);
 
 #endif

@@ -1,12 +1,12 @@
 #include "engine/codec/resume.h"
 
-#include <jansson.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/codec/report.h"
 #include "engine/safetensors.h"
 
 #define PORTION (1 << 16) /* floats that are read at once */
@@ -45,7 +45,7 @@ static int digest(char hex[SHA256_HEX], const struct resume_key *key, struct err
 
     if (!h)
         return err_set(err, ERR_NO_MEMORY, "no memory for a digest");
-    snprintf(text, sizeof text, "graft compression 1|%s|%s|%lld|%lld|%d|", key->source->base_digest,
+    snprintf(text, sizeof text, "graft compression 2|%s|%s|%lld|%lld|%d|", key->source->base_digest,
              key->codec->name, (long long)key->bytes, (long long)key->seed, key->steps);
     sha256_update(h, text, strlen(text));
     for (int64_t i = 0; i < rows->count; i++) {
@@ -93,18 +93,14 @@ int resume_save_parts(const struct resume *resume, const struct compression *com
                       const struct resume_facts *facts, struct err *err)
 {
     json_t *object =
-        json_pack("{s:s, s:o, s:I, s:[], s:[]}", "resume", resume->identity, "predicted_kl",
+        json_pack("{s:s, s:o, s:I, s:o}", "resume", resume->identity, "predicted_kl",
                   isfinite(facts->predicted_kl) ? json_real(facts->predicted_kl) : json_null(),
-                  "calibration_tokens", (json_int_t)facts->calibration_tokens, "bytes", "kl");
-    const struct engine_delta_curve *c = &facts->predicted;
+                  "calibration_tokens", (json_int_t)facts->calibration_tokens, "predicted",
+                  report_points(&facts->predicted));
     char *report;
     int64_t bytes;
     int rc;
 
-    for (int32_t i = 0; i < c->count; i++) {
-        json_array_append_new(json_object_get(object, "bytes"), json_integer(c->bytes[i]));
-        json_array_append_new(json_object_get(object, "kl"), json_real(c->kl[i]));
-    }
     report = json_dumps(object, JSON_COMPACT); /* every number to its last bit */
     json_decref(object);
     if (!report)
@@ -112,17 +108,6 @@ int resume_save_parts(const struct resume *resume, const struct compression *com
     rc = compression_write(compression, resume->undistilled, report, &bytes, NULL, NULL, err);
     free(report);
     return rc;
-}
-
-static void read_curve(const json_t *object, struct engine_delta_curve *c)
-{
-    const json_t *bytes = json_object_get(object, "bytes"), *kl = json_object_get(object, "kl");
-
-    *c = (struct engine_delta_curve){0};
-    for (size_t i = 0; i < json_array_size(bytes) && i < ENGINE_DELTA_POINTS; i++, c->count++) {
-        c->bytes[i] = json_integer_value(json_array_get(bytes, i));
-        c->kl[i] = json_number_value(json_array_get(kl, i));
-    }
 }
 
 static bool read_facts(const char *report, const char *identity, struct resume_facts *facts)
@@ -134,7 +119,7 @@ static bool read_facts(const char *report, const char *identity, struct resume_f
 
     facts->predicted_kl = json_is_number(predicted) ? json_number_value(predicted) : NAN;
     facts->calibration_tokens = json_integer_value(json_object_get(object, "calibration_tokens"));
-    read_curve(object, &facts->predicted);
+    report_read_points(json_object_get(object, "predicted"), &facts->predicted);
     json_decref(object);
     return ours;
 }
