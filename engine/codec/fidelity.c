@@ -131,13 +131,19 @@ static int64_t stride_of(const struct measuring *m)
     return most > 0 ? (tokens + most - 1) / most : 1;
 }
 
+/* A mean that rounding alone can take below zero. */
+static double mean_kl(double sum, double count)
+{
+    return count > 0 ? fmax(sum, 0) / count : NAN;
+}
+
 static void conclude(const struct measuring *m, struct fidelity *out)
 {
     bool tuned = m->args->tuned != NULL;
     double tokens = (double)m->tokens, answers = (double)m->answer_tokens;
 
-    *out = (struct fidelity){.kl = tuned && tokens > 0 ? m->kl / tokens : NAN,
-                             .answer_kl = tuned && answers > 0 ? m->answer_kl / answers : NAN,
+    *out = (struct fidelity){.kl = tuned ? mean_kl(m->kl, tokens) : NAN,
+                             .answer_kl = tuned ? mean_kl(m->answer_kl, answers) : NAN,
                              .loss = answers > 0 ? m->loss / answers : NAN,
                              .tuned_loss = tuned && answers > 0 ? m->tuned_loss / answers : NAN,
                              .tokens = m->tokens,
