@@ -61,7 +61,7 @@ static struct stage_listener listener_of(const struct run *r)
 
 /* A codec that makes no parts of its own. */
 static int check_import(const struct engine_compress_options *o, const struct codec *codec,
-                        const struct peft *adapter, struct err *err)
+                        bool adapter, struct err *err)
 {
     if (!adapter)
         return lora_refuse(err);
@@ -558,29 +558,36 @@ static int run(struct run *r, const char *path, struct err *err)
     return 0;
 }
 
-static int compress(struct run *r, const struct engine_compress_options *options, const char *path,
-                    struct engine_delta_report *report, struct err *err)
+/* adapter: what is to be compressed is one. */
+static int choose(struct run *r, const struct engine_compress_options *options, bool adapter,
+                  struct err *err)
 {
-    const char *name = options->codec ? options->codec : codec_default();
+    r->options = options;
+    r->codec = codec_find(options->codec ? options->codec : codec_default());
+    return check_options(options, r->codec, err) ||
+                   (r->codec->imports && check_import(options, r->codec, adapter, err))
+               ? -1
+               : 0;
+}
+
+/* Of what was chosen. */
+static int compress(struct run *r, const char *path, struct engine_delta_report *report,
+                    struct err *err)
+{
     double from = clock_now();
-    int rc = -1;
+    int rc;
 
     *report = (struct engine_delta_report){.predicted_kl = NAN,
                                            .measured_kl = NAN,
                                            .answer_kl = NAN,
                                            .held_out_loss = NAN,
                                            .tuned_loss = NAN};
-    r->options = options;
-    r->codec = codec_find(name);
+    snprintf(report->codec, sizeof report->codec, "%s", r->codec->name);
     r->report = report;
-    if (!check_options(options, r->codec, err) &&
-        (!r->codec->imports || !check_import(options, r->codec, r->adapter, err))) {
-        snprintf(report->codec, sizeof report->codec, "%s", r->codec->name);
-        rc = run(r, path, err);
-        if (rc && r->written)
-            unlink(path);
-        close_run(r);
-    }
+    rc = run(r, path, err);
+    if (rc && r->written)
+        unlink(path);
+    close_run(r);
     report->seconds = clock_now() - from;
     return rc;
 }
@@ -593,7 +600,7 @@ int engine_trainer_compress(struct engine_trainer *trainer,
                     .tuned = trainer_weights(trainer),
                     .source = {.read = trainer_read, .context = trainer}};
 
-    return compress(&r, options, out_path, report, err);
+    return choose(&r, options, false, err) ? -1 : compress(&r, out_path, report, err);
 }
 
 bool engine_codec_known(const char *name)
@@ -656,12 +663,13 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
     struct tuned *tuned;
     int rc;
 
-    if (tuned_open(&tuned, engine, tuned_path, runs, err))
+    if (choose(&r, options, peft_is_adapter(tuned_path), err) ||
+        tuned_open(&tuned, engine, tuned_path, runs, err))
         return -1;
     r.source.context = tuned;
     r.tuned = tuned_weights(tuned);
     r.adapter = tuned_adapter(tuned);
-    rc = compress(&r, options, out_path, report, err);
+    rc = compress(&r, out_path, report, err);
     if (!rc && options->calibration && options->recall_questions > 0) {
         rc = ask_all(&r, out_path, err);
         if (rc)
