@@ -102,6 +102,9 @@ struct model_loss_args {
     /* A model of the same shapes in the memory of this backend, which reads the batch first; only
      * what its last layer gives is kept. NULL, or the training was opened for one. */
     const struct model_weights *teacher;
+    /* What the teacher gave for these rows before (model_teacher_rows): it does not read them
+     * again. Host [rows, D] of the backend's activations; NULL: it does. */
+    const void *teacher_rows;
 };
 
 struct model_loss {
@@ -113,5 +116,9 @@ struct model_loss {
 
 int model_loss(struct model_training *training, const struct model_loss_args *args,
                struct model_loss *out, struct err *err);
+/* Of the model_loss() before, which had a teacher: what that gave for the first rows of the batch,
+ * to host [rows, D]. */
+int model_teacher_rows(const struct model_training *training, int32_t rows, void *host,
+                       struct err *err);
 
 #endif

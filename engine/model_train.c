@@ -286,15 +286,23 @@ static int forward(struct model_training *t, const struct forward_run *run, stru
     return 0;
 }
 
+static size_t teacher_bytes(const struct model_training *t, int32_t rows)
+{
+    return (size_t)rows * (size_t)t->teacher_x.shape[1] * (size_t)dtype_size(t->teacher_x.dtype);
+}
+
 /* The teacher comes first: backward needs the model's own activations. */
 static int forward_both(struct model_training *t, const struct model_loss_args *args,
                         struct err *err)
 {
     int32_t rows = args->batch->rows;
     struct forward_run run = {.batch = args->batch};
+    struct backend *b = t->model->backend;
 
     model_begin_batch(t->model, args->batch, model_first_rows(t->rope, rows));
-    if (args->teacher) {
+    if (args->teacher_rows) {
+        b->ops->upload(b, t->teacher_x.data, args->teacher_rows, teacher_bytes(t, rows));
+    } else if (args->teacher) {
         run.weights = args->teacher;
         run.x_out = model_first_rows(t->teacher_x, rows);
         if (forward(t, &run, err))
@@ -459,6 +467,7 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
     assert(batch.rows > 0 && batch.rows <= t->max_rows);
     assert(!batch.slot && batch.segments.count == 0);
     assert(!args->teacher || (t->teacher && !args->margins));
+    assert(!args->teacher_rows || args->teacher);
     model_assert_batch(t->model, &batch, NULL);
     if (forward_both(t, &a, err) || watch_head(t, batch.rows, err) || loss_and_gradient(t, &a, err))
         return -1;
@@ -477,6 +486,15 @@ int model_loss(struct model_training *t, const struct model_loss_args *args, str
         out->rows++;
     }
     return 0;
+}
+
+int model_teacher_rows(const struct model_training *t, int32_t rows, void *host, struct err *err)
+{
+    struct backend *b = t->model->backend;
+
+    assert(t->teacher && rows <= t->max_rows);
+    b->ops->download(b, host, t->teacher_x.data, teacher_bytes(t, rows));
+    return backend_check(b, err);
 }
 
 int model_loss_watched(struct model_training *t, const struct model_loss_args *args,

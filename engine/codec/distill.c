@@ -7,6 +7,7 @@
 #include "engine/base/progress.h"
 #include "engine/base/rng.h"
 #include "engine/base_file.h"
+#include "engine/codec/lessons.h"
 #include "engine/engine_parts.h"
 
 #define PORTION (1 << 18) /* floats of zeros */
@@ -31,6 +32,9 @@ struct student {
     struct model_training *pass;
     int32_t max_rows;
     int32_t *token, *position, *target, *ends, *order;
+    int32_t *read; /* [docs] the batch's examples */
+    char *given;   /* [max_rows] what the teacher gave for the batch */
+    struct lessons lessons;
     float *weight, *zeros;
     float **work;       /* [threads] the largest matrix */
     struct err *errors; /* [threads] */
@@ -102,6 +106,13 @@ static int open_weights(struct student *s, const struct compression *compression
     return 0;
 }
 
+/* What a teacher gives for a token. */
+static size_t row_bytes(const struct student *s)
+{
+    return (size_t)model_get_config(s->engine->model)->hidden *
+           (size_t)dtype_size(s->engine->backend->activation);
+}
+
 static int open_work(struct student *s, struct err *err)
 {
     size_t rows = (size_t)s->max_rows, largest = 1;
@@ -116,12 +127,14 @@ static int open_work(struct student *s, struct err *err)
     s->position = malloc(rows * sizeof *s->position);
     s->target = malloc(rows * sizeof *s->target);
     s->ends = malloc((rows + 1) * sizeof *s->ends);
+    s->read = malloc(rows * sizeof *s->read);
+    s->given = malloc(rows * row_bytes(s));
     s->weight = malloc(rows * sizeof *s->weight);
     s->zeros = calloc(PORTION, sizeof *s->zeros);
     s->work = calloc((size_t)threads, sizeof *s->work);
     s->errors = calloc((size_t)threads, sizeof *s->errors);
-    if (!s->token || !s->position || !s->target || !s->ends || !s->weight || !s->zeros ||
-        !s->work || !s->errors)
+    if (!s->token || !s->position || !s->target || !s->ends || !s->read || !s->given ||
+        !s->weight || !s->zeros || !s->work || !s->errors)
         return err_set(err, ERR_NO_MEMORY, "no memory to distil");
     for (int i = 0; i < threads; i++) {
         s->work[i] = malloc(2 * largest * sizeof(float));
@@ -158,6 +171,9 @@ static void close_student(struct student *s)
     free(s->target);
     free(s->ends);
     free(s->order);
+    free(s->read);
+    free(s->given);
+    lessons_close(&s->lessons);
     free(s->weight);
     free(s->zeros);
     free(s->work);
@@ -310,6 +326,29 @@ static void shuffle(int32_t *order, int32_t count, uint64_t seed, uint64_t round
     }
 }
 
+static int32_t rows_of(const struct student *s, struct dataset_example e)
+{
+    return e.length < s->max_rows ? e.length : s->max_rows;
+}
+
+static int open_examples(struct student *s, const struct trainer_source *examples, struct err *err)
+{
+    size_t count = (size_t)examples->count;
+    int32_t *length = malloc(count * sizeof *length);
+    int rc;
+
+    s->order = malloc(count * sizeof *s->order);
+    if (!length || !s->order) {
+        free(length);
+        return err_set(err, ERR_NO_MEMORY, "no memory for %zu examples", count);
+    }
+    for (size_t i = 0; i < count; i++)
+        length[i] = rows_of(s, examples->example(examples->context, (int64_t)i));
+    rc = lessons_open(&s->lessons, length, examples->count, (int64_t)row_bytes(s), err);
+    free(length);
+    return rc;
+}
+
 /* The next examples of the order, until the rows are full: every token is asked about. */
 static void fill_batch(struct student *s, const struct trainer_source *examples, int64_t *next,
                        struct batch *batch)
@@ -325,7 +364,7 @@ static void fill_batch(struct student *s, const struct trainer_source *examples,
         if (at == 0)
             shuffle(s->order, (int32_t)examples->count, (uint64_t)s->options->seed, round);
         e = examples->example(examples->context, s->order[at]);
-        length = e.length < s->max_rows ? e.length : s->max_rows;
+        length = rows_of(s, e);
         if (rows + length > s->max_rows)
             break;
         for (int32_t i = 0; i < length; i++) {
@@ -334,7 +373,8 @@ static void fill_batch(struct student *s, const struct trainer_source *examples,
             s->target[rows + i] = i + 1 < e.length ? e.token[i + 1] : e.token[i];
         }
         rows += length;
-        s->ends[++docs] = rows;
+        s->read[docs++] = s->order[at];
+        s->ends[docs] = rows;
         ++*next;
         if (docs == examples->count)
             break;
@@ -396,29 +436,40 @@ static int tell(const struct student *s, int32_t step, double part, struct err *
     return stage_tell(&s->options->listener, "distill", (step - 1 + part) / s->options->steps, err);
 }
 
+/* The student's gradient towards what the teacher says. */
+static int compare(struct student *s, const struct batch *batch, struct err *err)
+{
+    struct model_loss loss;
+    struct model_loss_args args = {.weights = &s->weights,
+                                   .grads = &s->grads,
+                                   .batch = batch,
+                                   .target = s->target,
+                                   .weight = s->weight,
+                                   .teacher = s->tuned};
+
+    if (lessons_recall(&s->lessons, s->read, batch->docs, s->given))
+        args.teacher_rows = s->given;
+    if (model_loss(s->pass, &args, &loss, err))
+        return -1;
+    if (!args.teacher_rows && model_teacher_rows(s->pass, batch->rows, s->given, err))
+        return -1;
+    lessons_keep(&s->lessons, s->read, batch->docs, s->given);
+    return 0;
+}
+
 static int run(struct student *s, const struct resume_vectors *vectors,
                const struct trainer_source *examples, struct err *err)
 {
     int64_t next = 0;
 
-    s->order = malloc((size_t)examples->count * sizeof *s->order);
-    if (!s->order)
-        return err_set(err, ERR_NO_MEMORY, "no memory for %lld examples",
-                       (long long)examples->count);
+    if (open_examples(s, examples, err))
+        return -1;
     for (int32_t step = go_on(s, vectors, examples, &next) + 1; step <= s->options->steps; step++) {
         struct batch batch;
-        struct model_loss loss;
-        struct model_loss_args args = {.weights = &s->weights,
-                                       .grads = &s->grads,
-                                       .batch = &batch,
-                                       .target = s->target,
-                                       .weight = s->weight,
-                                       .teacher = s->tuned};
 
         fill_batch(s, examples, &next, &batch);
-        if (put_weights(s, err) || tell(s, step, 1. / 3, err) ||
-            model_loss(s->pass, &args, &loss, err) || tell(s, step, 2. / 3, err) ||
-            take_slopes(s, err))
+        if (put_weights(s, err) || tell(s, step, 1. / 3, err) || compare(s, &batch, err) ||
+            tell(s, step, 2. / 3, err) || take_slopes(s, err))
             return -1;
         adam(s, step);
         progress_tick();

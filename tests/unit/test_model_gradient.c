@@ -41,7 +41,8 @@ struct fixture {
     const struct loss_margins *margins; /* of the arrays above */
     double divisor[ROWS];               /* of their gaps */
     const struct model_weights *taught_by;
-    double *teacher_logits; /* [ROWS, V] by the reference */
+    const void *taught_before; /* what the teacher gave */
+    double *teacher_logits;    /* [ROWS, V] by the reference */
 };
 
 struct teacher { /* of a fixture */
@@ -136,6 +137,7 @@ static struct model_loss run_model(struct fixture *f, bool gradients)
                                     .weight = f->weight,
                                     .margins = f->margins,
                                     .teacher = f->taught_by,
+                                    .teacher_rows = f->taught_before,
                                 },
                                 &loss, &err),
                      0);
@@ -403,6 +405,28 @@ static void test_teacher(void **state)
     }
 }
 
+/* Not only close: a distillation that is gone on with asks its teacher anew. */
+static void test_what_a_teacher_gave_can_be_given_again(void **state)
+{
+    struct model_config config = memory_model_config(2, true, false, false);
+    struct fixture *f = open_fixture(&config);
+    struct teacher *t = open_teacher(f, 12, 0);
+    struct model_loss asked = run_model(f, false), again;
+    float rows[ROWS * 40];
+    struct err err = {0};
+
+    assert_int_equal(model_teacher_rows(f->training, ROWS, rows, &err), 0);
+    f->taught_before = rows;
+    again = run_model(f, false);
+    assert_memory_equal(&again, &asked, sizeof again);
+    for (int i = 0; i < ROWS * 40; i++)
+        rows[i] += 1;
+    again = run_model(f, false);
+    assert_true(again.nll != asked.nll);
+    close_teacher(t);
+    close_fixture(f);
+}
+
 static void test_a_model_is_its_own_teacher(void **state)
 {
     const enum dtype precisions[] = {DTYPE_F32, DTYPE_BF16};
@@ -578,6 +602,7 @@ int main(void)
         cmocka_unit_test(test_documents_do_not_see_each_other),
         cmocka_unit_test(test_margins),
         cmocka_unit_test(test_teacher),
+        cmocka_unit_test(test_what_a_teacher_gave_can_be_given_again),
         cmocka_unit_test(test_a_model_is_its_own_teacher),
         cmocka_unit_test(test_losses_in_bf16),
         cmocka_unit_test(test_a_teacher_leaves_the_activations_alone),
