@@ -307,6 +307,7 @@ const struct codec codec_bitdelta = {
     .suffix = {"sign", "scale"},
     .ratio = 0,
     .distill_steps = 60,
+    .common_rate = 0.1,
     .allot = allot,
     .compress = compress,
     .accept = accept,

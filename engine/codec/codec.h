@@ -50,6 +50,8 @@ struct codec {
     double ratio;           /* 16-bit bytes of a model to bytes of its artifact, unless asked; 0: it
                                has a size of its own */
     int32_t distill_steps;  /* unless asked */
+    double common_rate;     /* of a factor that distillation gives all scales of a matrix in common,
+                               in its first step; 0: none */
     /* [min(rows, cols)] squared singular values in the metric of h and g; NULL: allot() needs none
      */
     int (*energy)(const struct codec_matrix *matrix, double *energy, struct err *err);

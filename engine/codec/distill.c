@@ -15,10 +15,12 @@
 struct student_matrix {
     int32_t index, rows, cols;
     struct tensor *parts;
-    void *weight;    /* base + difference, as stages read it, in the backend's memory */
-    float *gradient; /* the same */
-    int32_t count;   /* of scales */
-    float *scale, *first, *second, *slope; /* [count]; Adam's moments of log scale */
+    void *weight;         /* base + difference, as stages read it, in the backend's memory */
+    float *gradient;      /* the same */
+    int32_t count;        /* of scales */
+    float *scale, *slope; /* [count] */
+    /* [count + 1] Adam's moments of log scale; the last of the factor they have in common */
+    float *first, *second;
 };
 
 struct student {
@@ -57,11 +59,11 @@ static int open_matrix(struct student *s, struct student_matrix *m, struct err *
     const int64_t shape[2] = {m->rows, m->cols};
 
     m->count = s->codec->scales(m->parts, m->rows, m->cols);
-    scales = (size_t)m->count * sizeof(float);
-    m->scale = calloc(1, scales + 1);
-    m->first = calloc(1, scales + 1);
-    m->second = calloc(1, scales + 1);
-    m->slope = calloc(1, scales + 1);
+    scales = ((size_t)m->count + 1) * sizeof(float);
+    m->scale = calloc(1, scales);
+    m->first = calloc(1, scales);
+    m->second = calloc(1, scales);
+    m->slope = calloc(1, scales);
     if (!m->scale || !m->first || !m->second || !m->slope)
         return err_set(err, ERR_NO_MEMORY, "no memory for %d scales", m->count);
     m->weight = b->ops->alloc(b, count * (size_t)dtype_size(b->activation), err);
@@ -287,26 +289,36 @@ static int take_slopes(struct student *s, struct err *err)
     return 0;
 }
 
-/* Adam with the usual constants. `step` is 1-based. */
-static void adam(struct student *s, int32_t step)
+/* Of the logarithm with moments k: what Adam, with the usual constants, takes from it at rate 1. */
+static double adam(struct student_matrix *m, int32_t k, double slope, int32_t step)
 {
-    double rate = DISTILL_RATE * (1 - (double)(step - 1) / s->options->steps);
-    double bias1 = 1 - pow(0.9, step), bias2 = 1 - pow(0.999, step);
+    double first = 0.9 * (double)m->first[k] + 0.1 * slope;
+    double second = 0.999 * (double)m->second[k] + 0.001 * slope * slope;
+
+    m->first[k] = (float)first;
+    m->second[k] = (float)second;
+    return first / (1 - pow(0.9, step)) / (sqrt(second / (1 - pow(0.999, step))) + 1e-12);
+}
+
+/* `step` is 1-based. */
+static void follow_slopes(struct student *s, int32_t step)
+{
+    double left = 1 - (double)(step - 1) / s->options->steps;
     double settled = fmin(1, (double)s->options->steps / DISTILL_SETTLE);
 
     for (int32_t i = 0; i < s->matrices; i++) {
         struct student_matrix *m = &s->matrix[i];
         int32_t vectors = s->codec->vector_scales ? s->codec->vector_scales(m->parts) : m->count;
+        double all = 0, common = 0;
 
+        for (int32_t k = 0; k < m->count; k++)
+            all += (double)m->slope[k];
+        if (s->codec->common_rate > 0)
+            common = s->codec->common_rate * left * adam(m, m->count, all, step);
         for (int32_t k = 0; k < m->count; k++) {
-            double own = k < vectors ? rate : rate * settled;
-            double g = (double)m->slope[k];
-            double first = 0.9 * (double)m->first[k] + 0.1 * g;
-            double second = 0.999 * (double)m->second[k] + 0.001 * g * g;
+            double rate = DISTILL_RATE * left * (k < vectors ? 1 : settled);
 
-            m->first[k] = (float)first;
-            m->second[k] = (float)second;
-            m->scale[k] *= (float)exp(-own * first / bias1 / (sqrt(second / bias2) + 1e-12));
+            m->scale[k] *= (float)exp(-common - rate * adam(m, k, (double)m->slope[k], step));
         }
     }
 }
@@ -406,7 +418,7 @@ static int open_vectors(const struct student *s, struct resume_vectors *v, struc
 
         for (int k = 0; k < 3; k++) {
             v->vector[v->count] = three[k];
-            length[v->count++] = m->count;
+            length[v->count++] = k == 0 ? m->count : m->count + 1;
         }
     }
     return 0;
@@ -471,7 +483,7 @@ static int run(struct student *s, const struct resume_vectors *vectors,
         if (put_weights(s, err) || tell(s, step, 1. / 3, err) || compare(s, &batch, err) ||
             tell(s, step, 2. / 3, err) || take_slopes(s, err))
             return -1;
-        adam(s, step);
+        follow_slopes(s, step);
         progress_tick();
         if (s->options->resume && step % DISTILL_KEEP == 0 &&
             resume_save_vectors(s->options->resume, vectors, step, err))

@@ -2,8 +2,9 @@
  *
  * What is in the signs stays; the scales (codec.h: scales) follow the gradient of the KL from the
  * tuned model's predictions, on all tokens of the examples, in logarithms by Adam with a rate that
- * falls in a line to zero. Takes memory for the matrices of the blocks and their gradients, in f32,
- * and one training pass. */
+ * falls in a line to zero. Where a codec says so (common_rate) all scales of a matrix have a factor
+ * in common as well, which may go far: the noise of single rows is not in it. Takes memory for the
+ * matrices of the blocks and their gradients, in f32, and one training pass. */
 #ifndef GRAFT_CODEC_DISTILL_H
 #define GRAFT_CODEC_DISTILL_H
 
