@@ -111,6 +111,7 @@ const struct codec codec_graft = {
     .gradients = true,
     .ratio = 16,
     .distill_steps = 60,
+    .common_rate = 0.01,
     .energy = energy,
     .allot = allot,
     .compress = compress,
