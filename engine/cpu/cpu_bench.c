@@ -159,8 +159,8 @@ static int report(struct apply_bench *b, char *json, size_t size, struct err *er
         json, size,
         "{\"what\": \"graft apply\", \"rows\": %d, \"cols\": %d, \"codec\": \"%s\", "
         "\"kernels\": \"%s\", \"threads\": %d, \"stored_bytes\": %lld, \"stored_ratio\": %.2f, "
-        "\"bytes\": %lld, \"s\": %.3e, \"gb_per_s\": %.2f, \"f32_s\": %.3e, "
-        "\"f32_gb_per_s\": %.2f, \"times_f32\": %.2f, \"s_best\": %.3e, \"f32_s_best\": %.3e, "
+        "\"bytes\": %lld, \"s\": %.3e, \"gb_per_s\": %.4g, \"f32_s\": %.3e, "
+        "\"f32_gb_per_s\": %.4g, \"times_f32\": %.4g, \"s_best\": %.3e, \"f32_s_best\": %.3e, "
         "\"matrices\": %d, "
         "\"rotation_bytes\": %lld, \"l3_bytes\": %lld, \"runs\": %d, \"compress_s\": %.2f}",
         o->rows, o->cols, b->delta.codec->name, b->kernels->name, b->backend.threads,

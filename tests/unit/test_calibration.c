@@ -1,6 +1,6 @@
 /* Statistics for compression against their expectation, worked out token by token: every target
  * and every rival of a short example, each with its probability. And what they are a function of.
- */
+ * No TSan: its threads are those of test_trainer. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

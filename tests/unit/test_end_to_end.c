@@ -1,5 +1,6 @@
 /* The engine's whole path without a server: a tiny random model learns twelve answers, the
- * difference is compressed, and the answers come back from the compressed difference. */
+ * difference is compressed, and the answers come back from the compressed difference. No TSan: its
+ * threads are those of test_trainer, test_compression and test_decode. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
