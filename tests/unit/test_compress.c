@@ -410,8 +410,8 @@ static void test_max_kl_that_only_distillation_keeps_to(void **state)
 /* The first of some rows, unlike what is measured on, whose distillation harms: KL times that. */
 static double harmful(struct engine_compress_options *options, struct engine_dataset **row)
 {
-    static const char *const text[] = {"%%%% #### &&&& @@@@", "aaaa bbbb cccc dddd eeee",
-                                       "Once upon a time there was", "0 0 0 0 0 0 0 0 0 0"};
+    static const char *const text[] = {"?", "the the the the the", "What", "%%%% #### &&&& @@@@",
+                                       "0 0 0 0 0 0 0 0 0 0"};
 
     for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
         double plain, harm;
