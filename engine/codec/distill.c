@@ -459,10 +459,16 @@ static int compare(struct student *s, const struct batch *batch, struct err *err
                                    .weight = s->weight,
                                    .teacher = s->tuned};
 
-    if (lessons_recall(&s->lessons, s->read, batch->docs, s->given))
+    /* Where a row's bits are not its own alone, a run that was interrupted would end with others:
+     * it does not know what the batches before gave. */
+    if (!s->options->resume && lessons_recall(&s->lessons, s->read, batch->docs, s->given))
         args.teacher_rows = s->given;
     if (model_loss(s->pass, &args, &loss, err))
         return -1;
+    if (!isfinite(loss.weighted))
+        return err_set(err, ERR_INVALID,
+                       "distillation lost its way: the KL is not a number any more; ask for fewer "
+                       "steps (distill_steps)");
     if (!args.teacher_rows && model_teacher_rows(s->pass, batch->rows, s->given, err))
         return -1;
     lessons_keep(&s->lessons, s->read, batch->docs, s->given);

@@ -4,7 +4,8 @@
  * tuned model's predictions, on all tokens of the examples, in logarithms by Adam with a rate that
  * falls in a line to zero. Where a codec says so (common_rate) all scales of a matrix have a factor
  * in common as well, which may go far: the noise of single rows is not in it. Takes memory for the
- * matrices of the blocks and their gradients, in f32, and one training pass. */
+ * matrices of the blocks and their gradients, in f32, one training pass, and what the teacher gave
+ * (lessons.h). */
 #ifndef GRAFT_CODEC_DISTILL_H
 #define GRAFT_CODEC_DISTILL_H
 

@@ -131,10 +131,12 @@ static int64_t stride_of(const struct measuring *m)
     return most > 0 ? (tokens + most - 1) / most : 1;
 }
 
-/* A mean that rounding alone can take below zero. */
+/* A mean that rounding alone can take below zero. What is no number stays none. */
 static double mean_kl(double sum, double count)
 {
-    return count > 0 ? fmax(sum, 0) / count : NAN;
+    if (count <= 0)
+        return NAN;
+    return sum < 0 ? 0 : sum / count;
 }
 
 static void conclude(const struct measuring *m, struct fidelity *out)

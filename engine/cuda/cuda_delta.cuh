@@ -21,6 +21,7 @@
 #define DELTA_TILE_ROWS 16
 #define DELTA_TILE_COLS 64
 #define DELTA_BLOCK DELTA_TILE_COLS /* planes; no vector lies in two blocks */
+static_assert(DELTA_VECTOR_PLANES <= DELTA_BLOCK, "a vector fits into a block");
 
 /* The word and bit of row r, column c, of a matrix of `cols` columns. */
 static __host__ __device__ __forceinline__ int64_t delta_word(int32_t cols, int32_t r, int32_t c)

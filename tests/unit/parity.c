@@ -266,6 +266,16 @@ static void fill(struct parity *p, uint64_t stream, struct delta_source *s, int3
         s->value[i] = 0.05f * uniform(p->shape.seed, stream, i);
 }
 
+/* Beside more than a block of planes, a rank that needs the more room of the two where the source
+ * has so many numbers. */
+static int32_t rank_beside(int32_t planes, int32_t rows, int32_t cols)
+{
+    int64_t most = (int64_t)rows * cols / (rows + cols),
+            rank = planes > 64 ? planes + 7 : DELTA_RANK;
+
+    return (int32_t)(rank < most ? rank : most);
+}
+
 /* Signs with one scale or many, signs twice, dense, planes, factors: by turns. */
 static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t turn, int32_t planes,
                                          int32_t rows, int32_t cols)
@@ -289,10 +299,12 @@ static struct delta_tensor delta_of_kind(const struct delta_source *s, int32_t t
                                          s->scale,     s->row,
                                          s->col};
     } else if (turn == 5) {
+        int32_t rank = rank_beside(planes, rows, cols);
+
         d.kind = DELTA_FACTORS;
-        d.factors.left = tensor_view(s->value, DTYPE_F32, 2, (int64_t[]){rows, DELTA_RANK});
+        d.factors.left = tensor_view(s->value, DTYPE_F32, 2, (int64_t[]){rows, rank});
         d.factors.right =
-            tensor_view(s->value + rows * DELTA_RANK, DTYPE_F32, 2, (int64_t[]){DELTA_RANK, cols});
+            tensor_view(s->value + rows * rank, DTYPE_F32, 2, (int64_t[]){rank, cols});
         d.factors.scale = 1.7f;
     }
     return d;
@@ -311,7 +323,7 @@ static void make_delta(struct parity *p, const struct packed_delta **out0,
 
     assert_true(a->deltas < MAX_DELTAS);
     if (p->shape.planes) {
-        turn = stream % 2 ? 4 : turn;
+        turn = stream % 2 ? 4 : (int32_t)(stream / 2 % 6);
         planes = p->shape.planes;
     }
     fill(p, stream, &source, rows, cols);

@@ -405,7 +405,7 @@ static void test_teacher(void **state)
     }
 }
 
-/* Not only close: a distillation that is gone on with asks its teacher anew. */
+/* Not only close. */
 static void test_what_a_teacher_gave_can_be_given_again(void **state)
 {
     struct model_config config = memory_model_config(2, true, false, false);
