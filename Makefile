@@ -14,7 +14,8 @@ Q := $(if $(filter 0,$(V)),@,)
 said = $(if $(filter 0,$(V)),@printf '  %-5s %s\n' $(1) $(2))
 CC := $(if $(filter default,$(origin CC)),gcc,$(CC))
 SAN ?=
-OPT ?= -O2 -g
+# What a sanitizer says needs lines, not variables.
+OPT ?= -O2 $(if $(SAN),-g1,-g)
 
 # Targets that do not compile must work before the libraries are there.
 PKGS := libmicrohttpd jansson libpq libcrypto libpcre2-8 zlib
@@ -42,7 +43,7 @@ endif
 override CFLAGS += $(SAN_FLAGS_$(SAN)) -fno-omit-frame-pointer
 override LDFLAGS += $(filter -fsanitize%,$(SAN_FLAGS_$(SAN)))
 # Instrumented, it is the compiler that takes long of what does not compute, not the program.
-$(BUILD)/server/%.o $(BUILD)/storage/%.o $(BUILD)/tests/%.o: OPT := -O1 -g
+$(BUILD)/server/%.o $(BUILD)/storage/%.o $(BUILD)/tests/%.o: OPT := -O1 -g1
 endif
 
 QUICK_LINK := $(if $(shell command -v ld.gold 2>/dev/null),-fuse-ld=gold)
