@@ -185,7 +185,7 @@ static void test_values_of_planes(void **state)
 
     for (size_t i = 0; i < sizeof width / sizeof width[0]; i++) {
         struct planes_delta d = make_planes(ROWS, COLS, 70, width[i]);
-        struct packed_delta *packed, *copy;
+        struct packed_delta *packed = NULL, *copy = NULL;
         double difference = 0, size = 0;
         struct err err = {0};
 
