@@ -343,11 +343,13 @@ static int32_t rows_of(const struct student *s, struct dataset_example e)
     return e.length < s->max_rows ? e.length : s->max_rows;
 }
 
+/* Where a row's bits are not its own alone, a run that was interrupted would end with others: it
+ * does not know what the batches before gave. So one that may be interrupted keeps no lessons. */
 static int open_examples(struct student *s, const struct trainer_source *examples, struct err *err)
 {
     size_t count = (size_t)examples->count;
     int32_t *length = malloc(count * sizeof *length);
-    int rc;
+    int rc = 0;
 
     s->order = malloc(count * sizeof *s->order);
     if (!length || !s->order) {
@@ -356,7 +358,8 @@ static int open_examples(struct student *s, const struct trainer_source *example
     }
     for (size_t i = 0; i < count; i++)
         length[i] = rows_of(s, examples->example(examples->context, (int64_t)i));
-    rc = lessons_open(&s->lessons, length, examples->count, (int64_t)row_bytes(s), err);
+    if (!s->options->resume)
+        rc = lessons_open(&s->lessons, length, examples->count, (int64_t)row_bytes(s), err);
     free(length);
     return rc;
 }
@@ -459,9 +462,7 @@ static int compare(struct student *s, const struct batch *batch, struct err *err
                                    .weight = s->weight,
                                    .teacher = s->tuned};
 
-    /* Where a row's bits are not its own alone, a run that was interrupted would end with others:
-     * it does not know what the batches before gave. */
-    if (!s->options->resume && lessons_recall(&s->lessons, s->read, batch->docs, s->given))
+    if (lessons_recall(&s->lessons, s->read, batch->docs, s->given))
         args.teacher_rows = s->given;
     if (model_loss(s->pass, &args, &loss, err))
         return -1;
@@ -469,7 +470,9 @@ static int compare(struct student *s, const struct batch *batch, struct err *err
         return err_set(err, ERR_INVALID,
                        "distillation lost its way: the KL is not a number any more; ask for fewer "
                        "steps (distill_steps)");
-    if (!args.teacher_rows && model_teacher_rows(s->pass, batch->rows, s->given, err))
+    if (args.teacher_rows || !s->lessons.rows)
+        return 0;
+    if (model_teacher_rows(s->pass, batch->rows, s->given, err))
         return -1;
     lessons_keep(&s->lessons, s->read, batch->docs, s->given);
     return 0;
