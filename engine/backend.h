@@ -106,6 +106,10 @@ struct delta_tensor {
     struct delta_factors factors; /* DELTA_FACTORS */
 };
 
+/* Before a backend packs one: shapes, dtypes, scales and vectors that fit each other. ERR_INVALID.
+ */
+int delta_tensor_check(const struct delta_tensor *delta, struct err *err);
+
 struct packed_delta; /* the backend's own form of one delta_tensor, from delta_pack */
 
 struct adapter_linear {

@@ -14,7 +14,7 @@ NVCC ?= nvcc
 
 CUDA_SRC := $(sort $(wildcard engine/cuda/cuda_*.cu))
 # What the shared objects need of the engine's C, compiled once more for them.
-CUDA_C := engine/base/err.c engine/base/rng.c engine/base/utf8.c engine/tensor.c
+CUDA_C := engine/base/err.c engine/base/rng.c engine/base/utf8.c engine/tensor.c engine/delta_tensor.c
 CUDA_HEADERS := $(wildcard engine/cuda/*.h engine/cuda/*.cuh)
 
 # ------------------------------------------------------------------ for GPUs

@@ -1,6 +1,5 @@
 #include "engine/cuda/cuda_delta.cuh"
 
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 
@@ -234,55 +233,6 @@ static int place_factors(struct device *device, struct packed_delta *packed,
 
 /* ------------------------------------------------------------------ packing */
 
-static int check_factors(const struct delta_tensor *delta, struct err *err)
-{
-    const struct tensor *left = &delta->factors.left, *right = &delta->factors.right;
-
-    if (left->rank != 2 || right->rank != 2 || left->shape[0] != delta->rows ||
-        right->shape[1] != delta->cols || left->shape[1] != right->shape[0] || left->shape[1] < 1 ||
-        left->dtype > DTYPE_F16 || right->dtype > DTYPE_F16)
-        return err_set(err, ERR_INVALID, "delta: factors that do not fit a matrix of %d by %d",
-                       delta->rows, delta->cols);
-    if (!std::isfinite(delta->factors.scale) || delta->factors.scale == 0)
-        return err_set(err, ERR_INVALID, "delta: factors with a scale of %g",
-                       (double)delta->factors.scale);
-    return 0;
-}
-
-static int check_planes(const struct delta_tensor *delta, struct err *err)
-{
-    const struct delta_planes *p = &delta->planes;
-
-    if (p->planes < 1 || p->rank < 1)
-        return err_set(err, ERR_INVALID, "delta: %d planes of %d vectors", p->planes, p->rank);
-    for (int32_t i = 0; i < p->planes; i++) {
-        if (p->vector[i] < (i ? p->vector[i - 1] : 0) || p->vector[i] >= p->rank)
-            return err_set(err, ERR_INVALID, "delta: plane %d belongs to vector %d of %d", i,
-                           p->vector[i], p->rank);
-        if (i >= DELTA_VECTOR_PLANES && p->vector[i - DELTA_VECTOR_PLANES] == p->vector[i])
-            return err_set(err, ERR_INVALID, "delta: vector %d has more than %d planes",
-                           p->vector[i], DELTA_VECTOR_PLANES);
-    }
-    return 0;
-}
-
-static int check(const struct delta_tensor *delta, struct err *err)
-{
-    if (delta->rows < 1 || delta->cols < 1)
-        return err_set(err, ERR_INVALID, "delta: a matrix of %d by %d", delta->rows, delta->cols);
-    if (delta->kind == DELTA_FACTORS)
-        return check_factors(delta, err);
-    if (delta->kind == DELTA_PLANES)
-        return check_planes(delta, err);
-    if (delta->kind == DELTA_SIGN && delta->scale_count != 1 && delta->scale_count != delta->rows)
-        return err_set(err, ERR_INVALID, "delta: %d scales for %d rows", delta->scale_count,
-                       delta->rows);
-    if (delta->kind == DELTA_DENSE && delta->dense.dtype > DTYPE_F16)
-        return err_set(err, ERR_INVALID, "delta: a dense difference of dtype %s",
-                       dtype_name(delta->dense.dtype));
-    return 0;
-}
-
 int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
                     struct packed_delta **out, struct err *err)
 {
@@ -291,7 +241,7 @@ int cuda_delta_pack(struct backend *backend, const struct delta_tensor *delta,
     int status;
 
     *out = nullptr;
-    if (check(delta, err))
+    if (delta_tensor_check(delta, err))
         return -1;
     packed = (struct packed_delta *)calloc(1, sizeof *packed);
     if (!packed)

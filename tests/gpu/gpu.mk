@@ -9,7 +9,7 @@
 GPU_LIB ?= cuda
 GPU_DIR := $(BUILD)/gpu-$(GPU_LIB)
 GPU_SHARED := $(BUILD)/libgraft_$(GPU_LIB).so
-GPU_C := engine/backend.c engine/backend_library.c engine/devices.c engine/tensor.c engine/base_layout.c \
+GPU_C := engine/backend.c engine/backend_library.c engine/devices.c engine/tensor.c engine/delta_tensor.c engine/base_layout.c \
     $(addprefix engine/,model.c model_width.c model_pass.c model_train.c model_moments.c model_decode.c codec/calibration.c codec/stage.c) \
     $(filter-out engine/cpu/cpu_bench.c,$(sort $(wildcard engine/cpu/*.c))) \
     $(addprefix engine/base/,err.c log.c progress.c rng.c thread_pool.c utf8.c)
