@@ -26,7 +26,7 @@ QUICK = {"heartbeat": 0.5, "fence": 5, "sweep": 0.5, "poll": 0.1, "recovery": 0.
 MIB = 1 << 20
 
 
-def wait_until(true, what, seconds=60):
+def wait_until(true, what, seconds=180):  # as long as a job may take under a sanitizer beside others
     limit = time.monotonic() + seconds
     while not (value := true()):
         if time.monotonic() > limit:
