@@ -92,7 +92,7 @@ struct come {
     int32_t rows, cols, rank; /* rank: vectors that are kept */
     const uint8_t *width;
     double *delta, *h, *feedback;
-    double *u, *s, *vt, *left, *turned, *inner;
+    double *s, *vt, *left, *turned, *inner;
     int32_t left_groups, right_groups;
     struct group *left_group, *right_group; /* [rank, groups of a side] */
     uint8_t *left_code, *right_code;        /* [rank, rows], [rank, cols] */
@@ -106,7 +106,7 @@ static double *doubles(int64_t rows, int64_t cols)
 static int open_come(struct come *c, const struct codec_matrix *m, const struct codec_plan *plan,
                      struct err *err)
 {
-    int64_t rows = m->rows, cols = m->cols, full = plan->rank;
+    int64_t rows = m->rows, cols = m->cols;
     size_t rank;
 
     c->rows = m->rows;
@@ -117,9 +117,8 @@ static int open_come(struct come *c, const struct codec_matrix *m, const struct 
     c->left_groups = groups_count(m->rows);
     c->right_groups = groups_count(m->cols);
     c->delta = doubles(rows, cols);
-    c->u = doubles(rows, full);
-    c->s = doubles(1, full);
-    c->vt = doubles(full, cols);
+    c->s = doubles(1, plan->rank);
+    c->vt = doubles(c->rank, cols);
     c->left = doubles(c->rank, rows);
     c->turned = doubles(rows, c->rank);
     c->inner = doubles(c->rank, c->rank);
@@ -131,9 +130,8 @@ static int open_come(struct come *c, const struct codec_matrix *m, const struct 
         c->h = doubles(cols, cols);
         c->feedback = doubles(cols, cols);
     }
-    if (!c->delta || !c->u || !c->s || !c->vt || !c->left || !c->turned || !c->inner ||
-        !c->left_group || !c->right_group || !c->left_code || !c->right_code ||
-        (m->h && (!c->h || !c->feedback)))
+    if (!c->delta || !c->s || !c->vt || !c->left || !c->turned || !c->inner || !c->left_group ||
+        !c->right_group || !c->left_code || !c->right_code || (m->h && (!c->h || !c->feedback)))
         return err_set(err, ERR_NO_MEMORY, "no memory to decompose a matrix of %d by %d", m->rows,
                        m->cols);
     return 0;
@@ -144,7 +142,6 @@ static void close_come(struct come *c)
     free(c->delta);
     free(c->h);
     free(c->feedback);
-    free(c->u);
     free(c->s);
     free(c->vt);
     free(c->left);
@@ -283,7 +280,7 @@ static int compress(const struct codec_matrix *m, const struct codec_plan *plan,
         goto out;
     /* The right vectors have length 1: their scales need no f16 of the difference's size. */
     if (c.rank > 0 &&
-        (linalg_svd(c.delta, c.rows, c.cols, c.u, c.s, c.vt, err) || round_both(&c, err)))
+        (linalg_singular(c.delta, c.rows, c.cols, c.rank, c.s, c.vt, err) || round_both(&c, err)))
         goto out;
     write_factors(&c, part[0].data);
     rc = 0;

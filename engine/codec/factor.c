@@ -13,12 +13,12 @@
 #include "engine/tensor.h"
 
 struct factor {
-    int32_t rows, cols, rank;
-    double *delta;      /* [rows, cols] */
-    double *h;          /* [cols, cols] damped; NULL: the identity */
-    double *lg, *lh;    /* their Cholesky factors; NULL: the identity */
-    double *u, *s, *vt; /* of lgᵀ · delta · lh */
-    double *energy;     /* [rank] */
+    int32_t rows, cols, rank, vectors;
+    double *delta;   /* [rows, cols] */
+    double *h;       /* [cols, cols] damped; NULL: the identity */
+    double *lg, *lh; /* their Cholesky factors; NULL: the identity */
+    double *s, *vt;  /* [rank], [vectors, cols], of lgᵀ · delta · lh */
+    double *energy;  /* [rank] */
 };
 
 static double *new_doubles(int64_t count)
@@ -67,50 +67,43 @@ static int open_metric(struct factor *f, const struct factor_statistics *s, stru
     return 0;
 }
 
-/* lgᵀ · x · lh to `out`; `scratch` of the same size. */
-static void in_metric(const struct factor *f, const double *x, double *scratch, double *out)
+/* x [rows, cols] becomes lgᵀ · x · lh. */
+static void into_metric(const struct factor *f, double *x)
 {
-    size_t bytes = (size_t)f->rows * (size_t)f->cols * sizeof(double);
-
     if (f->lg)
-        linalg_product(true, false, f->rows, f->cols, f->rows, f->lg, x, scratch);
-    else
-        memcpy(scratch, x, bytes);
+        linalg_lower_before(f->lg, f->rows, x, f->cols);
     if (f->lh)
-        linalg_product(false, false, f->rows, f->cols, f->cols, scratch, f->lh, out);
-    else
-        memcpy(out, scratch, bytes);
+        linalg_lower_behind(f->lh, f->cols, x, f->rows);
 }
 
 static int decompose(struct factor *f, struct err *err)
 {
     int64_t size = (int64_t)f->rows * f->cols;
-    double *scratch = new_doubles(size), *inside = new_doubles(size);
+    double *inside = new_doubles(size);
     int rc = -1;
 
-    f->u = new_doubles((int64_t)f->rows * f->rank);
-    f->vt = new_doubles((int64_t)f->rank * f->cols);
+    f->vt = new_doubles((int64_t)f->vectors * f->cols);
     f->s = new_doubles(f->rank);
     f->energy = new_doubles(f->rank);
-    if (!scratch || !inside || !f->u || !f->vt || !f->s || !f->energy) {
+    if (!inside || !f->vt || !f->s || !f->energy) {
         err_set(err, ERR_NO_MEMORY, "no memory to decompose a matrix of %d by %d", f->rows,
                 f->cols);
         goto out;
     }
-    in_metric(f, f->delta, scratch, inside);
-    if (linalg_svd(inside, f->rows, f->cols, f->u, f->s, f->vt, err))
+    memcpy(inside, f->delta, (size_t)size * sizeof *inside);
+    into_metric(f, inside);
+    if (linalg_singular(inside, f->rows, f->cols, f->vectors, f->s, f->vt, err))
         goto out;
     for (int32_t v = 0; v < f->rank; v++)
         f->energy[v] = f->s[v] * f->s[v];
     rc = 0;
 out:
     free(inside);
-    free(scratch);
     return rc;
 }
 
 int factor_open(struct factor **out, const float *delta, int32_t rows, int32_t cols,
-                const struct factor_statistics *statistics, struct err *err)
+                const struct factor_statistics *statistics, int32_t vectors, struct err *err)
 {
     struct factor *f = calloc(1, sizeof *f);
 
@@ -120,6 +113,8 @@ int factor_open(struct factor **out, const float *delta, int32_t rows, int32_t c
     f->rows = rows;
     f->cols = cols;
     f->rank = rows < cols ? rows : cols;
+    f->vectors = vectors;
+    assert(vectors >= 0 && vectors <= f->rank);
     f->delta = new_doubles((int64_t)rows * cols);
     if (!f->delta) {
         err_set(err, ERR_NO_MEMORY, "no memory for a matrix of %d by %d", rows, cols);
@@ -145,7 +140,6 @@ void factor_free(struct factor *f)
     free(f->energy);
     free(f->vt);
     free(f->s);
-    free(f->u);
     free(f->lg);
     free(f->lh);
     free(f->h);
@@ -269,7 +263,7 @@ static int open_rounding(struct rounding *r, const struct factor *f, const uint8
     int64_t rows = f->rows, cols = f->cols;
 
     *r = (struct rounding){.f = f};
-    for (int32_t v = 0; v < f->rank; v++)
+    for (int32_t v = 0; v < f->vectors; v++)
         r->rank += width[v] > 0;
     r->width = malloc((size_t)r->rank + 1);
     r->right = new_doubles(r->rank * cols);
@@ -355,7 +349,7 @@ static void first_right(struct rounding *r, const uint8_t *width, double *turned
     const struct factor *f = r->f;
     int64_t cols = f->cols, at = 0;
 
-    for (int64_t v = 0; v < f->rank; v++) {
+    for (int64_t v = 0; v < f->vectors; v++) {
         if (!width[v])
             continue;
         r->width[at] = width[v];
@@ -439,25 +433,20 @@ static int measure(const struct rounding *r, double *cost, struct err *err)
 {
     const struct factor *f = r->f;
     int64_t size = (int64_t)f->rows * f->cols;
-    double *wrong = new_doubles(size), *scratch = new_doubles(size), *inside = new_doubles(size);
-    int rc = -1;
+    double *wrong = new_doubles(size);
 
     *cost = 0;
-    if (wrong && scratch && inside) {
-        linalg_product(true, false, f->rows, f->cols, r->rank, r->left, r->right, wrong);
-        for (int64_t i = 0; i < size; i++)
-            wrong[i] = f->delta[i] - (r->rank > 0 ? wrong[i] : 0);
-        in_metric(f, wrong, scratch, inside);
-        for (int64_t i = 0; i < size; i++)
-            *cost += inside[i] * inside[i] / 2;
-        rc = 0;
-    } else {
-        err_set(err, ERR_NO_MEMORY, "no memory to measure a matrix of %d by %d", f->rows, f->cols);
-    }
-    free(inside);
-    free(scratch);
+    if (!wrong)
+        return err_set(err, ERR_NO_MEMORY, "no memory to measure a matrix of %d by %d", f->rows,
+                       f->cols);
+    linalg_product(true, false, f->rows, f->cols, r->rank, r->left, r->right, wrong);
+    for (int64_t i = 0; i < size; i++)
+        wrong[i] = f->delta[i] - (r->rank > 0 ? wrong[i] : 0);
+    into_metric(f, wrong);
+    for (int64_t i = 0; i < size; i++)
+        *cost += wrong[i] * wrong[i] / 2;
     free(wrong);
-    return rc;
+    return 0;
 }
 
 static int round_both(struct rounding *r, const uint8_t *width, struct err *err)

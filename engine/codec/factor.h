@@ -10,7 +10,8 @@
  *
  * Without statistics H and G are the identity: the plain singular vectors.
  *
- *   factor_open for each matrix → factor_allot over all → factor_compress for each
+ *   factor_open and factor_energy for each matrix → factor_allot over all → factor_open and
+ *   factor_compress for each
  *
  * Deterministic. Any thread, each factor by one at a time. */
 #ifndef GRAFT_CODEC_FACTOR_H
@@ -30,10 +31,11 @@ struct factor_statistics { /* symmetric; NULL: the identity */
 
 struct factor;
 
-/* delta: [rows, cols], copied. Takes memory for about 4·rows·cols + 2·(rows² + cols²) doubles.
- * ERR_INVALID: not finite. */
+/* delta: [rows, cols], copied. vectors: for how many of the first singular vectors widths may be
+ * asked for; 0 where the energy will do. Takes memory for about 4·rows·cols + 2·(rows² + cols²)
+ * doubles. ERR_INVALID: not finite. */
 int factor_open(struct factor **out, const float *delta, int32_t rows, int32_t cols,
-                const struct factor_statistics *statistics, struct err *err);
+                const struct factor_statistics *statistics, int32_t vectors, struct err *err);
 void factor_free(struct factor *factor);
 int32_t factor_rank(const struct factor *factor); /* min(rows, cols) */
 /* [rank] squared singular values in the metric, descending: their sum is twice the cost of leaving
@@ -57,8 +59,8 @@ int64_t factor_matrix_bytes(const struct factor_matrix *matrix);
 /* ------------------------------------------------------------------ rounding */
 
 int64_t factor_bytes(const struct factor *factor, const uint8_t *width);
-/* factor_bytes() to `out`: see planes.h. *cost (or NULL): ½·tr(G·E·H·Eᵀ) of what is wrong with
- * them. */
+/* width: [rank], 0 from `vectors` on. factor_bytes() to `out`: see planes.h. *cost (or NULL):
+ * ½·tr(G·E·H·Eᵀ) of what is wrong with them. */
 int factor_compress(const struct factor *factor, const uint8_t *width, void *out, double *cost,
                     struct err *err);
 

@@ -9,7 +9,8 @@ void openblas_set_num_threads(int threads); /* cblas.h has it only in OpenBLAS's
 
 /* Fortran's: column-major, so that a symmetric matrix's upper half is our lower one. */
 void dpotrf_(const char *uplo, const int *n, double *a, const int *lda, int *info);
-void dpotri_(const char *uplo, const int *n, double *a, const int *lda, int *info);
+void dtrtri_(const char *uplo, const char *diag, const int *n, double *a, const int *lda,
+             int *info);
 void dsyevd_(const char *job, const char *uplo, const int *n, double *a, const int *lda, double *w,
              double *work, const int *lwork, int *iwork, const int *liwork, int *info);
 
@@ -61,42 +62,60 @@ void linalg_solve_lower(const double *l, int32_t n, bool transposed, double *b, 
                 CblasNonUnit, n, cols, 1.0, l, n, b, cols);
 }
 
+void linalg_lower_before(const double *l, int32_t n, double *b, int32_t cols)
+{
+    cblas_dtrmm(CblasRowMajor, CblasLeft, CblasLower, CblasTrans, CblasNonUnit, n, cols, 1.0, l, n,
+                b, cols);
+}
+
+void linalg_lower_behind(const double *l, int32_t n, double *b, int32_t rows)
+{
+    cblas_dtrmm(CblasRowMajor, CblasRight, CblasLower, CblasNoTrans, CblasNonUnit, rows, n, 1.0, l,
+                n, b, n);
+}
+
+/* Rows and columns in the opposite order. */
+static void turn_round(double *a, int64_t n)
+{
+    for (int64_t i = 0, k = n * n - 1; i < k; i++, k--) {
+        double swap = a[i];
+
+        a[i] = a[k];
+        a[k] = swap;
+    }
+}
+
+/* With J a·J = L·Lᵀ, J turning the order round: a = (J L·J)·(J L·J)ᵀ, and so U = J L⁻¹ J. */
 int linalg_feedback(double *a, int32_t n, struct err *err)
 {
     int size = n, info = 0;
 
+    turn_round(a, n);
     if (linalg_cholesky(a, n, err))
         return -1;
-    dpotri_("U", &size, a, &size, &info);
+    dtrtri_("U", "N", &size, a, &size, &info); /* our lower half */
     if (info != 0)
         return err_set(err, ERR_INVALID, "a matrix of %d has no inverse (row %d)", n, info);
-    for (int64_t i = 0; i < n; i++) /* the inverse is in our lower half */
-        for (int64_t j = i + 1; j < n; j++)
-            a[i * n + j] = a[j * n + i];
-    if (linalg_cholesky(a, n, err))
-        return -1;
-    for (int64_t i = 0; i < n; i++)
-        for (int64_t j = i + 1; j < n; j++) {
-            a[i * n + j] = a[j * n + i];
-            a[j * n + i] = 0;
-        }
+    turn_round(a, n);
     return 0;
 }
 
-/* a, symmetric, becomes its eigenvectors, one in each row, values ascending. */
-static int eigen(double *a, int32_t n, double *value, struct err *err)
+/* value: ascending. With vectors a, of which only our upper half is read, becomes them, one in each
+ * row. */
+static int eigen(double *a, int32_t n, bool vectors, double *value, struct err *err)
 {
+    const char *job = vectors ? "V" : "N";
     int size = n, info = 0, lwork = -1, liwork = -1, iask = 0;
     double ask = 0, *work = NULL;
     int *iwork = NULL;
 
-    dsyevd_("V", "L", &size, a, &size, value, &ask, &lwork, &iask, &liwork, &info);
+    dsyevd_(job, "L", &size, a, &size, value, &ask, &lwork, &iask, &liwork, &info);
     lwork = (int)ask + 1;
     liwork = iask + 1;
     work = malloc((size_t)lwork * sizeof *work);
     iwork = malloc((size_t)liwork * sizeof *iwork);
     if (work && iwork)
-        dsyevd_("V", "L", &size, a, &size, value, work, &lwork, iwork, &liwork, &info);
+        dsyevd_(job, "L", &size, a, &size, value, work, &lwork, iwork, &liwork, &info);
     free(iwork);
     if (!work || !iwork) {
         free(work);
@@ -108,54 +127,49 @@ static int eigen(double *a, int32_t n, double *value, struct err *err)
     return 0;
 }
 
-/* The other side of a singular vector of length one: a·v or aᵀ·v, divided by its length. */
-static void other_side(double *x, int32_t count, int32_t length, const double *s)
+/* Right singular vectors of a [m, n] from the eigenvectors of its smaller square [r, r], ascending:
+ * they are these, or a's images of them, divided by their length. */
+static void right_vectors(const double *a, int32_t m, int32_t n, const double *vector, int32_t rank,
+                          const double *s, double *vt)
 {
-    for (int64_t i = 0; i < count; i++)
-        for (int64_t j = 0; j < length; j++)
-            x[i * length + j] = s[i] > 0 ? x[i * length + j] / s[i] : 0;
+    int64_t r = m <= n ? m : n;
+
+    for (int64_t v = 0; v < rank && m > n; v++)
+        memcpy(vt + v * n, vector + (r - 1 - v) * r, (size_t)n * sizeof *vt);
+    if (m > n || rank == 0)
+        return;
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, rank, n, m, 1.0, vector + (r - rank) * r,
+                m, a, n, 0.0, vt, n);
+    for (int64_t v = 0; v < rank / 2; v++)
+        cblas_dswap(n, vt + v * n, 1, vt + (rank - 1 - v) * n, 1);
+    for (int64_t v = 0; v < rank; v++)
+        for (int64_t j = 0; j < n; j++)
+            vt[v * n + j] = s[v] > 0 ? vt[v * n + j] / s[v] : 0;
 }
 
-int linalg_svd(const double *a, int32_t m, int32_t n, double *u, double *s, double *vt,
-               struct err *err)
+int linalg_singular(const double *a, int32_t m, int32_t n, int32_t rank, double *s, double *vt,
+                    struct err *err)
 {
-    bool wide = m <= n; /* the gram matrix is a·aᵀ */
-    int32_t r = wide ? m : n, other = wide ? n : m;
-    double *vector = malloc((size_t)r * (size_t)r * sizeof *vector);
-    double *across = malloc((size_t)r * (size_t)other * sizeof *across);
+    bool wide = m <= n;
+    int32_t r = wide ? m : n;
+    double *square = malloc((size_t)r * (size_t)r * sizeof *square);
     double *value = malloc((size_t)r * sizeof *value);
     int rc = -1;
 
-    if (!vector || !across || !value) {
+    if (!square || !value) {
         err_set(err, ERR_NO_MEMORY, "no memory for singular vectors of %d by %d", m, n);
         goto out;
     }
-    linalg_product(!wide, wide, r, r, other, a, a, vector);
-    if (eigen(vector, r, value, err))
+    cblas_dsyrk(CblasRowMajor, CblasUpper, wide ? CblasNoTrans : CblasTrans, r, wide ? n : m, 1.0,
+                a, n, 0.0, square, r);
+    if (eigen(square, r, rank > 0, value, err))
         goto out;
-    for (int64_t i = 0; i < r / 2; i++) /* descending */
-        for (int64_t j = 0; j < r; j++) {
-            double swap = vector[i * r + j];
-
-            vector[i * r + j] = vector[(r - 1 - i) * r + j];
-            vector[(r - 1 - i) * r + j] = swap;
-        }
-    for (int64_t i = 0; i < r; i++)
-        s[i] = value[r - 1 - i] > 0 ? sqrt(value[r - 1 - i]) : 0;
-    /* vector [r, r] in rows; across [r, other] = vectorᵀ's images. */
-    linalg_product(false, !wide, r, other, r, vector, a, across);
-    other_side(across, r, other, s);
-    if (wide)
-        memcpy(vt, across, (size_t)r * (size_t)n * sizeof *vt);
-    else
-        memcpy(vt, vector, (size_t)r * (size_t)n * sizeof *vt);
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t k = 0; k < r; k++)
-            u[i * r + k] = wide ? vector[k * r + i] : across[k * m + i];
+    for (int64_t v = 0; v < r; v++)
+        s[v] = value[r - 1 - v] > 0 ? sqrt(value[r - 1 - v]) : 0;
+    right_vectors(a, m, n, square, rank, s, vt);
     rc = 0;
 out:
     free(value);
-    free(across);
-    free(vector);
+    free(square);
     return rc;
 }

@@ -29,14 +29,19 @@ void linalg_product_f32(bool transpose_a, int32_t m, int32_t n, int32_t k, const
 int linalg_cholesky(double *a, int32_t n, struct err *err);
 /* b [n, cols] becomes L⁻¹·b, or L⁻ᵀ·b. */
 void linalg_solve_lower(const double *l, int32_t n, bool transposed, double *b, int32_t cols);
+/* b [n, cols] becomes Lᵀ·b. */
+void linalg_lower_before(const double *l, int32_t n, double *b, int32_t cols);
+/* b [rows, n] becomes b·L. */
+void linalg_lower_behind(const double *l, int32_t n, double *b, int32_t rows);
 /* a, symmetric and positive definite, becomes upper triangular U with a⁻¹ = Uᵀ·U, zeros below: what
  * GPTQ's error feedback goes by (https://arxiv.org/abs/2210.17323). */
 int linalg_feedback(double *a, int32_t n, struct err *err);
 
-/* a [m, n] = u · diag(s) · vt with r = min(m, n): u [m, r], s [r] descending and not negative,
- * vt [r, n]. By the eigenvectors of the smaller of a·aᵀ and aᵀ·a: singular values below 1e-8 of the
- * largest come out as noise of that size. */
-int linalg_svd(const double *a, int32_t m, int32_t n, double *u, double *s, double *vt,
-               struct err *err);
+/* s [min(m, n)]: the singular values of a [m, n], descending and not negative; vt [rank, n]: the
+ * right singular vectors of the first `rank` of them, which may be none. By the eigenvectors of the
+ * smaller of a·aᵀ and aᵀ·a: values below 1e-8 of the largest come out as noise of that size, and
+ * their vectors may be 0. */
+int linalg_singular(const double *a, int32_t m, int32_t n, int32_t rank, double *s, double *vt,
+                    struct err *err);
 
 #endif

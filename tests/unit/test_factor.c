@@ -65,49 +65,81 @@ static float *difference(uint64_t stream)
 
 /* ------------------------------------------------------------------ linear algebra */
 
-static void svd_of(int32_t m, int32_t n)
+/* All vectors, then fewer of them, then none. */
+static void singular_of(int32_t m, int32_t n)
 {
     int32_t r = m < n ? m : n;
-    double *a = malloc((size_t)(m * n) * sizeof *a), *u = malloc((size_t)(m * r) * sizeof *u);
-    double *vt = malloc((size_t)(r * n) * sizeof *vt), *s = malloc((size_t)r * sizeof *s);
+    double *a = malloc((size_t)(m * n) * sizeof *a), *s = malloc((size_t)r * sizeof *s);
+    double *vt = malloc((size_t)(r * n) * sizeof *vt), *few = malloc((size_t)(r * n) * sizeof *few);
+    double *image = calloc((size_t)(m * r), sizeof *image), *again = malloc((size_t)r * sizeof *s);
     struct err err = {0};
 
-    assert_true(a && u && vt && s);
+    assert_true(a && s && vt && few && image && again);
     for (int64_t i = 0; i < m * n; i++)
         a[i] = uniform(1, i);
-    must(linalg_svd(a, m, n, u, s, vt, &err), &err);
-    for (int32_t v = 1; v < r; v++)
-        assert_true(s[v] >= 0 && s[v] <= s[v - 1]);
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = 0; j < n; j++) {
-            double sum = 0;
-
-            for (int64_t v = 0; v < r; v++)
-                sum += u[i * r + v] * s[v] * vt[v * n + j];
-            assert_true(fabs(sum - a[i * n + j]) < 1e-10);
-        }
+    must(linalg_singular(a, m, n, r, s, vt, &err), &err);
+    for (int64_t v = 0; v < r; v++)
+        for (int64_t i = 0; i < m; i++)
+            for (int64_t j = 0; j < n; j++)
+                image[v * m + i] += a[i * n + j] * vt[v * n + j];
     for (int64_t v = 0; v < r; v++)
         for (int64_t w = 0; w < r; w++) {
-            double left = 0, right = 0;
+            double left = 0, right = 0; /* the images of orthonormal vectors are orthogonal */
 
             for (int64_t i = 0; i < m; i++)
-                left += u[i * r + v] * u[i * r + w];
+                left += image[v * m + i] * image[w * m + i];
             for (int64_t j = 0; j < n; j++)
                 right += vt[v * n + j] * vt[w * n + j];
-            assert_true(fabs(left - (v == w)) < 1e-8 && fabs(right - (v == w)) < 1e-8);
+            assert_true(fabs(left - (v == w ? s[v] * s[v] : 0)) < 1e-8);
+            assert_true(fabs(right - (v == w)) < 1e-8);
+            assert_true(w <= v || (s[v] >= s[w] && s[w] >= 0));
         }
-    free(s);
+    for (int32_t rank = r / 2; rank >= 0; rank = rank ? rank / 2 : -1) {
+        must(linalg_singular(a, m, n, rank, again, few, &err), &err);
+        for (int32_t v = 0; v < r; v++)
+            assert_true(fabs(again[v] - s[v]) < 1e-10);
+        for (int64_t i = 0; i < (int64_t)rank * n; i++)
+            assert_true(fabs(fabs(few[i]) - fabs(vt[i])) < 1e-8);
+    }
+    free(again);
+    free(image);
+    free(few);
     free(vt);
-    free(u);
+    free(s);
     free(a);
 }
 
-static void test_svd(void **state)
+static void test_singular(void **state)
 {
-    svd_of(7, 19);
-    svd_of(23, 9);
-    svd_of(1, 5);
-    svd_of(5, 1);
+    singular_of(7, 19);
+    singular_of(23, 9);
+    singular_of(12, 12);
+    singular_of(1, 5);
+    singular_of(5, 1);
+}
+
+static void test_lower(void **state)
+{
+    enum { N = 6, M = 4 };
+    double l[N * N], b[N * M], c[M * N];
+
+    for (int i = 0; i < N * N; i++)
+        l[i] = i / N >= i % N ? uniform(4, i) : 0;
+    for (int i = 0; i < N * M; i++)
+        b[i] = c[i] = uniform(5, i);
+    linalg_lower_before(l, N, b, M);
+    linalg_lower_behind(l, N, c, M);
+    for (int i = 0; i < N; i++)
+        for (int j = 0; j < M; j++) {
+            double before = 0, behind = 0;
+
+            for (int k = 0; k < N; k++) {
+                before += l[k * N + i] * uniform(5, k * M + j);
+                behind += uniform(5, j * N + k) * l[k * N + i];
+            }
+            assert_true(fabs(b[i * M + j] - before) < 1e-12);
+            assert_true(fabs(c[j * N + i] - behind) < 1e-12);
+        }
 }
 
 static void test_feedback(void **state)
@@ -185,7 +217,7 @@ static void make(struct made *m, const float *delta, const struct factor_statist
 {
     struct err err = {0};
 
-    must(factor_open(&m->factor, delta, ROWS, COLS, s, &err), &err);
+    must(factor_open(&m->factor, delta, ROWS, COLS, s, RANK, &err), &err);
     assert_int_equal(factor_rank(m->factor), RANK);
     assert_true(
         factor_allot(&(struct factor_matrix){ROWS, COLS, RANK, factor_energy(m->factor), m->width},
@@ -350,7 +382,7 @@ static void test_edges(void **state)
     assert_true(m.cost == 0);
     unmake(&m);
     delta[7] = NAN;
-    assert_int_equal(factor_open(&m.factor, delta, ROWS, COLS, NULL, &err), -1);
+    assert_int_equal(factor_open(&m.factor, delta, ROWS, COLS, NULL, RANK, &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
 }
 
@@ -384,7 +416,8 @@ static void test_hostile_bytes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_svd),
+        cmocka_unit_test(test_singular),
+        cmocka_unit_test(test_lower),
         cmocka_unit_test(test_feedback),
         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_the_metric_pays),
