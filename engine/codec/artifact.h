@@ -45,6 +45,7 @@ struct artifact_source {
      * difference is what is known, zeros and the difference. */
     int (*read)(void *context, int32_t index, int64_t from, int64_t count, float *base,
                 float *tuned, struct err *err);
+    bool any_thread; /* several may read at once; else only the one that made the source */
     void *context;
 };
 

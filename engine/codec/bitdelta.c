@@ -90,10 +90,15 @@ static double compress_row(const float *delta, int32_t cols, uint32_t *word)
 {
     double sum = 0;
 
-    memset(word, 0, (size_t)words_of(cols) * sizeof(*word));
-    for (int32_t c = 0; c < cols; c++) {
-        word[c / 32] |= (uint32_t)(delta[c] >= 0) << (c % 32);
-        sum += fabs((double)delta[c]);
+    for (int32_t from = 0; from < cols; from += 32) {
+        int32_t count = cols - from < 32 ? cols - from : 32;
+        uint32_t signs = 0;
+
+        for (int32_t c = 0; c < count; c++)
+            signs |= (uint32_t)(delta[from + c] >= 0) << c;
+        for (int32_t c = 0; c < count; c++)
+            sum += fabs((double)delta[from + c]);
+        word[from / 32] = signs;
     }
     return sum / cols;
 }

@@ -659,7 +659,7 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
                           struct engine_delta_report *report, struct err *err)
 {
     bool runs = options->calibration || options->held_out;
-    struct run r = {.engine = engine, .source = {.read = tuned_read}};
+    struct run r = {.engine = engine, .source = {.read = tuned_read, .any_thread = true}};
     struct tuned *tuned;
     int rc;
 

@@ -73,8 +73,12 @@ static int read_slot(struct slot *s, struct err *err)
 static void run_slot(void *context, int64_t task, int worker)
 {
     struct work *w = context;
+    struct slot *s = &w->slot[task];
 
-    w->one(&w->slot[task]);
+    if (s->c->source->any_thread)
+        s->rc = read_slot(s, &s->err);
+    if (!s->rc)
+        w->one(s);
 }
 
 /* How many matrices from `at` on may be worked on at once. */
@@ -101,7 +105,7 @@ static int run_wave(struct compression *c, struct work *w, int32_t at, int32_t c
         s->at = at + i;
         s->rc = 0;
         err_clear(&s->err);
-        if (read_slot(s, err))
+        if (!c->source->any_thread && read_slot(s, err))
             return -1;
     }
     thread_pool_run(c->options.pool, count, run_slot, w);

@@ -4,9 +4,9 @@
  *   compression_open -> compression_decompose -> compression_run (for each size that is tried)
  *                    -> compression_parts (distillation changes their scales) -> _measure, _write
  *
- * Matrices are read one by one by the calling thread and compressed by a pool, as many at once as
- * fit COMPRESSION_MEMORY (one always does). Beside that it takes memory for the parts. The result
- * does not depend on the pool's threads. Whoever listens may stop it between two of them
+ * Matrices are compressed by a pool, as many at once as fit COMPRESSION_MEMORY (one always does);
+ * the pool reads them as well where the source lets it. Beside that it takes memory for the parts.
+ * The result does not depend on the pool's threads. Whoever listens may stop it between two of them
  * (ERR_CANCELLED); it can only be freed then. */
 #ifndef GRAFT_CODEC_COMPRESSION_H
 #define GRAFT_CODEC_COMPRESSION_H

@@ -16,7 +16,7 @@ int tuned_open(struct tuned **out, struct engine *engine, const char *path, bool
                struct err *err);
 void tuned_free(struct tuned *tuned);
 
-/* artifact_source.read, its context the tuned model. */
+/* artifact_source.read, its context the tuned model. Any thread. */
 int tuned_read(void *context, int32_t index, int64_t from, int64_t count, float *base, float *tuned,
                struct err *err);
 /* On the engine's backend; NULL: not runnable. */
