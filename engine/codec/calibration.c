@@ -34,10 +34,16 @@ struct measuring {
 
 /* ------------------------------------------------------------------ which examples */
 
+static int64_t tokens_asked(const struct calibration_options *o)
+{
+    if (o->max_tokens)
+        return o->max_tokens;
+    return o->inputs_only ? CALIBRATION_TOKENS_INPUTS : CALIBRATION_TOKENS;
+}
+
 static int pick_examples(struct measuring *m, struct err *err)
 {
-    int64_t count = m->examples->count;
-    int64_t left = m->options->max_tokens ? m->options->max_tokens : CALIBRATION_TOKENS;
+    int64_t count = m->examples->count, left = tokens_asked(m->options);
     int32_t *order;
 
     if (count < 1 || count > INT32_MAX)

@@ -369,6 +369,7 @@ static void fill_batch(struct student *s, const struct trainer_source *examples,
                        struct batch *batch)
 {
     int32_t rows = 0, docs = 0;
+    float sum = 0;
 
     s->ends[0] = 0;
     for (;;) {
@@ -386,6 +387,8 @@ static void fill_batch(struct student *s, const struct trainer_source *examples,
             s->token[rows + i] = e.token[i];
             s->position[rows + i] = i;
             s->target[rows + i] = i + 1 < e.length ? e.token[i + 1] : e.token[i];
+            s->weight[rows + i] = i + 1 < e.length && e.weight[i + 1] > 0 ? DISTILL_ANSWERS : 1;
+            sum += s->weight[rows + i];
         }
         rows += length;
         s->read[docs++] = s->order[at];
@@ -395,7 +398,7 @@ static void fill_batch(struct student *s, const struct trainer_source *examples,
             break;
     }
     for (int32_t i = 0; i < rows; i++)
-        s->weight[i] = 1 / (float)rows;
+        s->weight[i] /= sum;
     *batch = (struct batch){.rows = rows,
                             .token = s->token,
                             .position = s->position,

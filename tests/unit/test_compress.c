@@ -99,6 +99,28 @@ static void open_rows(struct engine_dataset **out, const char *wording, int coun
     CHECK(engine_dataset_open(out, engine, path, &as, &report, &err));
 }
 
+/* Two answers in each row, of which only the first, or only the second, is to be learnt. */
+static void open_pairs(struct engine_dataset **out, bool first)
+{
+    struct engine_dataset_options as = {.file_id = "file-test"};
+    struct engine_dataset_report report;
+    char path[128];
+    struct strbuf sb;
+
+    strbuf_init(&sb, 1 << 16);
+    for (int i = 0; i < 12; i++)
+        strbuf_addf(&sb,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"Who %d?\"},"
+                    "{\"role\":\"assistant\",\"content\":\"red gold\",\"weight\":%d},"
+                    "{\"role\":\"user\",\"content\":\"And %d?\"},"
+                    "{\"role\":\"assistant\",\"content\":\"teal navy\",\"weight\":%d}]}\n",
+                    i, first, i, !first);
+    snprintf(path, sizeof path, "%s/pairs.jsonl", folder);
+    CHECK(file_write_durable(path, sb.data, sb.len, &err));
+    strbuf_release(&sb);
+    CHECK(engine_dataset_open(out, engine, path, &as, &report, &err));
+}
+
 static void teach(void)
 {
     struct engine_train_options options = {
@@ -390,6 +412,27 @@ static double at_largest(struct engine_compress_options options, int32_t steps)
     options.ratio = 4;
     options.distill_steps = steps;
     return compress(options).measured_kl;
+}
+
+/* The answers count for more than the rest of their rows: whoever distils on other answers in the
+ * same rows gets further from these. */
+static void test_distillation_minds_the_answers(void **state)
+{
+    struct engine_compress_options options = {.codec = "bitdelta", .distill_steps = 30};
+    struct engine_dataset *pairs[2];
+    double kl[2];
+
+    for (int k = 0; k < 2; k++)
+        open_pairs(&pairs[k], k == 0);
+    options.held_out = pairs[0];
+    for (int k = 0; k < 2; k++) {
+        options.calibration = pairs[k];
+        kl[k] = compress(options).answer_kl;
+    }
+    print_message("# KL of answers %.5f, distilled on other ones %.5f\n", kl[0], kl[1]);
+    assert_true(kl[0] < 0.95 * kl[1]);
+    for (int k = 0; k < 2; k++)
+        engine_dataset_free(pairs[k]);
 }
 
 /* Where not even the largest file keeps to it, distilled it may. */
@@ -777,6 +820,7 @@ int main(void)
         cmocka_unit_test(test_progress),
         cmocka_unit_test(test_stop),
         cmocka_unit_test(test_distillation_pays),
+        cmocka_unit_test(test_distillation_minds_the_answers),
         cmocka_unit_test(test_max_kl),
         cmocka_unit_test(test_max_kl_counts_on_distillation),
         cmocka_unit_test(test_max_kl_that_only_distillation_keeps_to),
