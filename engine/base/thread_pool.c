@@ -12,6 +12,8 @@
     4000 /* of a pause instruction each: 40 to 100 µs, more than a stage's serial part \
           */
 
+#define OPEN (1 << 30) /* in `inside`: who comes late may still join */
+
 struct worker {
     struct thread_pool *pool;
     pthread_t thread;
@@ -19,18 +21,21 @@ struct worker {
     bool started;
 };
 
+/* A stage of a decoded token takes microseconds, so a job is begun, joined and ended without a
+ * lock, which is for those who fell asleep. */
 struct thread_pool {
     int threads;
-    pthread_mutex_t lock;
-    pthread_cond_t work, done;
-    atomic_uint generation; /* of jobs; changes under the lock, watched without it */
-    atomic_int active;      /* workers inside the job */
+    atomic_uint generation; /* of jobs: what workers watch */
+    atomic_int inside;      /* workers inside the job, and OPEN */
     atomic_llong next;      /* task to take */
-    bool open;              /* late workers may still join; under the lock */
-    bool stop;
-    thread_pool_fn *fn;
+    thread_pool_fn *fn;     /* these three: only while nobody is inside */
     void *context;
     int64_t tasks;
+    pthread_mutex_t lock;
+    pthread_cond_t work, done;
+    atomic_int sleepers; /* workers that wait for `work`; changed under the lock */
+    atomic_bool waiting; /* the caller waits for `done`; the same */
+    bool stop;           /* under the lock */
     struct worker worker[];
 };
 
@@ -52,38 +57,81 @@ static void take_tasks(struct thread_pool *pool, int worker)
     }
 }
 
+static bool job_after(struct thread_pool *pool, unsigned seen)
+{
+    return atomic_load_explicit(&pool->generation, memory_order_acquire) != seen;
+}
+
+/* Until there is another job than the one seen; false: there will be none. */
+static bool wait_for_job(struct thread_pool *pool, unsigned seen)
+{
+    bool stop;
+
+    for (int i = 0; i < SPINS; i++) {
+        if (job_after(pool, seen))
+            return true;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&pool->lock);
+    atomic_fetch_add(&pool->sleepers,
+                     1); /* before the look: the caller looks the other way round */
+    while (atomic_load(&pool->generation) == seen && !pool->stop)
+        pthread_cond_wait(&pool->work, &pool->lock);
+    atomic_fetch_sub(&pool->sleepers, 1);
+    stop = pool->stop;
+    pthread_mutex_unlock(&pool->lock);
+    return !stop;
+}
+
+/* It may be the next job already that is joined: then it is found once more, or over. */
+static bool join(struct thread_pool *pool)
+{
+    int inside = atomic_load(&pool->inside);
+
+    while (inside & OPEN)
+        if (atomic_compare_exchange_weak(&pool->inside, &inside, inside + 1))
+            return true;
+    return false;
+}
+
+static void leave(struct thread_pool *pool)
+{
+    if (atomic_fetch_sub(&pool->inside, 1) != 1 || !atomic_load(&pool->waiting))
+        return;
+    pthread_mutex_lock(&pool->lock);
+    pthread_cond_signal(&pool->done);
+    pthread_mutex_unlock(&pool->lock);
+}
+
 static void *worker_main(void *arg)
 {
     struct worker *self = arg;
     struct thread_pool *pool = self->pool;
     unsigned seen = 0;
 
-    for (;;) {
-        for (int i = 0; i < SPINS; i++) {
-            if (atomic_load_explicit(&pool->generation, memory_order_acquire) != seen)
-                break;
-            pause_cpu();
-        }
-        pthread_mutex_lock(&pool->lock);
-        while (atomic_load(&pool->generation) == seen && !pool->stop)
-            pthread_cond_wait(&pool->work, &pool->lock);
-        if (pool->stop) {
-            pthread_mutex_unlock(&pool->lock);
-            return NULL;
-        }
+    while (wait_for_job(pool, seen)) {
         seen = atomic_load(&pool->generation);
-        bool join = pool->open;
-        if (join)
-            atomic_fetch_add(&pool->active, 1);
-        pthread_mutex_unlock(&pool->lock);
-        if (!join)
+        if (!join(pool))
             continue;
         take_tasks(pool, self->index);
-        pthread_mutex_lock(&pool->lock);
-        if (atomic_fetch_sub(&pool->active, 1) == 1)
-            pthread_cond_signal(&pool->done);
-        pthread_mutex_unlock(&pool->lock);
+        leave(pool);
     }
+    return NULL;
+}
+
+static void wait_for_workers(struct thread_pool *pool)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load(&pool->inside) == 0)
+            return;
+        pause_cpu();
+    }
+    pthread_mutex_lock(&pool->lock);
+    atomic_store(&pool->waiting, true);
+    while (atomic_load(&pool->inside) != 0)
+        pthread_cond_wait(&pool->done, &pool->lock);
+    atomic_store(&pool->waiting, false);
+    pthread_mutex_unlock(&pool->lock);
 }
 
 void thread_pool_run(struct thread_pool *pool, int64_t tasks, thread_pool_fn *fn, void *context)
@@ -93,26 +141,23 @@ void thread_pool_run(struct thread_pool *pool, int64_t tasks, thread_pool_fn *fn
             fn(context, t, 0);
         return;
     }
-    pthread_mutex_lock(&pool->lock);
     pool->fn = fn;
     pool->context = context;
     pool->tasks = tasks;
     atomic_store(&pool->next, 0);
-    pool->open = true;
+    atomic_store(&pool->inside, OPEN);
     atomic_fetch_add(&pool->generation, 1);
-    pthread_cond_broadcast(&pool->work);
-    pthread_mutex_unlock(&pool->lock);
+    if (atomic_load(&pool->sleepers) > 0) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->work);
+        pthread_mutex_unlock(&pool->lock);
+    }
 
     take_tasks(pool, 0);
 
     /* All tasks are taken: who has not joined by now need not. */
-    for (int i = 0; i < SPINS && atomic_load_explicit(&pool->active, memory_order_acquire); i++)
-        pause_cpu();
-    pthread_mutex_lock(&pool->lock);
-    pool->open = false;
-    while (atomic_load(&pool->active) > 0)
-        pthread_cond_wait(&pool->done, &pool->lock);
-    pthread_mutex_unlock(&pool->lock);
+    atomic_fetch_and(&pool->inside, ~OPEN);
+    wait_for_workers(pool);
 }
 
 static int quota_cores(void)
