@@ -165,13 +165,28 @@ int cpu_delta_pack(struct backend *backend, const struct delta_tensor *delta,
 void cpu_delta_free(struct backend *backend, struct packed_delta *packed);
 int64_t cpu_delta_bytes(const struct packed_delta *packed);
 
-#define CPU_DELTA_CALLS 256 /* of one cpu_delta_apply: so many rows of `inner` sums are kept */
+#define CPU_DELTA_CALLS 256 /* of one run: so many rows of `inner` sums are kept */
 
 struct cpu_delta_call { /* y += delta · x, one row; the y of calls do not overlap */
     const struct packed_delta *delta;
     const float *x; /* [cols] */
     float *y;       /* [rows] */
 };
+/* Two rounds: factored deltas first bring x down to `inner` sums, for which y need not be there,
+ * then everything adds to y. What a task computes depends on its own call and on shapes alone. */
+struct cpu_delta_run {
+    struct cpu *cpu;
+    const struct cpu_delta_call *call;
+    int32_t count;
+    int64_t right[CPU_DELTA_CALLS + 1], left[CPU_DELTA_CALLS + 1]; /* first tasks of calls */
+};
+void cpu_delta_open(struct cpu_delta_run *run, struct cpu *cpu, const struct cpu_delta_call *call,
+                    int32_t count);
+/* Of right[count] tasks of the first round. */
+void cpu_delta_right_task(const struct cpu_delta_run *run, int64_t task, int worker);
+/* The second round. */
+void cpu_delta_finish(struct cpu_delta_run *run);
+/* Both. */
 void cpu_delta_apply(struct cpu *cpu, const struct cpu_delta_call *call, int32_t count);
 /* y += row `row` of the delta: an embedding. */
 void cpu_delta_add_row(const struct packed_delta *delta, int32_t row, float *y);

@@ -6,29 +6,20 @@
 #define DELTA_OUTS 512  /* outputs of one task: its tables are made once for all of them */
 #define DELTA_INNER 256 /* planes or vectors of one task of the right side */
 
-/* Two rounds: factored deltas first bring x down to `inner` sums, then everything adds to y. What a
- * task computes depends on its own call and on shapes alone, and so does a row of a batch. */
-struct apply_run {
-    struct cpu *cpu;
-    const struct cpu_delta_call *call;
-    int32_t count;
-    int64_t first[CPU_DELTA_CALLS + 1]; /* task numbers */
-};
-
 /* The call of a task, and the part of the call. */
-static int32_t call_of(const struct apply_run *run, int64_t *task)
+static int32_t call_of(const int64_t *first, int32_t count, int64_t *task)
 {
-    int32_t low = 0, high = run->count;
+    int32_t low = 0, high = count;
 
     while (high - low > 1) {
         int32_t middle = (low + high) / 2;
 
-        if (run->first[middle] <= *task)
+        if (first[middle] <= *task)
             low = middle;
         else
             high = middle;
     }
-    *task -= run->first[low];
+    *task -= first[low];
     return low;
 }
 
@@ -62,16 +53,15 @@ static void dense(const struct cpu *cpu, const struct tensor *w, const float *x,
     });
 }
 
-static void right_task(void *context, int64_t task, int worker)
+void cpu_delta_right_task(const struct cpu_delta_run *run, int64_t task, int worker)
 {
-    const struct apply_run *run = context;
     const struct cpu_delta_scratch *s = &run->cpu->delta;
-    int32_t i = call_of(run, &task);
+    int32_t i = call_of(run->right, run->count, &task);
     const struct packed_delta *d = run->call[i].delta;
     const float *x = run->call[i].x;
     float *sums = s->sums + (int64_t)i * s->inner,
           *scaled = s->operand + (int64_t)worker * s->width;
-    struct span part = span_part(d->inner, 16, run->first[i + 1] - run->first[i], task);
+    struct span part = span_part(d->inner, 16, run->right[i + 1] - run->right[i], task);
 
     if (d->kind == DELTA_FACTORS) {
         dense(run->cpu, &d->right, x, sums, part, false);
@@ -107,13 +97,13 @@ static void join_planes(const struct packed_delta *d, const float *sums, float *
 
 static void left_task(void *context, int64_t task, int worker)
 {
-    const struct apply_run *run = context;
+    const struct cpu_delta_run *run = context;
     const struct cpu_delta_scratch *s = &run->cpu->delta;
-    int32_t i = call_of(run, &task);
+    int32_t i = call_of(run->left, run->count, &task);
     const struct cpu_delta_call *call = &run->call[i];
     const struct packed_delta *d = call->delta;
     const float *sums = s->sums + (int64_t)i * s->inner, *x = call->x;
-    struct span outs = span_part(d->rows, 16, run->first[i + 1] - run->first[i], task);
+    struct span outs = span_part(d->rows, 16, run->left[i + 1] - run->left[i], task);
 
     if (d->kind == DELTA_DENSE || d->kind == DELTA_FACTORS) {
         dense(run->cpu, &d->dense, d->inner ? sums : x, call->y, outs, true);
@@ -138,17 +128,35 @@ static void left_task(void *context, int64_t task, int worker)
         signs(run->cpu, &args, outs);
 }
 
+void cpu_delta_open(struct cpu_delta_run *run, struct cpu *cpu, const struct cpu_delta_call *call,
+                    int32_t count)
+{
+    assert(count <= CPU_DELTA_CALLS);
+    run->cpu = cpu;
+    run->call = call;
+    run->count = count;
+    run->right[0] = run->left[0] = 0;
+    for (int32_t i = 0; i < count; i++) {
+        run->right[i + 1] = run->right[i] + ceil_div(call[i].delta->inner, DELTA_INNER);
+        run->left[i + 1] = run->left[i] + ceil_div(call[i].delta->rows, DELTA_OUTS);
+    }
+}
+
+void cpu_delta_finish(struct cpu_delta_run *run)
+{
+    thread_pool_run(run->cpu->pool, run->left[run->count], left_task, run);
+}
+
+static void right_task(void *context, int64_t task, int worker)
+{
+    cpu_delta_right_task(context, task, worker);
+}
+
 void cpu_delta_apply(struct cpu *cpu, const struct cpu_delta_call *call, int32_t count)
 {
-    struct apply_run run = {.cpu = cpu, .call = call, .count = count};
+    struct cpu_delta_run run;
 
-    assert(count <= CPU_DELTA_CALLS);
-    for (int32_t i = 0; i < count; i++)
-        run.first[i + 1] = run.first[i] + ceil_div(call[i].delta->inner, DELTA_INNER);
-    if (run.first[count] > 0)
-        thread_pool_run(cpu->pool, run.first[count], right_task, &run);
-    for (int32_t i = 0; i < count; i++)
-        run.first[i + 1] = run.first[i] + ceil_div(call[i].delta->rows, DELTA_OUTS);
-    if (count > 0)
-        thread_pool_run(cpu->pool, run.first[count], left_task, &run);
+    cpu_delta_open(&run, cpu, call, count);
+    thread_pool_run(cpu->pool, run.right[count], right_task, &run);
+    cpu_delta_finish(&run);
 }

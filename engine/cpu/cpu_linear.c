@@ -13,6 +13,7 @@ struct linear_run {
     int count;
     int64_t first[MAX_CALLS + 1]; /* task numbers */
     int32_t parts[MAX_CALLS];     /* tasks along the outputs */
+    struct cpu_delta_run delta;   /* serving: of the first rows that have one */
 };
 
 static const struct adapter_linear *row_linear(const struct linear_run *run, int32_t row,
@@ -49,9 +50,8 @@ static void add_bias(const struct linear_run *run, const struct linear_call *cal
 }
 
 /* Serving: own products, a block of rows against a block of outputs. */
-static void base_task(void *context, int64_t task, int worker)
+static void base_task(const struct linear_run *run, int64_t task)
 {
-    const struct linear_run *run = context;
     int i;
     const struct linear_call *call = call_of(run, &task, &i);
     const struct tensor *w = &call->linear->w;
@@ -79,30 +79,48 @@ static void base_task(void *context, int64_t task, int worker)
         add_bias(run, call, r, outs);
 }
 
-/* The deltas of all rows, in the order of the calls: rows of one tenant read its bits in turn. */
-static void add_deltas(const struct linear_run *run)
+/* The deltas' first round reads nothing but x: behind the base's tasks it costs no pause of its
+ * own. */
+static void serving_task(void *context, int64_t task, int worker)
 {
-    struct cpu_delta_call delta[CPU_DELTA_CALLS];
+    const struct linear_run *run = context;
+    int64_t base = run->first[run->count];
+
+    if (task < base)
+        base_task(run, task);
+    else
+        cpu_delta_right_task(&run->delta, task - base, worker);
+}
+
+/* Where to go on among the deltas of all rows. They are taken in the order of the calls: rows of
+ * one tenant read its bits in turn. */
+struct next_delta {
+    int call;
+    int32_t row;
+};
+
+static int32_t take_deltas(const struct linear_run *run, struct next_delta *next,
+                           struct cpu_delta_call *out)
+{
     int32_t count = 0;
 
-    for (int i = 0; i < run->count; i++) {
-        const struct linear_call *call = &run->call[i];
+    for (; next->call < run->count; next->call++, next->row = 0) {
+        const struct linear_call *call = &run->call[next->call];
         const int64_t *shape = call->linear->w.shape;
 
-        for (int32_t r = 0; r < run->batch->rows; r++) {
-            const struct adapter_linear *own = row_linear(run, r, call);
+        for (; next->row < run->batch->rows; next->row++) {
+            const struct adapter_linear *own = row_linear(run, next->row, call);
 
             if (!own || !own->delta)
                 continue;
-            delta[count++] = (struct cpu_delta_call){
-                .delta = own->delta, .x = call->x + r * shape[1], .y = call->y + r * shape[0]};
-            if (count == CPU_DELTA_CALLS) {
-                cpu_delta_apply(run->cpu, delta, count);
-                count = 0;
-            }
+            if (count == CPU_DELTA_CALLS)
+                return count;
+            out[count++] = (struct cpu_delta_call){.delta = own->delta,
+                                                   .x = call->x + next->row * shape[1],
+                                                   .y = call->y + next->row * shape[0]};
         }
     }
-    cpu_delta_apply(run->cpu, delta, count);
+    return count;
 }
 
 static bool has_adapters(const struct batch *batch)
@@ -115,14 +133,23 @@ static bool has_adapters(const struct batch *batch)
 
 static void serve(struct linear_run *run)
 {
+    struct cpu_delta_call delta[CPU_DELTA_CALLS];
+    struct next_delta next = {0};
+    int32_t count = has_adapters(run->batch) ? take_deltas(run, &next, delta) : 0;
+
     for (int i = 0; i < run->count; i++) {
         run->parts[i] = (int32_t)ceil_div(run->call[i].linear->w.shape[0], CPU_ROW_BLOCK);
         run->first[i + 1] =
             run->first[i] + run->parts[i] * ceil_div(run->batch->rows, CPU_ROW_BLOCK);
     }
-    thread_pool_run(run->cpu->pool, run->first[run->count], base_task, run);
-    if (has_adapters(run->batch))
-        add_deltas(run);
+    cpu_delta_open(&run->delta, run->cpu, delta, count);
+    thread_pool_run(run->cpu->pool, run->first[run->count] + run->delta.right[count], serving_task,
+                    run);
+    cpu_delta_finish(&run->delta);
+    while (count == CPU_DELTA_CALLS) {
+        count = take_deltas(run, &next, delta);
+        cpu_delta_apply(run->cpu, delta, count);
+    }
 }
 
 static void bias_task(void *context, int64_t task, int worker)
