@@ -83,9 +83,8 @@ def main():
             f"same shape, read in the same run.\n\n{apply_table(rows)}")
     if options.model:
         text += f"\n\nA step of one sequence, all threads, random differences:\n\n{decode_table(decode_rows(graft, options))}"
-    readme = codecs.ROOT / options.readme
-    readme.write_text(codecs.insert(readme.read_text(encoding="utf-8"), "apply", text), encoding="utf-8")
     print(text)
+    codecs.put(codecs.ROOT / options.readme, "apply", text)
 
 
 if __name__ == "__main__":

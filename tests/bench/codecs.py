@@ -370,6 +370,12 @@ def insert(text, name, block):
     return text.rstrip("\n") + f"\n\n{block}\n"
 
 
+def put(readme, name, block):
+    """insert() into the file, which need not be there."""
+    old = readme.read_text(encoding="utf-8") if readme.exists() else "# Codecs\n"
+    readme.write_text(insert(old, name, block), encoding="utf-8")
+
+
 def machine():
     model = re.search(r"^model name\s*: (.*)$", pathlib.Path("/proc/cpuinfo").read_text(), re.M)
     return f"{len(os.sched_getaffinity(0))} cores of {model.group(1).strip() if model else os.uname().machine}"
@@ -426,8 +432,7 @@ def measure(bench):
     found = curves(rows, points)
     if found:
         (readme.parent / f"kl_{options.name}.svg").write_text(plot(found, options.name), encoding="utf-8")
-    old = readme.read_text(encoding="utf-8") if readme.exists() else "# Codecs\n"
-    readme.write_text(insert(old, options.name, document(options, tuned, text, refusals)), encoding="utf-8")
+    put(readme, options.name, document(options, tuned, text, refusals))
     figures = {"name": options.name, "machine": machine(), "linear_bytes": linear_bytes, "base": base, "tuned": tuned, "rows": rows,
                "reference": points, "refused": refusals}
     (ROOT / options.build / f"bench-codecs-{options.name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
