@@ -1,0 +1,238 @@
+/* Distillation pays, minds the answers, and a KL that is asked for is kept to by the smallest file:
+ * the compressions of engine.h on a tiny model that was taught twelve answers. No TSan: minutes of
+ * training, and its threads are those of test_compression and test_trainer. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/strbuf.h"
+#include "engine/codec/codec.h"
+#include "tests/unit/delta_fixture.h"
+#include "tests/unit/taught_model.h"
+
+/* Two answers in each row, of which only the first, or only the second, is to be learnt. */
+static void open_pairs(struct engine_dataset **out, bool first)
+{
+    struct engine_dataset_options as = {.file_id = "file-test"};
+    struct engine_dataset_report report;
+    char path[128];
+    struct strbuf sb;
+
+    strbuf_init(&sb, 1 << 16);
+    for (int i = 0; i < 12; i++)
+        strbuf_addf(&sb,
+                    "{\"messages\":[{\"role\":\"user\",\"content\":\"Who %d?\"},"
+                    "{\"role\":\"assistant\",\"content\":\"red gold\",\"weight\":%d},"
+                    "{\"role\":\"user\",\"content\":\"And %d?\"},"
+                    "{\"role\":\"assistant\",\"content\":\"teal navy\",\"weight\":%d}]}\n",
+                    i, first, i, !first);
+    snprintf(path, sizeof path, "%s/pairs.jsonl", taught.folder);
+    CHECK(file_write_durable(path, sb.data, sb.len, &err));
+    strbuf_release(&sb);
+    CHECK(engine_dataset_open(out, taught.engine, path, &as, &report, &err));
+}
+
+static void test_distillation_pays(void **state)
+{
+    char codec[DELTA_FIXTURE_NAME];
+
+    for (int i = 0; delta_fixture_codec(i, codec); i++) {
+        struct engine_compress_options options = {.codec = codec, .calibration = taught.questions};
+        struct engine_delta_report plain, distilled;
+
+        if (!codec_find(codec)->scales)
+            continue;
+        plain = taught_compress(options);
+        options.distill_steps = 15;
+        distilled = taught_compress(options);
+        print_message("# %s: KL %.4f, distilled %.4f\n", codec, plain.measured_kl,
+                      distilled.measured_kl);
+        assert_int_equal(plain.distill_steps, 0);
+        assert_int_equal(distilled.distill_steps, 15);
+        assert_int_equal(distilled.bytes, plain.bytes);
+        assert_true(distilled.measured_kl < 0.9 * plain.measured_kl);
+    }
+}
+
+static void test_max_kl(void **state)
+{
+    struct engine_compress_options options = {.calibration = taught.questions};
+    struct engine_delta_report tight, loose, whole;
+    struct err why = {0};
+
+    options.ratio = 6;
+    whole = taught_compress(options);
+    options.ratio = 0;
+    options.max_kl = 4 * whole.measured_kl;
+    tight = taught_compress(options);
+    options.max_kl = 40 * whole.measured_kl;
+    loose = taught_compress(options);
+    print_message("# KL %.2g takes %lld bytes, %.2g %lld\n", tight.measured_kl,
+                  (long long)tight.bytes, loose.measured_kl, (long long)loose.bytes);
+    assert_true(tight.measured_kl <= 4 * whole.measured_kl);
+    assert_true(loose.measured_kl <= 40 * whole.measured_kl);
+    assert_true(loose.bytes < tight.bytes && tight.bytes < whole.bytes);
+    taught_expect_report(taught.delta_path, &loose, "calibration");
+
+    unlink(taught.delta_path);
+    options.max_kl = 1e-12;
+    assert_int_equal(
+        engine_trainer_compress(taught.trainer, &options, taught.delta_path, &loose, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_non_null(strstr(why.message, "1e-12"));
+    assert_int_equal(access(taught.delta_path, F_OK), -1);
+    taught_nothing_is_left();
+}
+
+static struct engine_delta_report kept_to(double max_kl, int32_t steps,
+                                          const struct engine_dataset *held_out)
+{
+    struct engine_delta_report report =
+        taught_compress((struct engine_compress_options){.max_kl = max_kl,
+                                                         .distill_steps = steps,
+                                                         .calibration = taught.questions,
+                                                         .held_out = held_out});
+
+    print_message("# at most %g, %d steps: KL %.4f, %lld bytes\n", max_kl, steps,
+                  report.measured_kl, (long long)report.bytes);
+    assert_true(report.measured_kl <= max_kl);
+    taught_expect_report(taught.delta_path, &report, held_out ? "held_out" : "calibration");
+    taught_nothing_is_left();
+    return report;
+}
+
+static void test_max_kl_counts_on_distillation(void **state)
+{
+    struct engine_delta_report plain = kept_to(0.05, 0, NULL), distilled = kept_to(0.05, 20, NULL);
+
+    assert_int_equal(plain.distill_steps, 0);
+    assert_int_equal(distilled.distill_steps, 20);
+    assert_true(distilled.bytes < 0.95 * (double)plain.bytes);
+}
+
+/* KL of a quarter of the model, which is the largest file that is tried. */
+static double at_largest(struct engine_compress_options options, int32_t steps)
+{
+    options.max_kl = 0;
+    options.ratio = 4;
+    options.distill_steps = steps;
+    return taught_compress(options).measured_kl;
+}
+
+/* The answers count for more than the rest of their rows: whoever distils on other answers in the
+ * same rows gets further from these. */
+static void test_distillation_minds_the_answers(void **state)
+{
+    struct engine_compress_options options = {.codec = "bitdelta", .distill_steps = 30};
+    struct engine_dataset *pairs[2];
+    double kl[2];
+
+    for (int k = 0; k < 2; k++)
+        open_pairs(&pairs[k], k == 0);
+    options.held_out = pairs[0];
+    for (int k = 0; k < 2; k++) {
+        options.calibration = pairs[k];
+        kl[k] = taught_compress(options).answer_kl;
+    }
+    print_message("# KL of answers %.5f, distilled on other ones %.5f\n", kl[0], kl[1]);
+    assert_true(kl[0] < 0.95 * kl[1]);
+    for (int k = 0; k < 2; k++)
+        engine_dataset_free(pairs[k]);
+}
+
+/* Where not even the largest file keeps to it, distilled it may. */
+static void test_max_kl_that_only_distillation_keeps_to(void **state)
+{
+    struct engine_compress_options options = {.calibration = taught.questions};
+    double plain = at_largest(options, 0), distilled = at_largest(options, 20);
+    struct engine_delta_report report;
+    struct err why = {0};
+
+    assert_true(distilled < 0.8 * plain);
+    options.max_kl = fmax(sqrt(plain * distilled), plain / 2.5);
+    assert_int_equal(
+        engine_trainer_compress(taught.trainer, &options, taught.delta_path, &report, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_int_equal(kept_to(options.max_kl, 20, NULL).distill_steps, 20);
+}
+
+/* The first of some rows, unlike what is measured on, whose distillation harms: KL times that. */
+static double harmful(struct engine_compress_options *options, struct engine_dataset **row)
+{
+    static const char *const text[] = {"?", "the the the the the", "What", "%%%% #### &&&& @@@@",
+                                       "0 0 0 0 0 0 0 0 0 0"};
+
+    for (size_t i = 0; i < sizeof text / sizeof text[0]; i++) {
+        double plain, harm;
+
+        taught_rows(row, text[i], 1);
+        options->calibration = *row;
+        plain = at_largest(*options, 0);
+        harm = at_largest(*options, options->distill_steps) / plain;
+        options->max_kl = plain * sqrt(harm);
+        if (harm > 1.005)
+            return harm;
+        engine_dataset_free(*row);
+    }
+    fail_msg("add another row: none of these shows anything");
+    return 1;
+}
+
+/* What is distilled on a single row may get worse on others: then distillation is left out. */
+static void test_max_kl_without_a_distillation_that_harms(void **state)
+{
+    struct engine_compress_options options = {.held_out = taught.questions, .distill_steps = 70};
+    struct engine_delta_report report;
+    struct engine_dataset *row;
+
+    print_message("# 70 steps on another row: KL times %.3f\n", harmful(&options, &row));
+    report = taught_compress(options);
+    assert_true(report.measured_kl <= options.max_kl);
+    assert_int_equal(report.distill_steps, 0);
+    engine_dataset_free(row);
+}
+
+/* When it is stopped a smaller file is being tried: the one that would do goes, too. */
+static void test_stop_of_a_search(void **state)
+{
+    struct taught_progress told = {.stage = "", .stop = "distill", .rounds = 1};
+    struct engine_compress_options options = {.max_kl = 0.05,
+                                              .distill_steps = 20,
+                                              .calibration = taught.questions,
+                                              .progress = taught_on_progress,
+                                              .context = &told};
+    struct engine_delta_report report;
+    struct err why = {0};
+
+    unlink(taught.delta_path);
+    assert_int_equal(
+        engine_trainer_compress(taught.trainer, &options, taught.delta_path, &report, &why), -1);
+    assert_int_equal(why.kind, ERR_CANCELLED);
+    assert_int_equal(told.after, 1);
+    assert_int_equal(access(taught.delta_path, F_OK), -1);
+    taught_nothing_is_left();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_distillation_pays),
+        cmocka_unit_test(test_distillation_minds_the_answers),
+        cmocka_unit_test(test_max_kl),
+        cmocka_unit_test(test_max_kl_counts_on_distillation),
+        cmocka_unit_test(test_max_kl_that_only_distillation_keeps_to),
+        cmocka_unit_test(test_max_kl_without_a_distillation_that_harms),
+        cmocka_unit_test(test_stop_of_a_search),
+    };
+
+    return cmocka_run_group_tests(tests, taught_setup, taught_teardown);
+}
