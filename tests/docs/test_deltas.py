@@ -1,4 +1,4 @@
-"""docs/deltas.md tells the truth: its blocks run in order, the codecs and flags it names are those there are."""
+"""api-spec/deltas.md tells the truth: its blocks run in order, the codecs and flags it names are those there are."""
 import json
 import re
 import subprocess
@@ -7,7 +7,7 @@ import unittest
 import pages
 from pages import harness
 
-PAGE = "docs/deltas.md"
+PAGE = "api-spec/deltas.md"
 
 
 def objects(text):

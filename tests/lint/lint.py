@@ -16,7 +16,7 @@ import tempfile
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import tap  # noqa: E402
 
-TOP_LEVEL = {"server", "engine", "storage", "migrations", "api-spec", "tests", "docker", "docs", "Makefile", "README.md",
+TOP_LEVEL = {"server", "engine", "storage", "migrations", "api-spec", "tests", "docker", "Makefile", "README.md",
              "CHANGELOG.md", "LICENSE", ".ci", ".clang-format", ".dockerignore", ".gitignore", ".gitattributes"}
 MAX_LINES = 800
 PRODUCT = ("server/", "engine/", "storage/")
