@@ -34,16 +34,20 @@ struct measuring {
 
 /* ------------------------------------------------------------------ which examples */
 
-static int64_t tokens_asked(const struct calibration_options *o)
+static int64_t tokens_asked(const struct calibration_options *o, const struct model_config *c)
 {
+    int64_t tokens = CALIBRATION_TOKENS, widest = 2 * (int64_t)c->intermediate;
+
     if (o->max_tokens)
         return o->max_tokens;
-    return o->inputs_only ? CALIBRATION_TOKENS_INPUTS : CALIBRATION_TOKENS;
+    if (o->inputs_only && widest < tokens)
+        tokens = widest > CALIBRATION_TOKENS_INPUTS ? widest : CALIBRATION_TOKENS_INPUTS;
+    return tokens;
 }
 
-static int pick_examples(struct measuring *m, struct err *err)
+static int pick_examples(struct measuring *m, const struct model *model, struct err *err)
 {
-    int64_t count = m->examples->count, left = tokens_asked(m->options);
+    int64_t count = m->examples->count, left = tokens_asked(m->options, model_get_config(model));
     int32_t *order;
 
     if (count < 1 || count > INT32_MAX)
@@ -292,8 +296,8 @@ int calibration_measure(struct calibration *out, struct model *model,
 
     assert(options->max_tokens >= 0 && options->margin >= 0 && isfinite(options->margin));
     memset(out, 0, sizeof *out);
-    if (pick_examples(&m, err) || open_batch(&m, model, err) || open_sums(&m, out, model, err) ||
-        model_moments_open(&m.pass, model, m.max_rows, err))
+    if (pick_examples(&m, model, err) || open_batch(&m, model, err) ||
+        open_sums(&m, out, model, err) || model_moments_open(&m.pass, model, m.max_rows, err))
         goto out;
     if (!run_pass(&m, err))
         rc = finish(&m, out, model, err);

@@ -20,8 +20,9 @@
 #include "engine/trainer.h"
 
 #define CALIBRATION_TOKENS 16384 /* unless the options say otherwise */
-#define CALIBRATION_TOKENS_INPUTS \
-    4096                     /* of inputs alone: GPTQ's rounding learns nothing from more */
+/* Of inputs alone: so many, or two for each input of the widest matrix; GPTQ's rounding learns
+ * nothing from more. */
+#define CALIBRATION_TOKENS_INPUTS 4096
 #define CALIBRATION_ROWS 512 /* tokens of a micro-batch, or one longer example */
 #define CALIBRATION_ROWS_DEVICE                                      \
     2048 /* a device of its own memory takes each sum there and back \
@@ -39,7 +40,7 @@ struct calibration {
 
 struct calibration_options {
     int64_t seed;
-    int64_t max_tokens; /* 0: CALIBRATION_TOKENS, or _INPUTS */
+    int64_t max_tokens; /* 0: CALIBRATION_TOKENS; fewer of inputs alone */
     /* How much the answers' margins count: factor on their gradients (model_moments_args). Answers
      * are the rows whose next token has a weight in the examples. 0: not at all. */
     double margin;

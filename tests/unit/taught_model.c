@@ -157,7 +157,6 @@ void taught_expect_report(const char *path, const struct engine_delta_report *r,
     json_decref(json);
 }
 
-/* Beside the base and the rows, only `path` may be there: nothing half done, nothing measured. */
 void taught_nothing_is_left(void)
 {
     DIR *dir = opendir(taught.folder);

@@ -38,7 +38,7 @@ struct engine_delta_report taught_compress(struct engine_compress_options option
 json_t *taught_report(const char *path);
 void taught_expect_report(const char *path, const struct engine_delta_report *report,
                           const char *on);
-/* Beside the base and the rows, only delta_path may be there: nothing half done or measured. */
+/* No file in the folder is half done, or was only to be measured. */
 void taught_nothing_is_left(void);
 
 /* What a listener was told; it may say stop. */

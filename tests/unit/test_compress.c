@@ -1,7 +1,6 @@
-/* The compressions of taught.engine.h on a tiny model that was taught twelve answers: the report is
- * filled in and true, distillation pays, a KL that is asked for is kept to, and what can not be had
- * is refused by name. No TSan: minutes of training, and its threads are those of test_compression
- * and test_trainer. */
+/* The compressions of engine.h on a tiny model that was taught twelve answers: the report is filled
+ * in and true, a size that is asked for is met, and what can not be had is refused by name. No
+ * TSan: minutes of training, and its threads are those of test_compression and test_trainer. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>

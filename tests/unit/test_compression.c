@@ -330,6 +330,7 @@ static void compress_with(int threads, const char *codec, int64_t bytes, char ha
     struct thread_pool *pool;
     struct compression *c;
 
+    from.any_thread = threads > 1;
     assert_int_equal(thread_pool_open(&pool, threads, NULL), 0);
     c = open_compression(&from, codec, pool);
     run_and_write(c, bytes, NULL);
@@ -352,6 +353,40 @@ static void threads_do_not_change_a_byte(void **state)
         assert_string_equal(one, again);
         assert_string_equal(one, four);
     }
+}
+
+static int read_but_not_gate(void *context, int32_t index, int64_t from, int64_t count, float *base,
+                             float *tuned, struct err *err)
+{
+    if (strcmp(tensors[index].name, "gate.weight") == 0 && count > 1 << 16)
+        return err_set(err, ERR_IO, "the disk is gone");
+    return read_values(context, index, from, count, base, tuned, err);
+}
+
+/* By whoever reads it. */
+static void a_matrix_that_can_not_be_read_is_named(void **state)
+{
+    struct artifact_source from = source();
+    struct compression_options with = {.codec = codec_find("bitdelta")};
+    double cost;
+
+    from.read = read_but_not_gate;
+    assert_int_equal(thread_pool_open(&with.pool, 2, NULL), 0);
+    for (int i = 0; i < 2; i++) {
+        struct compression *c;
+        struct err err = {0};
+
+        from.any_thread = i == 1;
+        assert_int_equal(compression_open(&c, &from, &with, &err), 0);
+        assert_int_equal(compression_decompose(c, NULL, NULL, &err), 0);
+        assert_int_equal(compression_run(c, INT64_MAX, 0, &cost, &err), -1);
+        assert_int_equal(err.kind, ERR_IO);
+        assert_non_null(strstr(err.message, "the disk is gone"));
+        if (from.any_thread)
+            assert_non_null(strstr(err.message, "gate.weight"));
+        compression_free(c);
+    }
+    thread_pool_free(with.pool);
 }
 
 /* What messages list is what there is. */
@@ -398,6 +433,7 @@ int main(void)
         cmocka_unit_test(a_budget_is_met),
         cmocka_unit_test(a_budget_is_met_at_the_size_of_a_model),
         cmocka_unit_test(too_small_a_budget_is_refused_with_what_it_takes),
+        cmocka_unit_test(a_matrix_that_can_not_be_read_is_named),
         cmocka_unit_test(the_names_are_those_of_the_table),
         cmocka_unit_test(threads_do_not_change_a_byte),
     };

@@ -64,6 +64,49 @@ static void test_many_small_jobs(void **state)
     thread_pool_free(pool);
 }
 
+struct slow_job {
+    atomic_int begun; /* by workers that are not the caller */
+    int done[3];
+};
+
+/* The caller is through with its own task long before the worker is with its. */
+static void be_slow(void *context, int64_t task, int worker)
+{
+    struct slow_job *job = context;
+
+    if (worker) {
+        atomic_fetch_add(&job->begun, 1);
+        usleep(2000);
+    } else {
+        for (int i = 0; i < 10000 && !atomic_load(&job->begun); i++)
+            usleep(10);
+    }
+    job->done[task]++;
+}
+
+/* Longer than anyone spins: the caller sleeps until the last worker wakes it, and they until there
+ * is a job. */
+static void test_long_tasks(void **state)
+{
+    struct thread_pool *pool;
+    struct err err = {0};
+    int waited = 0;
+
+    assert_int_equal(thread_pool_open(&pool, 3, &err), 0);
+    for (int i = 0; i < 50; i++) {
+        struct slow_job job = {0};
+
+        thread_pool_run(pool, 3, be_slow, &job);
+        for (int t = 0; t < 3; t++)
+            assert_int_equal(job.done[t], 1);
+        waited += atomic_load(&job.begun) > 0;
+        if (i % 2)
+            usleep(2000); /* the workers fall asleep */
+    }
+    assert_true(waited > 40);
+    thread_pool_free(pool);
+}
+
 static void test_numbers_of_threads(void **state)
 {
     struct thread_pool *pool;
@@ -84,6 +127,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_each_task_runs_once),
         cmocka_unit_test(test_many_small_jobs),
+        cmocka_unit_test(test_long_tasks),
         cmocka_unit_test(test_numbers_of_threads),
     };
 
