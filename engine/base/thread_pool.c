@@ -57,24 +57,19 @@ static void take_tasks(struct thread_pool *pool, int worker)
     }
 }
 
-static bool job_after(struct thread_pool *pool, unsigned seen)
-{
-    return atomic_load_explicit(&pool->generation, memory_order_acquire) != seen;
-}
-
 /* Until there is another job than the one seen; false: there will be none. */
 static bool wait_for_job(struct thread_pool *pool, unsigned seen)
 {
     bool stop;
 
     for (int i = 0; i < SPINS; i++) {
-        if (job_after(pool, seen))
+        if (atomic_load_explicit(&pool->generation, memory_order_acquire) != seen)
             return true;
         pause_cpu();
     }
     pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add(&pool->sleepers,
-                     1); /* before the look: the caller looks the other way round */
+    /* Before the look at the jobs: the caller looks the other way round. */
+    atomic_fetch_add(&pool->sleepers, 1);
     while (atomic_load(&pool->generation) == seen && !pool->stop)
         pthread_cond_wait(&pool->work, &pool->lock);
     atomic_fetch_sub(&pool->sleepers, 1);

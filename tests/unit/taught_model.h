@@ -6,13 +6,7 @@
 #include <jansson.h>
 
 #include "engine/engine.h"
-
-#define CHECK(call)                      \
-    do {                                 \
-        struct err err = {0};            \
-        if ((call) != 0)                 \
-            fail_msg("%s", err.message); \
-    } while (0)
+#include "tests/unit/check.h"
 
 struct taught_model {
     char folder[64];

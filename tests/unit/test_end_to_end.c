@@ -21,6 +21,7 @@
 #include "engine/dataset.h"
 #include "engine/engine.h"
 #include "engine/engine_parts.h"
+#include "tests/unit/check.h"
 #include "tests/unit/noisy_delta.h"
 #include "tests/unit/tiny_model.h"
 
@@ -30,13 +31,6 @@ static struct engine *engine;
 static struct engine_dataset *dataset;
 static struct engine_trainer *trainer;
 static struct engine_delta *delta;
-
-#define CHECK(call)                      \
-    do {                                 \
-        struct err err = {0};            \
-        if ((call) != 0)                 \
-            fail_msg("%s", err.message); \
-    } while (0)
 
 static void make_base(const char *name, uint64_t seed, char *out, size_t size)
 {

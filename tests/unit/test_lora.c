@@ -21,14 +21,8 @@
 #include "engine/codec/peft.h"
 #include "engine/engine_parts.h"
 #include "engine/safetensors.h"
+#include "tests/unit/check.h"
 #include "tests/unit/tiny_model.h"
-
-#define CHECK(call)                      \
-    do {                                 \
-        struct err err = {0};            \
-        if ((call) != 0)                 \
-            fail_msg("%s", err.message); \
-    } while (0)
 
 static char folder[] = "/tmp/graft-lora-XXXXXX";
 static char base_path[160], adapter_path[160], delta_path[160];

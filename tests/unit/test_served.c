@@ -23,16 +23,10 @@
 #include "engine/cuda/shim/shim_control.h"
 #include "engine/engine.h"
 #include "engine/engine_parts.h"
+#include "tests/unit/check.h"
 #include "tests/unit/delta_fixture.h"
 #include "tests/unit/noisy_delta.h"
 #include "tests/unit/tiny_model.h"
-
-#define CHECK(call)                      \
-    do {                                 \
-        struct err err = {0};            \
-        if ((call) != 0)                 \
-            fail_msg("%s", err.message); \
-    } while (0)
 
 #define MAX_TENANTS 16
 #define V 512
