@@ -17,9 +17,12 @@ spec.loader.exec_module(codecs)
 SHAPES = [(576, 576), (192, 576), (1536, 576), (576, 1536), (4096, 4096)]  # SmolLM2's four, and a large one
 
 
+OWN_SIZE = {"bitdelta"}  # which serve something else when asked for less
+
+
 def at_sizes(codec, ratios, measure):
-    """What measure(options) says at each size that the codec can be; where it can be none of them, at its own."""
-    found = []
+    """What measure(options) says at the codec's own size, where it has one, and at each size that it can be."""
+    found = [measure(["--codec", codec])] if codec in OWN_SIZE else []
     for ratio in ratios:
         try:
             found.append(measure(["--codec", codec, "--ratio", f"{ratio:g}"]))
