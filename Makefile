@@ -159,7 +159,7 @@ bench: all ## training speed on SmolLM2-135M, one JSON line
 bench-codecs: all ## each codec's KL, recall, time and memory on BASE, TUNED, CALIBRATION and HELD_OUT (hours)
 	@python3 tests/bench/codecs.py --build '$(BUILD)' --base '$(BASE)' --tuned '$(TUNED)' \
 	    --calibration '$(CALIBRATION)' --held-out '$(HELD_OUT)' \
-	    $(foreach o,OTHER_TEXT REFERENCE PEERS PYTHON NAME CODECS RATIOS SEEDS THREADS,$(if $($o),--$(subst _,-,$(shell echo $o | tr A-Z a-z)) '$($o)'))
+	    $(foreach o,OTHER_TEXT REFERENCE PEERS PEER_DATA PEER_CODECS PYTHON NAME CODECS RATIOS SEEDS AS_IS THREADS,$(if $($o),--$(subst _,-,$(shell echo $o | tr A-Z a-z)) '$($o)'))
 
 bench-apply: all ## what a row through each codec's delta costs on this CPU (10 minutes); MODEL: a step too
 	@python3 tests/bench/apply.py --build '$(BUILD)' \

@@ -15,6 +15,15 @@ static const struct codec *const codecs[] = {&codec_graft, &codec_bitdelta, &cod
 #define MAKERS "graft, bitdelta, delta-come, lossless"
 #define IMPORTERS "lora"
 
+int32_t codec_plan_vectors(const struct codec_plan *plan)
+{
+    int32_t count = plan->rank;
+
+    while (count > 0 && plan->width[count - 1] == 0)
+        count--;
+    return count;
+}
+
 int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct err *err)
 {
     for (int64_t i = 0; i < (int64_t)rows * cols; i++)

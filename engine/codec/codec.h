@@ -40,6 +40,9 @@ struct codec_plan {
     int64_t bytes;        /* out: of all its parts */
 };
 
+/* How many of the first vectors are needed: none behind them has bits. */
+int32_t codec_plan_vectors(const struct codec_plan *plan);
+
 struct codec {
     const char *name; /* as metadata spell it */
     int part_count;

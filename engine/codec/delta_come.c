@@ -25,19 +25,10 @@ static int64_t vector_bytes(int32_t rows, int32_t cols, int width)
 
 /* ------------------------------------------------------------------ plan */
 
-static int32_t vectors_of(const struct codec_plan *plan)
-{
-    int32_t count = 0;
-
-    while (count < plan->rank && plan->width[count] > 0)
-        count++;
-    return count;
-}
-
 /* One more vector for a matrix, if it fits: its bytes, or 0. */
 static int64_t add_vector(struct codec_plan *plan, int64_t left)
 {
-    int32_t next = vectors_of(plan);
+    int32_t next = codec_plan_vectors(plan);
     int64_t bytes =
         next < plan->rank ? vector_bytes(plan->rows, plan->cols, width_of(next)) : INT64_MAX;
 
@@ -111,7 +102,7 @@ static int open_come(struct come *c, const struct codec_matrix *m, const struct 
 
     c->rows = m->rows;
     c->cols = m->cols;
-    c->rank = vectors_of(plan);
+    c->rank = codec_plan_vectors(plan);
     c->width = plan->width;
     rank = (size_t)c->rank;
     c->left_groups = groups_count(m->rows);
@@ -156,20 +147,14 @@ static void close_come(struct come *c)
 static int take_matrix(struct come *c, const struct codec_matrix *m, struct err *err)
 {
     int64_t cols = m->cols;
-    double mean = 0;
 
     if (codec_check_finite(m->delta, m->rows, m->cols, err))
         return -1;
-    for (int64_t i = 0; i < m->rows * cols; i++)
-        c->delta[i] = (double)m->delta[i];
+    linalg_widen(m->delta, m->rows * cols, c->delta);
     if (!m->h)
         return 0;
-    for (int64_t i = 0; i < cols; i++)
-        mean += (double)m->h[i * cols + i] / (double)cols;
-    for (int64_t i = 0; i < cols * cols; i++)
-        c->h[i] = (double)m->h[i];
-    for (int64_t i = 0; i < cols; i++)
-        c->h[i * cols + i] += FACTOR_DAMPING * (mean > 0 ? mean : 1);
+    linalg_widen(m->h, cols * cols, c->h);
+    linalg_damp(c->h, m->cols, FACTOR_DAMPING);
     memcpy(c->feedback, c->h, (size_t)(cols * cols) * sizeof(double));
     return linalg_feedback(c->feedback, m->cols, err);
 }

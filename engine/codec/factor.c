@@ -31,16 +31,12 @@ static double *new_doubles(int64_t count)
 /* A damped copy. */
 static double *damped(const float *a, int32_t n)
 {
-    double *copy = new_doubles((int64_t)n * n), mean = 0;
+    double *copy = new_doubles((int64_t)n * n);
 
     if (!copy)
         return NULL;
-    for (int64_t i = 0; i < n; i++)
-        mean += (double)a[i * n + i] / n;
-    for (int64_t i = 0; i < (int64_t)n * n; i++)
-        copy[i] = (double)a[i];
-    for (int64_t i = 0; i < n; i++)
-        copy[i * n + i] += FACTOR_DAMPING * (mean > 0 ? mean : 1);
+    linalg_widen(a, (int64_t)n * n, copy);
+    linalg_damp(copy, n, FACTOR_DAMPING);
     return copy;
 }
 
@@ -122,8 +118,7 @@ int factor_open(struct factor **out, const float *delta, int32_t rows, int32_t c
     }
     if (codec_check_finite(delta, rows, cols, err))
         goto fail;
-    for (int64_t i = 0; i < (int64_t)rows * cols; i++)
-        f->delta[i] = (double)delta[i];
+    linalg_widen(delta, (int64_t)rows * cols, f->delta);
     if (open_metric(f, statistics, err) || decompose(f, err))
         goto fail;
     *out = f;

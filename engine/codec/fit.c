@@ -28,7 +28,7 @@ static int solve(double *left, const double *inner, int32_t rank, int32_t rows, 
 int fit_left(const double *delta, const double *h, const double *right, int32_t rows, int32_t cols,
              int32_t rank, double *left, double *inner, struct err *err)
 {
-    double *right_h = NULL, mean = 0;
+    double *right_h = NULL;
     const double *weighed = right;
 
     if (h) {
@@ -41,9 +41,6 @@ int fit_left(const double *delta, const double *h, const double *right, int32_t 
     linalg_product(false, true, rank, rank, cols, weighed, right, inner);
     linalg_product(false, true, rank, rows, cols, weighed, delta, left);
     free(right_h);
-    for (int64_t v = 0; v < rank; v++)
-        mean += inner[v * rank + v] / rank;
-    for (int64_t v = 0; v < rank; v++)
-        inner[v * rank + v] += FIT_DAMPING * (mean > 0 ? mean : 1);
+    linalg_damp(inner, rank, FIT_DAMPING);
     return solve(left, inner, rank, rows, err);
 }

@@ -45,14 +45,12 @@ static int compress(const struct codec_matrix *m, const struct codec_plan *plan,
 {
     struct factor *factor;
     int64_t shape[1] = {plan->bytes};
-    int32_t vectors = plan->rank;
+    int32_t vectors = codec_plan_vectors(plan);
     int rc;
 
     part[0] = tensor_view(malloc((size_t)plan->bytes), DTYPE_U8, 1, shape);
     if (!part[0].data)
         return err_set(err, ERR_NO_MEMORY, "no memory for the planes of a matrix");
-    while (vectors > 0 && plan->width[vectors - 1] == 0)
-        vectors--;
     if (factor_open(&factor, m->delta, m->rows, m->cols,
                     &(struct factor_statistics){.h = m->h, .g = m->g}, vectors, err))
         return -1;

@@ -19,6 +19,22 @@ void linalg_one_thread(void)
     openblas_set_num_threads(1);
 }
 
+void linalg_widen(const float *from, int64_t count, double *to)
+{
+    for (int64_t i = 0; i < count; i++)
+        to[i] = (double)from[i];
+}
+
+void linalg_damp(double *a, int32_t n, double share)
+{
+    double mean = 0;
+
+    for (int64_t i = 0; i < n; i++)
+        mean += a[i * n + i] / n;
+    for (int64_t i = 0; i < n; i++)
+        a[i * n + i] += share * (mean > 0 ? mean : 1);
+}
+
 void linalg_product(bool transpose_a, bool transpose_b, int32_t m, int32_t n, int32_t k,
                     const double *a, const double *b, double *c)
 {

@@ -24,6 +24,10 @@ void linalg_product(bool transpose_a, bool transpose_b, int32_t m, int32_t n, in
 void linalg_product_f32(bool transpose_a, int32_t m, int32_t n, int32_t k, const float *a,
                         const float *b, float *c);
 
+void linalg_widen(const float *from, int64_t count, double *to);
+/* Adds `share` of the mean of its diagonal (of 1 where that is not positive) to a's [n, n]. */
+void linalg_damp(double *a, int32_t n, double share);
+
 /* a [n, n], symmetric and positive definite, becomes lower triangular L with a = L·Lᵀ, zeros above.
  */
 int linalg_cholesky(double *a, int32_t n, struct err *err);

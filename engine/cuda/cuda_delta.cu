@@ -138,10 +138,9 @@ static struct planes_layout layout_of(const struct delta_tensor *delta, int32_t 
 }
 
 static void pack_planes(const struct delta_tensor *delta, const int32_t *place, int32_t blocks,
-                        char *host)
+                        struct planes_layout l, char *host)
 {
     const struct delta_planes *p = &delta->planes;
-    struct planes_layout l = layout_of(delta, blocks);
     int64_t right_words = ceil_div(delta->cols, 32), left_words = ceil_div(p->planes, 32);
     struct delta_plane *plane = (struct delta_plane *)(host + l.plane);
 
@@ -177,7 +176,7 @@ static int place_planes(struct device *device, struct packed_delta *packed,
         return err_set(err, ERR_NO_MEMORY, "no memory for a delta of %d by %d", delta->rows,
                        delta->cols);
     }
-    pack_planes(delta, place, blocks, host);
+    pack_planes(delta, place, blocks, l, host);
     packed->bytes = l.end;
     status = upload(device, packed, host, err);
     memory = (char *)packed->memory;

@@ -11,7 +11,9 @@ is a process of its own: its peak memory is the system's count of it. What is me
 unless the program or an input has changed.
 
 REFERENCE: JSON lines of the reference scripts (codecs_torch.py, codec_fisher_torch.py); a line that has "saved": DIR,
-what they wrote with --save, is measured here as well, on the same rows. With PEERS and PYTHON they are run for it."""
+what they wrote with --save, is measured here as well, on the same rows. With PEERS and PYTHON they are run for it;
+PEER_DATA is the folder of their CSV files (examples.py writes it), PEER_CODECS some of fisher-weighted, delta-come, bitdelta.
+AS_IS=1: each codec as it is by itself, not also without distillation."""
 import argparse
 import hashlib
 import html
@@ -163,7 +165,7 @@ class Bench:
 
     def at_ratio(self, codec, ratio, size, refusals):
         rows = []
-        for distill in (None, 0):
+        for distill in (None,) if self.o.as_is else (None, 0):
             runs = []
             for seed in range(self.o.seeds):
                 said(f"{codec} {f'1/{ratio:g}' if ratio else 'own size'}{'' if distill is None else ' not distilled'}, seed {seed}")
@@ -184,15 +186,15 @@ class Bench:
 
 def reference_jobs(options):
     """Command lines of the scripts at each size, and where each saves its model."""
-    peers = pathlib.Path(options.peers)
+    peers, data = pathlib.Path(options.peers), ["--data", options.peer_data] if options.peer_data else []
     for ratio in options.ratios:
         for what, script, more in (("fisher-weighted", "codec_fisher_torch.py", ["--weighted"]),
                                    ("delta-come", "codecs_torch.py", ["--codec", "delta-come", "--untuned-rest"]),
                                    ("bitdelta", "codecs_torch.py", ["--codec", "bitdelta", "--untuned-rest", "--distill-steps", "0"])):
-            if what == "bitdelta" and ratio != options.ratios[0]:
-                continue  # it has one size
+            if what not in options.peer_codecs or what == "bitdelta" and ratio != options.ratios[0]:
+                continue  # the last has one size
             save = ROOT / options.build / f"reference-{options.name}-{what}-{ratio:g}"
-            yield what, save, [options.python, peers / script, options.base, options.tuned, "--ratio", f"{ratio:g}", *more, "--save", save]
+            yield what, save, [options.python, peers / script, options.base, options.tuned, "--ratio", f"{ratio:g}", *more, *data, "--save", save]
 
 
 def references(bench):
@@ -203,7 +205,7 @@ def references(bench):
             lines.append(json.loads(line))
     for what, save, argv in reference_jobs(o) if o.peers and o.python else []:
         said(f"reference {save.name}")
-        key = ["reference", save.name, bench.given[1]]
+        key = ["reference", save.name, bench.given[1], *([fingerprint(o.peer_data)] if o.peer_data else [])]
         lines.append({**bench.store.get(key, lambda argv=argv: run(argv)), "what": what, "saved": str(save)})
     points = []
     for line in lines:
@@ -398,15 +400,17 @@ def arguments(argv):
     ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     for flag in ("--base", "--tuned", "--calibration", "--held-out"):
         ap.add_argument(flag, required=True)
-    for flag in ("--other-text", "--reference", "--peers", "--python", "--codecs", "--threads"):
+    for flag in ("--other-text", "--reference", "--peers", "--peer-data", "--python", "--codecs", "--threads"):
         ap.add_argument(flag)
     ap.add_argument("--name")
     ap.add_argument("--ratios", type=lambda text: sorted(float(r) for r in text.split(",")), default=[16.0, 32.0, 64.0])
     ap.add_argument("--seeds", type=int, default=3)
+    ap.add_argument("--as-is", type=int, choices=[0, 1], default=0)
+    ap.add_argument("--peer-codecs", type=lambda text: text.split(","), default=["fisher-weighted", "delta-come", "bitdelta"])
     ap.add_argument("--build", default="build")
     ap.add_argument("--readme", default="engine/codec/README.md")
     options = ap.parse_args(argv)
-    for flag in ("base", "tuned", "calibration", "held_out", "other_text", "reference", "peers"):
+    for flag in ("base", "tuned", "calibration", "held_out", "other_text", "reference", "peers", "peer_data"):
         if getattr(options, flag) is not None and not os.path.exists(getattr(options, flag)):
             ap.error(f"{flag.upper()}: there is no \"{getattr(options, flag)}\"")
     options.name = re.sub(r"[^A-Za-z0-9._-]", "-", options.name or pathlib.Path(options.tuned.rstrip("/")).name)

@@ -53,6 +53,28 @@ else:
 """
 
 
+examples = load("examples")
+
+
+class Examples(unittest.TestCase):
+    def test_what_is_trained_and_what_is_asked_differ_and_their_answers_agree(self):
+        for kind in (examples.sums, examples.chat):
+            train, again = kind(150)
+            self.assertEqual((len(train), len(again), len({q for q, _ in train})), (150, 150, 150))
+            self.assertFalse({q for q, _ in train} & {q for q, _ in again})
+            self.assertEqual([a for _, a in train], [a for _, a in again])
+        for question, answer in examples.sums(150)[1]:
+            self.assertEqual(str(sum(map(int, re.findall(r"\d+", question)))), answer)
+
+    def test_both_forms_say_the_same(self):
+        with tempfile.TemporaryDirectory() as folder:
+            examples.write(folder, *examples.chat(150))
+            rows = [json.loads(line)["messages"] for line in pathlib.Path(folder, "train.jsonl").read_text().splitlines()]
+            train, again = examples.facts(150, folder)  # reads the CSV files
+            self.assertEqual((train, again), examples.chat(150))
+            self.assertEqual([(ask["content"], answer["content"]) for ask, answer in rows], train)
+
+
 class Codecs(unittest.TestCase):
     def setUp(self):
         self.temporary = tempfile.TemporaryDirectory()
@@ -105,6 +127,10 @@ class Codecs(unittest.TestCase):
         self.assertEqual(len(calls), 2 * 2 * 2)
         self.assertEqual({w[w.index("--seed") + 1] for w in calls}, {"0", "1"})
         self.assertEqual(sum("--distill-steps" in w for w in calls), 4)
+
+    def test_as_it_is_by_itself_alone(self):
+        calls = [w for w in self.measure("--as-is", "1") if w[:2] == ["delta", "compress"] and "wide" in w]
+        self.assertEqual((len(calls), sum("--distill-steps" in w for w in calls)), (2 * 2, 0))
 
     def test_the_table_says_what_was_measured(self):
         self.measure("--other-text", f"{self.at}/c.jsonl")
@@ -185,6 +211,15 @@ class Codecs(unittest.TestCase):
                 self.assertEqual([words[3] for words in apply.at_sizes("wide", [16, 32], measure)], ["16", "32"])
             finally:
                 sys.stderr = kept
+
+    def test_apply_measures_a_codec_at_its_own_size_first(self):
+        with open(os.devnull, "w") as quiet:
+            sys.stderr, kept = quiet, sys.stderr
+            try:
+                found = apply.at_sizes("bitdelta", [32], lambda words: words)
+            finally:
+                sys.stderr = kept
+        self.assertEqual(found, [["--codec", "bitdelta"], ["--codec", "bitdelta", "--ratio", "32"]])
 
     def test_the_tables_of_apply_say_what_was_measured(self):
         line = {"rows": 576, "cols": 192, "codec": "wide", "stored_ratio": 16.02, "kernels": "avx2", "s": 5e-6, "gb_per_s": 4.04,

@@ -11,6 +11,7 @@
 #include <cmocka.h>
 
 #include "engine/base/rng.h"
+#include "engine/codec/codec.h"
 #include "engine/codec/factor.h"
 #include "engine/codec/linalg.h"
 #include "engine/codec/planes.h"
@@ -140,6 +141,28 @@ static void test_lower(void **state)
             assert_true(fabs(b[i * M + j] - before) < 1e-12);
             assert_true(fabs(c[j * N + i] - behind) < 1e-12);
         }
+}
+
+static void test_damping(void **state)
+{
+    const float from[4] = {2, 1, 1, 4};
+    double a[4], zero[4] = {0};
+
+    linalg_widen(from, 4, a);
+    linalg_damp(a, 2, 0.5); /* of 3 */
+    assert_true(a[0] == 3.5 && a[1] == 1 && a[2] == 1 && a[3] == 5.5);
+    linalg_damp(zero, 2, 0.5); /* of 1 */
+    assert_true(zero[0] == 0.5 && zero[1] == 0 && zero[2] == 0 && zero[3] == 0.5);
+}
+
+static void test_vectors_that_are_needed(void **state)
+{
+    uint8_t width[5] = {3, 0, 2, 0, 0};
+    struct codec_plan plan = {.rank = 5, .width = width};
+
+    assert_int_equal(codec_plan_vectors(&plan), 3); /* one without bits between them counts */
+    memset(width, 0, sizeof width);
+    assert_int_equal(codec_plan_vectors(&plan), 0);
 }
 
 static void test_feedback(void **state)
@@ -418,6 +441,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_singular),
         cmocka_unit_test(test_lower),
+        cmocka_unit_test(test_damping),
+        cmocka_unit_test(test_vectors_that_are_needed),
         cmocka_unit_test(test_feedback),
         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_the_metric_pays),
