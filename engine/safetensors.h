@@ -8,7 +8,8 @@
  * ERR_INVALID that names the tensor. An open file is read-only: any thread.
  *
  * Writer: metadata and tensors are declared, then the bytes come in declared order; the same calls
- * give the same bytes. The file appears at its path only in finish, durably, or not at all.
+ * give the same bytes. The file appears at its path only in finish, durably, or not at all. What is
+ * known only when the file has been read goes into its header by safetensors_patch_metadata.
  * Data starts at a multiple of 64; a tensor whose offset is no multiple of its element is refused
  * at declaration, so declare wide dtypes first (F32 and I32, then F16 and BF16, then U8 and I8). */
 #ifndef GRAFT_SAFETENSORS_H
@@ -74,5 +75,14 @@ int safetensors_writer_replace_metadata(struct safetensors_writer *writer, const
 /* Fails if bytes are missing. Then: fsync, rename to the path, fsync of the folder. `bytes`: size
  * of the file; may be NULL. */
 int safetensors_writer_finish(struct safetensors_writer *writer, int64_t *bytes, struct err *err);
+
+/* A new value for a metadata key of a file that is there; nothing else of it changes, not even its
+ * length. Written as JSON the value must fit where the old one and the blanks behind it are;
+ * blanks, which JSON ignores, fill what is left. Synced. Nobody may have the file open, and it
+ * should not yet be where it is looked for: a crash in between leaves half of the value.
+ * ERR_INVALID that names the file, which stays as it was: no such file as safetensors_open takes,
+ * no such key, a value that is too long or not UTF-8. */
+int safetensors_patch_metadata(const char *path, const char *key, const char *value,
+                               struct err *err);
 
 #endif

@@ -285,6 +285,153 @@ static void test_wrong_use_of_the_writer_is_an_error(void **state)
     safetensors_writer_free(w);
 }
 
+/* ------------------------------------------------------------------ a value in its place */
+
+static char *bytes_of(const char *name, size_t *len)
+{
+    char *data = NULL;
+
+    assert_int_equal(file_read_all(in_dir(name), 1 << 16, &data, len, NULL), 0);
+    return data;
+}
+
+static void expect_bytes(const char *name, const char *want, size_t want_len)
+{
+    size_t len = 0;
+    char *data = bytes_of(name, &len);
+
+    assert_int_equal(len, want_len);
+    assert_memory_equal(data, want, len);
+    free(data);
+}
+
+static void patch_refused(const char *name, const char *key, const char *value,
+                          const char *expected)
+{
+    size_t len = 0;
+    char *before = bytes_of(name, &len);
+    struct err err = {0};
+
+    assert_int_equal(safetensors_patch_metadata(in_dir(name), key, value, &err), -1);
+    assert_int_equal(err.kind, ERR_INVALID);
+    if (strstr(err.message, in_dir(name)) == NULL || strstr(err.message, expected) == NULL)
+        fail_msg("\"%s\" and \"%s\" are not both in: %s", in_dir(name), expected, err.message);
+    expect_bytes(name, before, len);
+    free(before);
+}
+
+static void expect_metadata(const char *name, const char *key, const char *want)
+{
+    struct safetensors *file = NULL;
+
+    assert_int_equal(safetensors_open(&file, in_dir(name), NULL), 0);
+    assert_string_equal(safetensors_metadata(file, key), want);
+    safetensors_free(file);
+}
+
+/* As the writer escapes it, "a \"test\"" takes ten bytes between its quotes: so may others. */
+static void test_metadata_is_patched_in_its_place(void **state)
+{
+    static const char *const fits[] = {"x",
+                                       "",
+                                       "0123456789",
+                                       "12345678",
+                                       "\\\\\\\\\\",
+                                       "\"\"\"\"\"",
+                                       "\xc3\xbc\xe2\x82\xac\xf0\x9f\x98\x80x",
+                                       "\n\x01",
+                                       "a \"test\""};
+    static const char *const too_long[] = {"0123456789a", "\\\\\\\\\\\\", "012345678\"",
+                                           "\xc3\xbc\xe2\x82\xac\xf0\x9f\x98\x80xy", "\x01\x01"};
+    size_t len = 0, now_len = 0;
+    char *whole, *now;
+
+    finish_file(start_file("patched"));
+    whole = bytes_of("patched", &len);
+    for (size_t i = 0; i < sizeof fits / sizeof *fits; i++) {
+        assert_int_equal(safetensors_patch_metadata(in_dir("patched"), "kind", fits[i], NULL), 0);
+        expect_metadata("patched", "kind", fits[i]);
+        expect_metadata("patched", "digest", "abcd");
+        now = bytes_of("patched", &now_len);
+        assert_int_equal(now_len, len);
+        assert_memory_equal(now + len - 29, whole + len - 29, 29);
+        free(now);
+        for (size_t k = 0; k < sizeof too_long / sizeof *too_long; k++)
+            patch_refused("patched", "kind", too_long[k], "room for 12");
+    }
+    expect_bytes("patched", whole, len); /* the last value is the first one again */
+    free(whole);
+    patch_refused("patched", "none", "x", "\"none\"");
+    patch_refused("patched", "w", "x", "\"w\""); /* a tensor */
+    patch_refused("patched", "dtype", "x", "\"dtype\"");
+    patch_refused("patched", "kind", "\xff", "UTF-8");
+}
+
+static void put_file(const char *name, const char *header, size_t data_len)
+{
+    size_t n = strlen(header);
+    char *bytes = calloc(1, 8 + n + data_len);
+
+    memcpy(bytes, &(uint64_t){n}, 8);
+    memcpy(bytes + 8, header, n);
+    assert_int_equal(file_write_durable(in_dir(name), bytes, 8 + n + data_len, NULL), 0);
+    free(bytes);
+}
+
+/* Other writers put metadata last, blanks anywhere, escapes into keys, and braces into values. */
+static void test_metadata_is_found_however_it_is_spelt(void **state)
+{
+    static const char before[] =
+        "{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"kind\":{\"dtype\":\"U8\","
+        "\"shape\":[0],\"data_offsets\":[1,1]} ,\n\"__metad\\u0061ta__\" : { \"x\" :\"}kind\\\\\","
+        "\"y\":\"\\\"kind\\\":\\\"no\\\"\", \"k\\u0069nd\" :\n\t\"old\"\t \n} } ";
+    static const char old[] = "\"old\"\t \n", new[] = "\"n{\\\"\"  ";
+    char after[sizeof before], *want;
+    size_t len = 0;
+
+    put_file("spelt", before, 1);
+    patch_refused("spelt", "kind", "1234567", "room for 8");
+    assert_int_equal(safetensors_patch_metadata(in_dir("spelt"), "kind", "n{\"", NULL), 0);
+    expect_metadata("spelt", "kind", "n{\"");
+    expect_metadata("spelt", "x", "}kind\\");
+    expect_metadata("spelt", "y", "\"kind\":\"no\"");
+    memcpy(after, before, sizeof before);
+    memcpy(strstr(after, old), new, sizeof new - 1);
+    assert_int_equal(sizeof new, sizeof old);
+    put_file("expected", after, 1);
+    want = bytes_of("expected", &len);
+    expect_bytes("spelt", want, len);
+    free(want);
+}
+
+static void test_only_a_sound_file_is_patched(void **state)
+{
+    static const char header[] = "{\"__metadata__\":{\"kind\":\"old\"},"
+                                 "\"a\":{\"dtype\":\"U8\",\"shape\":[3],\"data_offsets\":[0,3]}}";
+    size_t len = 0;
+    struct err err = {0};
+    char *whole;
+
+    put_file("sound", header, 3);
+    whole = bytes_of("sound", &len);
+    for (size_t n = 0; n < len; n++) {
+        assert_int_equal(file_write_durable(in_dir("cut"), whole, n, NULL), 0);
+        patch_refused("cut", "kind", "new", "");
+    }
+    free(whole);
+    put_file("cut", "{}", 0);
+    patch_refused("cut", "kind", "new", "\"kind\"");
+    put_file("cut", "{\"__metadata__\":{\"kind\":3}}", 0);
+    patch_refused("cut", "kind", "3", "must be a string");
+    assert_int_equal(safetensors_patch_metadata(in_dir("absent"), "kind", "new", &err), -1);
+    assert_non_null(strstr(err.message, in_dir("absent")));
+    assert_int_equal(access(in_dir("absent"), F_OK), -1);
+    assert_int_equal(safetensors_patch_metadata(in_dir("sound"), "kind", "new", NULL), 0);
+    expect_metadata("sound", "kind", "new");
+}
+
+/* ------------------------------------------------------------------ models of tests */
+
 static void test_tiny_models_are_what_their_header_says(void **state)
 {
     struct tiny_model model = {.seed = 7};
@@ -319,6 +466,9 @@ int main(void)
         cmocka_unit_test(test_what_is_written_is_read),
         cmocka_unit_test(test_an_unfinished_file_leaves_no_trace),
         cmocka_unit_test(test_wrong_use_of_the_writer_is_an_error),
+        cmocka_unit_test(test_metadata_is_patched_in_its_place),
+        cmocka_unit_test(test_metadata_is_found_however_it_is_spelt),
+        cmocka_unit_test(test_only_a_sound_file_is_patched),
         cmocka_unit_test(test_tiny_models_are_what_their_header_says),
     };
 
