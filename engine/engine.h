@@ -218,7 +218,7 @@ struct engine_compress_options {
     int64_t recall_questions;
     /* Called from inside, on the calling thread, about as often as a step of training takes: share
      * 0..1 of a stage: read, statistics, decompose, compress, distill, compare, measure, recall.
-     * false: stop; the call ends with ERR_CANCELLED and leaves no file. NULL: not wanted. */
+     * false: stop; the call ends with ERR_CANCELLED. NULL: not wanted. */
     bool (*progress)(void *context, const char *stage, double share);
     void *context;
 };
@@ -261,7 +261,9 @@ bool engine_codec_makes(const char *name);
 const char *engine_codec_makers(void);
 
 /* tuned - base, compressed into a safetensors file at out_path (api-spec/delta-format.md), written
- * durably. Deterministic: the same weights and rows give the same bytes. */
+ * durably. Until it is complete it is out_path.PID.draft, beside it (.PID.kept.draft, of several
+ * sizes that are tried); after an error or a stop none is left and what was at out_path is as it
+ * was. Deterministic: the same weights and rows give the same bytes. */
 int engine_trainer_compress(struct engine_trainer *trainer,
                             const struct engine_compress_options *options, const char *out_path,
                             struct engine_delta_report *report, struct err *err);

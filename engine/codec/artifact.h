@@ -63,6 +63,9 @@ struct artifact_content {
  * Σ difference² of what is stored in 16 bits. */
 int artifact_write(const struct artifact_content *content, const char *path, int64_t *bytes,
                    double *error, double *norm, struct err *err);
+/* Another report for a file that was written with one at least as long; as
+ * safetensors_patch_metadata. */
+int artifact_set_report(const char *path, const char *report, struct err *err);
 /* What such a file takes beside the parts of its matrices, with a report of that length: exact but
  * for some bytes for each tensor. */
 int64_t artifact_overhead(const struct artifact_content *content, size_t report_len);

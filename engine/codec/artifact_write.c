@@ -13,6 +13,7 @@
 #include "engine/base/version.h"
 #include "engine/safetensors.h"
 
+#define REPORT_KEY "graft.report"
 #define PORTION (1 << 16) /* elements of a difference that are held at once */
 
 struct writing {
@@ -126,7 +127,7 @@ static int declare_metadata(struct writing *w, struct err *err)
         {"graft.base", c->source->base_digest},
         {"graft.codec", c->codec->name},
         {"graft.created_by", "graft " GRAFT_VERSION},
-        {"graft.report", c->report},
+        {REPORT_KEY, c->report},
     };
 
     for (size_t i = 0; i < sizeof(meta) / sizeof(meta[0]); i++) {
@@ -167,6 +168,11 @@ int artifact_write(const struct artifact_content *content, const char *path, int
     free(w.tuned);
     free(w.half);
     return rc;
+}
+
+int artifact_set_report(const char *path, const char *report, struct err *err)
+{
+    return safetensors_patch_metadata(path, REPORT_KEY, report, err);
 }
 
 /* "<name>.<suffix>":{"dtype":"F16","shape":[12345678],"data_offsets":[1234567890,1234567890]}, */

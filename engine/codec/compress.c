@@ -1,16 +1,15 @@
 /* The compressions of engine.h: a tuned model's weights, from a trainer or a file, through
  * statistics, codec, distillation and measurement to an artifact with its report. */
-#include <errno.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "engine/base/clock.h"
 #include "engine/codec/calibration.h"
 #include "engine/codec/compression.h"
 #include "engine/codec/distill.h"
+#include "engine/codec/draft.h"
 #include "engine/codec/fidelity.h"
 #include "engine/codec/kl_curve.h"
 #include "engine/codec/lora.h"
@@ -49,7 +48,8 @@ struct run {
     struct engine_delta_report *report;
     struct resume resume;  /* zeroed: nothing is kept */
     struct kl_curve plain; /* of what was tried without distillation */
-    bool written;          /* a file that holds is at its place */
+    struct draft draft;
+    int64_t questions; /* that are asked in the end; 0: none */
 };
 
 static struct stage_listener listener_of(const struct run *r)
@@ -142,19 +142,27 @@ static bool distills(const struct run *r)
 
 /* ------------------------------------------------------------------ file and report */
 
-static int write_file(struct run *r, const char *path, bool with_report, struct err *err)
+static int report_text(const struct run *r, const struct engine_delta_report *report, char **text,
+                       struct err *err)
+{
+    return report_json(text, report, r->options->held_out != NULL, r->source.count, r->bytes,
+                       r->error, r->norm, err);
+}
+
+/* What was made, as a draft; in the report's place are blanks, until it is known. */
+static int write_draft(struct run *r, struct err *err)
 {
     struct engine_delta_report *report = r->report;
     const struct engine_base_info *info = engine_info(r->engine);
     double error, norm;
-    char *text;
+    char *blanks;
     int rc;
 
-    if (report_json(&text, with_report ? report : NULL, r->options->held_out != NULL,
-                    r->source.count, r->bytes, r->error, r->norm, err))
+    if (report_text(r, NULL, &blanks, err))
         return -1;
-    rc = compression_write(r->compression, path, text, &report->bytes, &error, &norm, err);
-    free(text);
+    rc = compression_write(r->compression, r->draft.path, blanks, &report->bytes, &error, &norm,
+                           err);
+    free(blanks);
     if (rc)
         return -1;
     report->ratio = (double)info->bytes_16bit / (double)report->bytes;
@@ -169,6 +177,19 @@ static int write_file(struct run *r, const char *path, bool with_report, struct 
                                : NAN;
     report->relative_error = norm > 0 ? sqrt(error / norm) : 0;
     return 0;
+}
+
+/* The draft, with its report. */
+static int keep(struct run *r, struct err *err)
+{
+    char *text;
+    int rc;
+
+    if (report_text(r, r->report, &text, err))
+        return -1;
+    rc = draft_keep(&r->draft, text, err);
+    free(text);
+    return rc;
 }
 
 /* The adapter's own parts. */
@@ -225,21 +246,18 @@ static void add_point(struct engine_delta_curve *c, int64_t bytes, double kl)
     c->kl[c->count++] = kl;
 }
 
-/* As it will be served, from a file that does not stay. */
-static int measure(struct run *r, const char *path, struct err *err)
+/* As it will be served: the draft is opened like any other file. */
+static int measure(struct run *r, struct err *err)
 {
     struct engine_delta_report *report = r->report;
     struct engine_delta *delta = NULL;
     struct fidelity found;
     double from = clock_now();
-    char *file;
     int rc = -1;
 
     if (r->measured.count == 0)
         return 0;
-    if (asprintf(&file, "%s.measured", path) < 0)
-        return err_set(err, ERR_NO_MEMORY, "no memory for the name of a file");
-    if (write_file(r, file, false, err) || engine_delta_open(&delta, r->engine, file, err) ||
+    if (engine_delta_open(&delta, r->engine, r->draft.path, err) ||
         fidelity_measure(&found,
                          &(struct fidelity_args){.engine = r->engine,
                                                  .tuned = r->tuned,
@@ -259,40 +277,26 @@ static int measure(struct run *r, const char *path, struct err *err)
     rc = 0;
 out:
     engine_delta_free(delta);
-    unlink(file);
-    free(file);
     return rc;
 }
 
 /* ------------------------------------------------------------------ one file, or the smallest */
 
-/* What was made, with its report, to its place. */
-static int put(struct run *r, const char *path, struct err *err)
-{
-    /* Twice where it was not measured: the first time tells how large it is. */
-    if (r->report->bytes == 0 && write_file(r, path, false, err))
-        return -1;
-    if (write_file(r, path, true, err))
-        return -1;
-    r->written = true;
-    return 0;
-}
-
 /* What make() made, to its end. */
-static int finish(struct run *r, bool distilled, const char *path, struct err *err)
+static int finish(struct run *r, bool distilled, struct err *err)
 {
     r->report->distill_steps = 0;
     if (distilled && refine(r, err))
         return -1;
-    if (compression_measure(r->compression, r->error, r->norm, err))
-        return -1;
-    return measure(r, path, err);
+    return compression_measure(r->compression, r->error, r->norm, err) || write_draft(r, err) ||
+                   measure(r, err)
+               ? -1
+               : 0;
 }
 
-static int make_and_measure(struct run *r, int64_t bytes, bool distilled, const char *path,
-                            struct err *err)
+static int make_and_measure(struct run *r, int64_t bytes, bool distilled, struct err *err)
 {
-    return make(r, bytes, err) || finish(r, distilled, path, err) ? -1 : 0;
+    return make(r, bytes, err) || finish(r, distilled, err) ? -1 : 0;
 }
 
 static int64_t bytes_of(const struct run *r, double ratio)
@@ -300,9 +304,9 @@ static int64_t bytes_of(const struct run *r, double ratio)
     return (int64_t)((double)engine_info(r->engine)->bytes_16bit / ratio);
 }
 
-static int make_plain(struct run *r, double ratio, const char *path, struct err *err)
+static int make_plain(struct run *r, double ratio, struct err *err)
 {
-    if (make(r, bytes_of(r, ratio), err) || measure(r, path, err))
+    if (make(r, bytes_of(r, ratio), err) || write_draft(r, err) || measure(r, err))
         return -1;
     kl_curve_add(&r->plain, ratio, r->report->measured_kl);
     return 0;
@@ -338,12 +342,12 @@ static int refuse(const struct run *r, struct err *err)
 /* The highest of SEARCH_STEPS ratios, evenly spread in their logarithm, that keeps to the KL
  * without distillation: halving the interval, since a larger file costs less. 0: not even the
  * lowest does, but distillation may yet help. */
-static int search(struct run *r, const char *path, double *ratio, struct err *err)
+static int search(struct run *r, double *ratio, struct err *err)
 {
     double low = SEARCH_LARGEST, high = SEARCH_SMALLEST; /* low keeps to it */
 
     *ratio = 0;
-    if (make_plain(r, low, path, err))
+    if (make_plain(r, low, err))
         return -1;
     if (!holds(r))
         return distills(r) && r->report->measured_kl < SEARCH_HOPE * r->options->max_kl
@@ -353,7 +357,7 @@ static int search(struct run *r, const char *path, double *ratio, struct err *er
         double middle = sqrt(low * high);
         bool can;
 
-        if (try_size(r, middle, &can, err) || (can && make_plain(r, middle, path, err)))
+        if (try_size(r, middle, &can, err) || (can && make_plain(r, middle, err)))
             return -1;
         if (can && holds(r))
             low = middle;
@@ -372,8 +376,8 @@ static double expected(const struct run *r, double ratio, double kl)
 }
 
 /* Smaller than that ratio, since it is distilled. Where what was expected did not hold, half of the
- * way is tried. The smallest file that holds is at `path`. */
-static int shrink(struct run *r, double ratio, const char *path, struct err *err)
+ * way is tried. The smallest file that holds is kept. */
+static int shrink(struct run *r, double ratio, struct err *err)
 {
     struct engine_delta_report best = *r->report;
     double low = ratio, next = expected(r, low, best.measured_kl);
@@ -383,13 +387,13 @@ static int shrink(struct run *r, double ratio, const char *path, struct err *err
 
         next = next < SEARCH_SMALLEST ? next : SEARCH_SMALLEST;
         if (try_size(r, next, &can, err) ||
-            (can && make_and_measure(r, bytes_of(r, next), true, path, err)))
+            (can && make_and_measure(r, bytes_of(r, next), true, err)))
             return -1;
         if (!can || !holds(r)) {
             next = sqrt(low * next);
             continue;
         }
-        if (put(r, path, err))
+        if (keep(r, err))
             return -1;
         best = *r->report;
         low = next;
@@ -402,23 +406,23 @@ static int shrink(struct run *r, double ratio, const char *path, struct err *err
     return 0;
 }
 
-static int smallest(struct run *r, const char *path, struct err *err)
+static int smallest(struct run *r, struct err *err)
 {
     double found = 0, ratio;
 
-    if (search(r, path, &found, err))
+    if (search(r, &found, err))
         return -1;
     ratio = found > 0 ? found : SEARCH_LARGEST;
-    if (make_and_measure(r, bytes_of(r, ratio), true, path, err))
+    if (make_and_measure(r, bytes_of(r, ratio), true, err))
         return -1;
     if (!holds(r) && found == 0)
         return refuse(r, err);
     /* What helps on the rows it is distilled on may harm on those it is measured on. */
-    if (!holds(r) && make_and_measure(r, bytes_of(r, ratio), false, path, err))
+    if (!holds(r) && make_and_measure(r, bytes_of(r, ratio), false, err))
         return -1;
-    if (put(r, path, err))
+    if (keep(r, err))
         return -1;
-    return r->report->distill_steps > 0 && r->codec->ratio > 0 ? shrink(r, ratio, path, err) : 0;
+    return r->report->distill_steps > 0 && r->codec->ratio > 0 ? shrink(r, ratio, err) : 0;
 }
 
 /* ------------------------------------------------------------------ the whole of it */
@@ -496,7 +500,7 @@ static int prepare(struct run *r, struct err *err)
 }
 
 /* Parts from an interrupted run, or new ones, which are kept for the next. */
-static int make_or_resume(struct run *r, int64_t bytes, const char *path, struct err *err)
+static int make_or_resume(struct run *r, int64_t bytes, struct err *err)
 {
     const struct resume_key key = {.source = &r->source,
                                    .codec = r->codec,
@@ -510,7 +514,7 @@ static int make_or_resume(struct run *r, int64_t bytes, const char *path, struct
 
     if (!r->options->resume || !distills(r))
         return prepare(r, err) || make(r, bytes, err) ? -1 : 0;
-    if (resume_open(&r->resume, path, &key, err) ||
+    if (resume_open(&r->resume, r->draft.place, &key, err) ||
         resume_load_parts(&r->resume, &r->source, r->compression, &facts, &found, err))
         return -1;
     if (!found) {
@@ -530,7 +534,6 @@ static int make_or_resume(struct run *r, int64_t bytes, const char *path, struct
 
 static void close_run(struct run *r)
 {
-    resume_close(&r->resume);
     compression_free(r->compression);
     calibration_free(&r->statistics);
     thread_pool_free(r->pool);
@@ -540,22 +543,45 @@ static void close_run(struct run *r)
     free(r->bytes);
 }
 
-static int run(struct run *r, const char *path, struct err *err)
+/* To a draft that is kept. */
+static int run(struct run *r, struct err *err)
 {
     int64_t bytes = 0;
 
     if (open_run(r, &bytes, err))
         return -1;
     if (r->options->max_kl > 0)
-        return prepare(r, err) || smallest(r, path, err) ? -1 : 0;
-    if (make_or_resume(r, bytes, path, err))
+        return prepare(r, err) || smallest(r, err) ? -1 : 0;
+    if (make_or_resume(r, bytes, err))
         return -1;
     calibration_free(&r->statistics); /* no more parts will be made: room for the distillation */
-    if (finish(r, true, path, err) || put(r, path, err))
-        return -1;
-    if (r->resume.scales)
-        resume_remove(&r->resume);
-    return 0;
+    return finish(r, true, err) || keep(r, err) ? -1 : 0;
+}
+
+/* Does each of the three know the answers: the base, the tuned model, and what is to be served? */
+static int ask_all(const struct run *r, struct err *err)
+{
+    const struct stage_listener listener = listener_of(r);
+    struct engine_delta_report *report = r->report;
+    double *share[] = {&report->base_recall, &report->tuned_recall, &report->served_recall};
+    struct engine_delta *delta = NULL;
+    int rc = engine_delta_open(&delta, r->engine, r->draft.kept, err);
+
+    for (int i = 0; i < 3 && !rc; i++) {
+        struct engine_recall found;
+
+        rc = recall_measure(r->engine, i == 1 ? r->tuned : NULL, i == 2 ? delta : NULL,
+                            r->options->calibration, r->questions, &found, err) ||
+                     stage_tell(&listener, "recall", (i + 1) / 3.0, err)
+                 ? -1
+                 : 0;
+        if (!rc) {
+            *share[i] = found.exact;
+            report->recall_asked = found.asked;
+        }
+    }
+    engine_delta_free(delta);
+    return rc;
 }
 
 /* adapter: what is to be compressed is one. */
@@ -584,11 +610,16 @@ static int compress(struct run *r, const char *path, struct engine_delta_report 
                                            .tuned_loss = NAN};
     snprintf(report->codec, sizeof report->codec, "%s", r->codec->name);
     r->report = report;
-    rc = run(r, path, err);
-    if (rc && r->written)
-        unlink(path);
+    rc = draft_open(&r->draft, path, err) || run(r, err) ? -1 : 0;
     close_run(r);
     report->seconds = clock_now() - from;
+    /* Asked before it is at its place: who stops that keeps the file that was there before. */
+    if (!rc && ((r->questions > 0 && ask_all(r, err)) || draft_place(&r->draft, err)))
+        rc = -1;
+    if (!rc && r->resume.scales)
+        resume_remove(&r->resume);
+    resume_close(&r->resume);
+    draft_close(&r->draft);
     return rc;
 }
 
@@ -627,33 +658,6 @@ const char *engine_codec_makers(void)
 
 /* ------------------------------------------------------------------ a model tuned elsewhere */
 
-/* Does each of the three know the answers: the base, the tuned model, and what is served? */
-static int ask_all(const struct run *r, const char *path, struct err *err)
-{
-    const struct engine_compress_options *o = r->options;
-    const struct stage_listener listener = listener_of(r);
-    struct engine_delta_report *report = r->report;
-    double *share[] = {&report->base_recall, &report->tuned_recall, &report->served_recall};
-    struct engine_delta *delta = NULL;
-    int rc = engine_delta_open(&delta, r->engine, path, err);
-
-    for (int i = 0; i < 3 && !rc; i++) {
-        struct engine_recall found;
-
-        rc = recall_measure(r->engine, i == 1 ? r->tuned : NULL, i == 2 ? delta : NULL,
-                            o->calibration, o->recall_questions, &found, err) ||
-                     stage_tell(&listener, "recall", (i + 1) / 3.0, err)
-                 ? -1
-                 : 0;
-        if (!rc) {
-            *share[i] = found.exact;
-            report->recall_asked = found.asked;
-        }
-    }
-    engine_delta_free(delta);
-    return rc;
-}
-
 int engine_model_compress(struct engine *engine, const char *tuned_path,
                           const struct engine_compress_options *options, const char *out_path,
                           struct engine_delta_report *report, struct err *err)
@@ -669,12 +673,8 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
     r.source.context = tuned;
     r.tuned = tuned_weights(tuned);
     r.adapter = tuned_adapter(tuned);
+    r.questions = options->calibration ? options->recall_questions : 0;
     rc = compress(&r, out_path, report, err);
-    if (!rc && options->calibration && options->recall_questions > 0) {
-        rc = ask_all(&r, out_path, err);
-        if (rc)
-            unlink(out_path);
-    }
     tuned_free(tuned);
     return rc;
 }

@@ -164,9 +164,27 @@ void taught_nothing_is_left(void)
 
     assert_non_null(dir);
     while ((entry = readdir(dir)) != NULL)
-        if (strstr(entry->d_name, "measured") || strstr(entry->d_name, "tmp"))
+        if (strstr(entry->d_name, "delta.safetensors.") || strstr(entry->d_name, "draft"))
             fail_msg("%s was left behind", entry->d_name);
     closedir(dir);
+}
+
+static const char older[] = "an older delta";
+
+void taught_put_older(void)
+{
+    CHECK(file_write_durable(taught.delta_path, older, sizeof older, &err));
+}
+
+void taught_expect_older(void)
+{
+    char *data;
+    size_t len;
+
+    CHECK(file_read_all(taught.delta_path, 1 << 24, &data, &len, &err));
+    assert_int_equal(len, sizeof older);
+    assert_memory_equal(data, older, len);
+    free(data);
 }
 
 bool taught_on_progress(void *context, const char *stage, double share)

@@ -32,8 +32,11 @@ struct engine_delta_report taught_compress(struct engine_compress_options option
 json_t *taught_report(const char *path);
 void taught_expect_report(const char *path, const struct engine_delta_report *report,
                           const char *on);
-/* No file in the folder is half done, or was only to be measured. */
+/* No draft is in the folder, nor anything else beside delta_path that was to become it. */
 void taught_nothing_is_left(void);
+/* A file at delta_path that was there before; it still is. */
+void taught_put_older(void);
+void taught_expect_older(void);
 
 /* What a listener was told; it may say stop. */
 struct taught_progress {

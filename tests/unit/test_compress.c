@@ -1,14 +1,17 @@
 /* The compressions of engine.h on a tiny model that was taught twelve answers: the report is filled
  * in and true, a size that is asked for is met, and what can not be had is refused by name. No
  * TSan: minutes of training, and its threads are those of test_compression and test_trainer. */
+#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -91,14 +94,15 @@ static void test_progress(void **state)
     assert_string_equal(told.stage, "measure");
 }
 
-/* Whoever says stop, at whatever stage, is asked nothing more, and nothing is left of it. */
+/* Whoever says stop, at whatever stage, is asked nothing more, nothing is left of it, and what was
+ * there before is as it was. */
 static void test_stop(void **state)
 {
     static const char *const stages[] = {"read",    "statistics", "decompose", "compress",
                                          "distill", "compare",    "measure"};
     static const double max_kl[] = {0, 10};
 
-    unlink(taught.delta_path);
+    taught_put_older();
     for (size_t i = 0; i < 2 * sizeof stages / sizeof stages[0]; i++) {
         struct taught_progress told = {.stop = stages[i / 2]};
         struct engine_compress_options options = {.ratio = i % 2 ? 0 : 10,
@@ -116,10 +120,158 @@ static void test_stop(void **state)
         assert_int_equal(why.kind, ERR_CANCELLED);
         assert_string_equal(told.stage, told.stop);
         assert_int_equal(told.after, 1);
-        assert_int_equal(access(taught.delta_path, F_OK), -1);
+        taught_expect_older();
         taught_nothing_is_left();
     }
 }
+
+/* The last stage is behind everything else: not even then is the file at its place. */
+static void test_stop_while_it_is_asked(void **state)
+{
+    struct taught_progress told = {.stop = "recall"};
+    struct engine_compress_options options = {.ratio = 10,
+                                              .distill_steps = 2,
+                                              .calibration = taught.questions,
+                                              .recall_questions = 4,
+                                              .progress = taught_on_progress,
+                                              .context = &told};
+    struct engine_delta_report report;
+    struct err why = {0};
+
+    taught_put_older();
+    assert_int_equal(engine_model_compress(taught.engine, taught.tuned_dir, &options,
+                                           taught.delta_path, &report, &why),
+                     -1);
+    assert_int_equal(why.kind, ERR_CANCELLED);
+    assert_int_equal(told.after, 1);
+    taught_expect_older();
+    taught_nothing_is_left();
+    options.progress = NULL;
+    CHECK(engine_model_compress(taught.engine, taught.tuned_dir, &options, taught.delta_path,
+                                &report, &err));
+    assert_int_equal(report.recall_asked, 4);
+    CHECK(engine_delta_check(taught.base_path, taught.delta_path, "it", &err));
+}
+
+/* ------------------------------------------------------------------ its place */
+
+static char draft_path[192];
+
+/* What is measured gets a second name, by which it can be told later. */
+static bool name_the_draft(void *context, const char *stage, double share)
+{
+    taught_expect_older();
+    if (strcmp(stage, "measure") == 0 && access(taught.other_path, F_OK) != 0)
+        assert_int_equal(link(draft_path, taught.other_path), 0);
+    return true;
+}
+
+/* Written once: the file that is measured is the file that is left. Until it is complete, what was
+ * there before can be read. */
+static void test_what_is_measured_is_what_is_left(void **state)
+{
+    struct stat measured, left;
+
+    snprintf(draft_path, sizeof draft_path, "%s.%ld.draft", taught.delta_path, (long)getpid());
+    unlink(taught.other_path);
+    taught_put_older();
+    taught_compress((struct engine_compress_options){.ratio = 10,
+                                                     .distill_steps = 2,
+                                                     .calibration = taught.questions,
+                                                     .progress = name_the_draft});
+    assert_int_equal(stat(taught.other_path, &measured), 0);
+    assert_int_equal(stat(taught.delta_path, &left), 0);
+    assert_int_equal(measured.st_ino, left.st_ino);
+    unlink(taught.other_path);
+    taught_nothing_is_left();
+}
+
+/* Whoever was killed left one behind, or is still at work. */
+static void test_drafts_of_others_stay(void **state)
+{
+    char path[160], *data;
+    size_t len;
+
+    snprintf(path, sizeof path, "%s.1.draft", taught.delta_path);
+    CHECK(file_write_durable(path, "half", 4, &err));
+    taught_compress((struct engine_compress_options){.ratio = 10});
+    CHECK(engine_delta_check(taught.base_path, taught.delta_path, "it", &err));
+    CHECK(file_read_all(path, 100, &data, &len, &err));
+    assert_string_equal(data, "half");
+    free(data);
+    unlink(path);
+    taught_nothing_is_left();
+}
+
+static int entries(const char *folder)
+{
+    DIR *dir = opendir(folder);
+    int count = 0;
+
+    assert_non_null(dir);
+    while (readdir(dir) != NULL)
+        count++;
+    closedir(dir);
+    return count;
+}
+
+/* Root may write anywhere but where there is no folder, or a folder has the name. */
+static void test_place_that_can_not_be_written(void **state)
+{
+    const struct engine_compress_options plain = {.ratio = 10};
+    int before = entries(taught.folder), in_tuned = entries(taught.tuned_dir);
+    char place[3][192];
+
+    snprintf(place[0], sizeof place[0], "%s/none/delta.safetensors", taught.folder);
+    snprintf(place[1], sizeof place[1], "%s/delta.safetensors", taught.base_path);
+    snprintf(place[2], sizeof place[2], "%s", taught.tuned_dir);
+    for (int i = 0; i < 6; i++) {
+        struct taught_progress told = {.stage = ""};
+        struct engine_compress_options options = plain;
+        struct engine_delta_report report;
+        struct err why = {0};
+
+        options.progress = taught_on_progress;
+        options.context = &told;
+        assert_int_equal(
+            i % 2 ? engine_model_compress(taught.engine, taught.tuned_dir, &options, place[i / 2],
+                                          &report, &why)
+                  : engine_trainer_compress(taught.trainer, &options, place[i / 2], &report, &why),
+            -1);
+        if (strstr(why.message, place[i / 2]) == NULL)
+            fail_msg("\"%s\" does not name %s", why.message, place[i / 2]);
+        assert_int_equal(told.stages, 0); /* refused before there is anything to lose */
+        assert_int_equal(entries(taught.folder), before);
+        assert_int_equal(entries(taught.tuned_dir), in_tuned);
+    }
+}
+
+/* As on a disk that is full. */
+static void test_file_that_does_not_fit(void **state)
+{
+    const struct engine_compress_options options = {.ratio = 10, .calibration = taught.questions};
+    struct engine_delta_report report;
+    struct rlimit unlimited, limited;
+    struct err why = {0};
+    int rc;
+
+    taught_put_older();
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &unlimited), 0);
+    limited = unlimited;
+    limited.rlim_cur = 4096;
+    signal(SIGXFSZ, SIG_IGN);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limited), 0);
+    rc = engine_trainer_compress(taught.trainer, &options, taught.delta_path, &report, &why);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &unlimited), 0);
+    signal(SIGXFSZ, SIG_DFL);
+    assert_int_equal(rc, -1);
+    assert_int_equal(why.kind, ERR_NO_SPACE);
+    assert_non_null(strstr(why.message, taught.delta_path));
+    taught_expect_older();
+    taught_nothing_is_left();
+}
+
+/* ------------------------------------------------------------------ sizes and options */
 
 /* So small that most matrices are given no bits at all: it is distilled, measured and served. */
 static void smallest_of(const char *codec)
@@ -411,6 +563,11 @@ int main(void)
         cmocka_unit_test(test_report_without_rows),
         cmocka_unit_test(test_progress),
         cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_stop_while_it_is_asked),
+        cmocka_unit_test(test_what_is_measured_is_what_is_left),
+        cmocka_unit_test(test_drafts_of_others_stay),
+        cmocka_unit_test(test_place_that_can_not_be_written),
+        cmocka_unit_test(test_file_that_does_not_fit),
         cmocka_unit_test(test_smallest),
         cmocka_unit_test(test_least),
         cmocka_unit_test(test_refused_at_once),
