@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "engine/base/progress.h"
-#include "engine/base/rng.h"
 #include "engine/base_file.h"
+#include "engine/codec/distill_batch.h"
 #include "engine/codec/lessons.h"
 #include "engine/engine_parts.h"
 
@@ -32,12 +32,10 @@ struct student {
     struct student_matrix *matrix; /* [matrices] */
     int32_t matrices;
     struct model_training *pass;
-    int32_t max_rows;
-    int32_t *token, *position, *target, *ends, *order;
-    int32_t *read; /* [docs] the batch's examples */
-    char *given;   /* [max_rows] what the teacher gave for the batch */
+    struct distill_batches batches;
+    char *given; /* [rows] what the teacher gave for the batch */
     struct lessons lessons;
-    float *weight, *zeros;
+    float *zeros;
     float **work;       /* [threads] the largest matrix */
     struct err *errors; /* [threads] */
 };
@@ -117,7 +115,7 @@ static size_t row_bytes(const struct student *s)
 
 static int open_work(struct student *s, struct err *err)
 {
-    size_t rows = (size_t)s->max_rows, largest = 1;
+    size_t largest = 1;
     int threads = thread_pool_threads(s->options->pool);
 
     for (int32_t i = 0; i < s->matrices; i++) {
@@ -125,25 +123,18 @@ static int open_work(struct student *s, struct err *err)
 
         largest = size > largest ? size : largest;
     }
-    s->token = malloc(rows * sizeof *s->token);
-    s->position = malloc(rows * sizeof *s->position);
-    s->target = malloc(rows * sizeof *s->target);
-    s->ends = malloc((rows + 1) * sizeof *s->ends);
-    s->read = malloc(rows * sizeof *s->read);
-    s->given = malloc(rows * row_bytes(s));
-    s->weight = malloc(rows * sizeof *s->weight);
+    s->given = malloc(DISTILL_ROWS * row_bytes(s));
     s->zeros = calloc(PORTION, sizeof *s->zeros);
     s->work = calloc((size_t)threads, sizeof *s->work);
     s->errors = calloc((size_t)threads, sizeof *s->errors);
-    if (!s->token || !s->position || !s->target || !s->ends || !s->read || !s->given ||
-        !s->weight || !s->zeros || !s->work || !s->errors)
+    if (!s->given || !s->zeros || !s->work || !s->errors)
         return err_set(err, ERR_NO_MEMORY, "no memory to distil");
     for (int i = 0; i < threads; i++) {
         s->work[i] = malloc(2 * largest * sizeof(float));
         if (!s->work[i])
             return err_set(err, ERR_NO_MEMORY, "no memory to distil");
     }
-    return model_training_open(&s->pass, s->engine->model, s->max_rows, true, err);
+    return model_training_open(&s->pass, s->engine->model, DISTILL_ROWS, true, err);
 }
 
 static void close_student(struct student *s)
@@ -168,15 +159,9 @@ static void close_student(struct student *s)
     model_weights_release(&s->weights);
     model_weights_release(&s->grads);
     free(s->matrix);
-    free(s->token);
-    free(s->position);
-    free(s->target);
-    free(s->ends);
-    free(s->order);
-    free(s->read);
-    free(s->given);
+    distill_batches_close(&s->batches);
     lessons_close(&s->lessons);
-    free(s->weight);
+    free(s->given);
     free(s->zeros);
     free(s->work);
     free(s->errors);
@@ -325,85 +310,27 @@ static void follow_slopes(struct student *s, int32_t step)
 
 /* ------------------------------------------------------------------ examples */
 
-static void shuffle(int32_t *order, int32_t count, uint64_t seed, uint64_t round)
-{
-    for (int32_t i = 0; i < count; i++)
-        order[i] = i;
-    for (int32_t i = count - 1; i > 0; i--) {
-        int32_t other = (int32_t)(rng_at(seed, round, (uint64_t)i) % (uint64_t)(i + 1));
-        int32_t kept = order[i];
-
-        order[i] = order[other];
-        order[other] = kept;
-    }
-}
-
-static int32_t rows_of(const struct student *s, struct dataset_example e)
-{
-    return e.length < s->max_rows ? e.length : s->max_rows;
-}
-
 /* Where a row's bits are not its own alone, a run that was interrupted would end with others: it
  * does not know what the batches before gave. So one that may be interrupted keeps no lessons. */
 static int open_examples(struct student *s, const struct trainer_source *examples, struct err *err)
 {
     size_t count = (size_t)examples->count;
-    int32_t *length = malloc(count * sizeof *length);
-    int rc = 0;
+    int32_t *length;
+    int rc;
 
-    s->order = malloc(count * sizeof *s->order);
-    if (!length || !s->order) {
-        free(length);
+    if (distill_batches_open(&s->batches, examples, s->engine->tokenizer, DISTILL_ROWS,
+                             s->options->seed, err))
+        return -1;
+    if (s->options->resume)
+        return 0;
+    length = malloc(count * sizeof *length);
+    if (!length)
         return err_set(err, ERR_NO_MEMORY, "no memory for %zu examples", count);
-    }
     for (size_t i = 0; i < count; i++)
-        length[i] = rows_of(s, examples->example(examples->context, (int64_t)i));
-    if (!s->options->resume)
-        rc = lessons_open(&s->lessons, length, examples->count, (int64_t)row_bytes(s), err);
+        length[i] = distill_batches_rows(&s->batches, (int64_t)i);
+    rc = lessons_open(&s->lessons, length, examples->count, (int64_t)row_bytes(s), err);
     free(length);
     return rc;
-}
-
-/* The next examples of the order, until the rows are full: every token is asked about. */
-static void fill_batch(struct student *s, const struct trainer_source *examples, int64_t *next,
-                       struct batch *batch)
-{
-    int32_t rows = 0, docs = 0;
-    float sum = 0;
-
-    s->ends[0] = 0;
-    for (;;) {
-        uint64_t round = (uint64_t)(*next / examples->count);
-        int32_t at = (int32_t)(*next % examples->count), length;
-        struct dataset_example e;
-
-        if (at == 0)
-            shuffle(s->order, (int32_t)examples->count, (uint64_t)s->options->seed, round);
-        e = examples->example(examples->context, s->order[at]);
-        length = rows_of(s, e);
-        if (rows + length > s->max_rows)
-            break;
-        for (int32_t i = 0; i < length; i++) {
-            s->token[rows + i] = e.token[i];
-            s->position[rows + i] = i;
-            s->target[rows + i] = i + 1 < e.length ? e.token[i + 1] : e.token[i];
-            s->weight[rows + i] = i + 1 < e.length && e.weight[i + 1] > 0 ? DISTILL_ANSWERS : 1;
-            sum += s->weight[rows + i];
-        }
-        rows += length;
-        s->read[docs++] = s->order[at];
-        s->ends[docs] = rows;
-        ++*next;
-        if (docs == examples->count)
-            break;
-    }
-    for (int32_t i = 0; i < rows; i++)
-        s->weight[i] /= sum;
-    *batch = (struct batch){.rows = rows,
-                            .token = s->token,
-                            .position = s->position,
-                            .docs = docs,
-                            .cu_seqlens = s->ends};
 }
 
 /* ------------------------------------------------------------------ interruptions */
@@ -437,14 +364,13 @@ static void close_vectors(struct resume_vectors *v)
 }
 
 /* How many steps were made before; their examples are passed over. */
-static int32_t go_on(struct student *s, const struct resume_vectors *v,
-                     const struct trainer_source *examples, int64_t *next)
+static int32_t go_on(struct student *s, const struct resume_vectors *v)
 {
     int32_t made = s->options->resume ? resume_load_vectors(s->options->resume, v) : 0;
-    struct batch unused;
+    struct distill_batch unused;
 
     for (int32_t step = 0; step < made; step++)
-        fill_batch(s, examples, next, &unused);
+        distill_batches_next(&s->batches, &unused);
     return made;
 }
 
@@ -455,17 +381,18 @@ static int tell(const struct student *s, int32_t step, double part, struct err *
 }
 
 /* The student's gradient towards what the teacher says. */
-static int compare(struct student *s, const struct batch *batch, struct err *err)
+static int compare(struct student *s, const struct distill_batch *b, struct err *err)
 {
     struct model_loss loss;
     struct model_loss_args args = {.weights = &s->weights,
                                    .grads = &s->grads,
-                                   .batch = batch,
-                                   .target = s->target,
-                                   .weight = s->weight,
+                                   .batch = &b->batch,
+                                   .target = b->target,
+                                   .weight = b->weight,
                                    .teacher = s->tuned};
 
-    if (lessons_recall(&s->lessons, s->read, batch->docs, s->given))
+    /* An example that is thinned will not come again as it is. */
+    if (!b->thinned && lessons_recall(&s->lessons, b->example, b->batch.docs, s->given))
         args.teacher_rows = s->given;
     if (model_loss(s->pass, &args, &loss, err))
         return -1;
@@ -473,25 +400,23 @@ static int compare(struct student *s, const struct batch *batch, struct err *err
         return err_set(err, ERR_INVALID,
                        "distillation lost its way: the KL is not a number any more; ask for fewer "
                        "steps (distill_steps)");
-    if (args.teacher_rows || !s->lessons.rows)
+    if (b->thinned || args.teacher_rows || !s->lessons.rows)
         return 0;
-    if (model_teacher_rows(s->pass, batch->rows, s->given, err))
+    if (model_teacher_rows(s->pass, b->batch.rows, s->given, err))
         return -1;
-    lessons_keep(&s->lessons, s->read, batch->docs, s->given);
+    lessons_keep(&s->lessons, b->example, b->batch.docs, s->given);
     return 0;
 }
 
 static int run(struct student *s, const struct resume_vectors *vectors,
                const struct trainer_source *examples, struct err *err)
 {
-    int64_t next = 0;
-
     if (open_examples(s, examples, err))
         return -1;
-    for (int32_t step = go_on(s, vectors, examples, &next) + 1; step <= s->options->steps; step++) {
-        struct batch batch;
+    for (int32_t step = go_on(s, vectors) + 1; step <= s->options->steps; step++) {
+        struct distill_batch batch;
 
-        fill_batch(s, examples, &next, &batch);
+        distill_batches_next(&s->batches, &batch);
         if (put_weights(s, err) || tell(s, step, 1. / 3, err) || compare(s, &batch, err) ||
             tell(s, step, 2. / 3, err) || take_slopes(s, err))
             return -1;
@@ -513,11 +438,7 @@ int distill(struct compression *compression, const struct codec *codec, struct e
             const struct model_weights *tuned, const struct trainer_source *examples,
             const struct distill_options *options, struct err *err)
 {
-    struct student s = {.engine = engine,
-                        .codec = codec,
-                        .options = options,
-                        .tuned = tuned,
-                        .max_rows = DISTILL_ROWS};
+    struct student s = {.engine = engine, .codec = codec, .options = options, .tuned = tuned};
     struct resume_vectors vectors = {0};
     int rc = -1;
 

@@ -1,7 +1,7 @@
 /* distill.h: the scales of a compressed difference, trained against the tuned model.
  *
  * What is in the signs stays; the scales (codec.h: scales) follow the gradient of the KL from the
- * tuned model's predictions, on all tokens of the examples, those of the answers before the others,
+ * tuned model's predictions, on all tokens of the examples, whole and thinned (distill_batch.h),
  * in logarithms by Adam with a rate that falls in a line to zero. Where a codec says so
  * (common_rate) all scales of a matrix have a factor in common as well, which may go far: the noise
  * of single rows is not in it. Takes memory for the matrices of the blocks and their gradients, in
@@ -15,7 +15,6 @@
 
 #define DISTILL_ROWS 512  /* tokens of a step, if one example is not longer */
 #define DISTILL_RATE 1e-2 /* of the first step */
-#define DISTILL_ANSWERS 4 /* times as much as another token one of an answer counts */
 #define DISTILL_SETTLE \
     60 /* steps that rows and columns need for the whole rate: in fewer, noise wins */
 #define DISTILL_KEEP 10 /* steps from one that is kept to the next */

@@ -112,10 +112,10 @@ static struct engine_delta_report kept_to(double max_kl, int32_t steps,
 
 static void test_max_kl_counts_on_distillation(void **state)
 {
-    struct engine_delta_report plain = kept_to(0.05, 0, NULL), distilled = kept_to(0.05, 20, NULL);
+    struct engine_delta_report plain = kept_to(0.05, 0, NULL), distilled = kept_to(0.05, 40, NULL);
 
     assert_int_equal(plain.distill_steps, 0);
-    assert_int_equal(distilled.distill_steps, 20);
+    assert_int_equal(distilled.distill_steps, 40);
     assert_true(distilled.bytes < 0.95 * (double)plain.bytes);
 }
 
@@ -153,7 +153,7 @@ static void test_distillation_minds_the_answers(void **state)
 static void test_max_kl_that_only_distillation_keeps_to(void **state)
 {
     struct engine_compress_options options = {.calibration = taught.questions};
-    double plain = at_largest(options, 0), distilled = at_largest(options, 20);
+    double plain = at_largest(options, 0), distilled = at_largest(options, 40);
     struct engine_delta_report report;
     struct err why = {0};
 
@@ -162,7 +162,7 @@ static void test_max_kl_that_only_distillation_keeps_to(void **state)
     assert_int_equal(
         engine_trainer_compress(taught.trainer, &options, taught.delta_path, &report, &why), -1);
     assert_int_equal(why.kind, ERR_INVALID);
-    assert_int_equal(kept_to(options.max_kl, 20, NULL).distill_steps, 20);
+    assert_int_equal(kept_to(options.max_kl, 40, NULL).distill_steps, 40);
 }
 
 /* The first of some rows, unlike what is measured on, whose distillation harms: KL times that. */
