@@ -1,4 +1,5 @@
 """bench-codecs with a program that pretends to be graft: what it asks for, what it counts, what it writes."""
+import contextlib
 import importlib.util
 import json
 import os
@@ -22,6 +23,12 @@ def load(name):
 
 apply = load("apply")
 codecs = apply.codecs
+
+@contextlib.contextmanager
+def silence():
+    with open(os.devnull, "w") as quiet, contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
+        yield
+
 
 GRAFT = """#!{python} -IS
 import json, os, sys
@@ -98,12 +105,8 @@ class Codecs(unittest.TestCase):
         options = codecs.arguments(["--base", f"{self.at}/base", "--tuned", f"{self.at}/tuned", "--calibration", f"{self.at}/a.jsonl",
                                     "--held-out", f"{self.at}/b.jsonl", "--build", str(self.at), "--readme", f"{self.at}/README.md",
                                     "--name", "toy", "--ratios", "16,32", "--seeds", "2", *more])
-        with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as quiet:
-            sys.stdout, sys.stderr, kept = quiet, quiet, (sys.stdout, sys.stderr)
-            try:
-                codecs.measure(codecs.Bench(options, folder))
-            finally:
-                sys.stdout, sys.stderr = kept
+        with tempfile.TemporaryDirectory() as folder, silence():
+            codecs.measure(codecs.Bench(options, folder))
         return self.calls()[before:]
 
     def calls(self):
@@ -204,21 +207,13 @@ class Codecs(unittest.TestCase):
                 raise codecs.Refused("one size")
             return words
 
-        with open(os.devnull, "w") as quiet:
-            sys.stderr, kept = quiet, sys.stderr
-            try:
-                self.assertEqual(apply.at_sizes("fixed", [16, 32], measure), [["--codec", "fixed"]])
-                self.assertEqual([words[3] for words in apply.at_sizes("wide", [16, 32], measure)], ["16", "32"])
-            finally:
-                sys.stderr = kept
+        with silence():
+            self.assertEqual(apply.at_sizes("fixed", [16, 32], measure), [["--codec", "fixed"]])
+            self.assertEqual([words[3] for words in apply.at_sizes("wide", [16, 32], measure)], ["16", "32"])
 
     def test_apply_measures_a_codec_at_its_own_size_first(self):
-        with open(os.devnull, "w") as quiet:
-            sys.stderr, kept = quiet, sys.stderr
-            try:
-                found = apply.at_sizes("bitdelta", [32], lambda words: words)
-            finally:
-                sys.stderr = kept
+        with silence():
+            found = apply.at_sizes("bitdelta", [32], lambda words: words)
         self.assertEqual(found, [["--codec", "bitdelta"], ["--codec", "bitdelta", "--ratio", "32"]])
 
     def test_the_tables_of_apply_say_what_was_measured(self):
