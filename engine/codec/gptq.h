@@ -13,6 +13,9 @@ struct gptq {
     int32_t rows, cols;
     const double *feedback; /* [cols, cols] of the metric of the columns (linalg_feedback); NULL:
                                the identity */
+    /* [rows, rows] likewise of the rows, where what one loses can be made good by those behind it;
+     * NULL: the identity. The metric is the Kronecker product of both. */
+    const double *row_feedback;
     /* Before column `col` is rounded: x has been fed its predecessors' errors, see GPTQ_BLOCK.
      * NULL: not wanted. */
     void (*begin)(void *context, const double *x, int32_t col);
