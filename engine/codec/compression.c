@@ -54,7 +54,7 @@ static int64_t work_bytes(const struct artifact_tensor *t)
 {
     int64_t rows = t->rows, cols = t->cols;
 
-    return 8 * (6 * rows * cols + 2 * (rows * rows + cols * cols));
+    return 8 * (6 * rows * cols + 3 * (rows * rows + cols * cols));
 }
 
 static int read_slot(struct slot *s, struct err *err)

@@ -12,10 +12,12 @@
 #include "engine/codec/planes.h"
 #include "engine/tensor.h"
 
+#define SCALE_STEP 1.15f /* between scales that are tried */
+
 struct factor {
     int32_t rows, cols, rank, vectors;
     double *delta;   /* [rows, cols] */
-    double *h;       /* [cols, cols] damped; NULL: the identity */
+    double *h, *g;   /* [cols, cols], [rows, rows] damped; NULL: the identity */
     double *lg, *lh; /* their Cholesky factors; NULL: the identity */
     double *s, *vt;  /* [rank], [vectors, cols], of lgᵀ · delta · lh */
     double *energy;  /* [rank] */
@@ -54,8 +56,9 @@ static int open_metric(struct factor *f, const struct factor_statistics *s, stru
             return err_prefix(err, "inputs");
     }
     if (s && s->g) {
+        f->g = damped(s->g, f->rows);
         f->lg = damped(s->g, f->rows);
-        if (!f->lg)
+        if (!f->g || !f->lg)
             return err_set(err, ERR_NO_MEMORY, "no memory for the statistics of a matrix");
         if (linalg_cholesky(f->lg, f->rows, err))
             return err_prefix(err, "gradients");
@@ -138,6 +141,7 @@ void factor_free(struct factor *f)
     free(f->lg);
     free(f->lh);
     free(f->h);
+    free(f->g);
     free(f->delta);
     free(f);
 }
@@ -162,9 +166,17 @@ static double vector_bytes(const struct factor_matrix *m, int width)
                  : 0;
 }
 
+/* What a width loses of a side's variance when it is rounded with feedback and fitted, as parts of
+ * what a Gaussian by itself would lose: least where levels are many enough for the feedback to find
+ * its way. Found by the KL of held-out rows (README.md, "What was tried"). */
+static double lost(int width)
+{
+    return planes_loss(width) * (width == 0 ? 1 : width == 1 ? 0.6 : 0.15);
+}
+
 static double kept(double energy, int width)
 {
-    double share = 1 - planes_loss(width); /* both sides lose it */
+    double share = 1 - lost(width); /* both sides lose it */
 
     return energy * share * share;
 }
@@ -338,12 +350,66 @@ static double store(double x, float scale, int width, uint8_t *signs)
     return (double)value * (double)scale;
 }
 
+/* What rounding x [count] at a vector's scale would lose; an element counts as much as its feedback
+ * says that those behind it can not make good. */
+static double lost_at(const double *x, int32_t count, const float *element, const double *feedback,
+                      int width, float scale)
+{
+    double sum = 0;
+    uint8_t signs;
+
+    for (int64_t i = 0; i < count; i++) {
+        double wrong = x[i] - store(x[i], scale * element[i], width, &signs);
+
+        if (feedback)
+            wrong /= feedback[i * count + i];
+        sum += wrong * wrong;
+    }
+    return sum;
+}
+
+/* Steps the scale up, or down, while that loses less. */
+static bool step_scale(const double *x, int32_t count, const float *element, const double *feedback,
+                       int width, float step, float *scale)
+{
+    double least = lost_at(x, count, element, feedback, width, *scale);
+    bool stepped = false;
+
+    for (;;) {
+        float next = f16_to_f32(f32_to_f16(*scale * step));
+        double sum = lost_at(x, count, element, feedback, width, next);
+
+        if (!(sum < least))
+            return stepped;
+        least = sum;
+        *scale = next;
+        stepped = true;
+    }
+}
+
+/* Scales of vectors that lose least. Singular vectors have longer tails than a Gaussian, and what
+ * is beyond the largest sum of a vector's planes is lost whole: at eight planes a single element at
+ * ten deviations loses more than all others. */
+static void fit_scales(const double *x, int32_t rank, int32_t count, const uint8_t *width,
+                       const float *element, const double *feedback, float *vector)
+{
+    for (int64_t v = 0; v < rank; v++) {
+        const double *row = x + v * count;
+
+        if (!step_scale(row, count, element, feedback, width[v], SCALE_STEP, &vector[v]))
+            step_scale(row, count, element, feedback, width[v], 1 / SCALE_STEP, &vector[v]);
+    }
+}
+
 /* The vectors that have a width, as the metric's singular vectors give them. */
-static void first_right(struct rounding *r, const uint8_t *width, double *turned)
+static int first_right(struct rounding *r, const uint8_t *width, struct err *err)
 {
     const struct factor *f = r->f;
     int64_t cols = f->cols, at = 0;
+    double *turned = new_doubles(cols * r->rank);
 
+    if (!turned)
+        return err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", r->rank);
     for (int64_t v = 0; v < f->vectors; v++) {
         if (!width[v])
             continue;
@@ -357,6 +423,8 @@ static void first_right(struct rounding *r, const uint8_t *width, double *turned
     for (int64_t v = 0; v < r->rank; v++)
         for (int64_t c = 0; c < cols; c++)
             r->right[v * cols + c] = turned[c * r->rank + v];
+    free(turned);
+    return 0;
 }
 
 static double round_right_value(void *context, int32_t v, int32_t c, double value)
@@ -367,19 +435,43 @@ static double round_right_value(void *context, int32_t v, int32_t c, double valu
                  &r->right_signs[(int64_t)v * r->f->cols + c]);
 }
 
-static int round_right(struct rounding *r, const double *feedback, struct err *err)
+/* A copy's feedback; NULL where `a` is. */
+static int feedback_of(const double *a, int32_t n, double **out, struct err *err)
 {
-    find_scales(r->right, r->rank, r->f->cols, r->right_scale, r->col);
-    return gptq_round(&(struct gptq){.x = r->right,
-                                     .rows = r->rank,
-                                     .cols = r->f->cols,
-                                     .feedback = feedback,
-                                     .round = round_right_value,
-                                     .context = r},
-                      err);
+    size_t bytes = (size_t)n * (size_t)n * sizeof **out;
+
+    *out = NULL;
+    if (!a)
+        return 0;
+    *out = malloc(bytes);
+    if (!*out)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the feedback of %d values", n);
+    memcpy(*out, a, bytes);
+    return linalg_feedback(*out, n, err);
 }
 
-static double round_left_value(void *context, int32_t i, int32_t v, double value)
+static int round_right(struct rounding *r, struct err *err)
+{
+    double *feedback = NULL;
+    int rc = -1;
+
+    if (feedback_of(r->f->h, r->f->cols, &feedback, err))
+        goto out;
+    find_scales(r->right, r->rank, r->f->cols, r->right_scale, r->col);
+    fit_scales(r->right, r->rank, r->f->cols, r->width, r->col, feedback, r->right_scale);
+    rc = gptq_round(&(struct gptq){.x = r->right,
+                                   .rows = r->rank,
+                                   .cols = r->f->cols,
+                                   .feedback = feedback,
+                                   .round = round_right_value,
+                                   .context = r},
+                    err);
+out:
+    free(feedback);
+    return rc;
+}
+
+static double round_left_value(void *context, int32_t v, int32_t i, double value)
 {
     struct rounding *r = context;
 
@@ -387,40 +479,27 @@ static double round_left_value(void *context, int32_t i, int32_t v, double value
                  &r->left_signs[(int64_t)v * r->f->rows + i]);
 }
 
-static void transpose(const double *from, int64_t rows, int64_t cols, double *to)
-{
-    for (int64_t r = 0; r < rows; r++)
-        for (int64_t c = 0; c < cols; c++)
-            to[c * rows + r] = from[r * cols + c];
-}
-
-/* Vector by vector, likewise in the metric of `inner`, which becomes its feedback. */
+/* Likewise, in the metric of G and of `inner`, which becomes its feedback: what a vector loses can
+ * be made good by the other vectors, what a row loses by the other rows. */
 static int round_left(struct rounding *r, struct err *err)
 {
-    int64_t rows = r->f->rows;
-    double *turned = new_doubles(rows * r->rank);
+    double *feedback = NULL;
     int rc = -1;
 
-    if (!turned) {
-        err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", r->rank);
-        goto out;
-    }
-    if (linalg_feedback(r->inner, r->rank, err))
+    if (feedback_of(r->f->g, r->f->rows, &feedback, err) || linalg_feedback(r->inner, r->rank, err))
         goto out;
     find_scales(r->left, r->rank, r->f->rows, r->left_scale, r->row);
-    transpose(r->left, r->rank, rows, turned);
-    if (gptq_round(&(struct gptq){.x = turned,
-                                  .rows = r->f->rows,
-                                  .cols = r->rank,
-                                  .feedback = r->inner,
-                                  .round = round_left_value,
-                                  .context = r},
-                   err))
-        goto out;
-    transpose(turned, rows, r->rank, r->left);
-    rc = 0;
+    fit_scales(r->left, r->rank, r->f->rows, r->width, r->row, feedback, r->left_scale);
+    rc = gptq_round(&(struct gptq){.x = r->left,
+                                   .rows = r->rank,
+                                   .cols = r->f->rows,
+                                   .feedback = feedback,
+                                   .row_feedback = r->inner,
+                                   .round = round_left_value,
+                                   .context = r},
+                    err);
 out:
-    free(turned);
+    free(feedback);
     return rc;
 }
 
@@ -447,30 +526,13 @@ static int measure(const struct rounding *r, double *cost, struct err *err)
 static int round_both(struct rounding *r, const uint8_t *width, struct err *err)
 {
     const struct factor *f = r->f;
-    double *turned = new_doubles((int64_t)f->cols * r->rank), *feedback = NULL;
-    int rc = -1;
 
-    if (f->h)
-        feedback = new_doubles((int64_t)f->cols * f->cols);
-    if (!turned || (f->h && !feedback)) {
-        err_set(err, ERR_NO_MEMORY, "no memory to round %d vectors", r->rank);
-        goto out;
-    }
-    first_right(r, width, turned);
-    if (f->h) {
-        memcpy(feedback, f->h, (size_t)f->cols * (size_t)f->cols * sizeof *feedback);
-        if (linalg_feedback(feedback, f->cols, err))
-            goto out;
-    }
-    if (round_right(r, feedback, err) ||
-        fit_left(f->delta, f->h, r->right, f->rows, f->cols, r->rank, r->left, r->inner, err) ||
-        round_left(r, err))
-        goto out;
-    rc = 0;
-out:
-    free(feedback);
-    free(turned);
-    return rc;
+    return first_right(r, width, err) || round_right(r, err) ||
+                   fit_left(f->delta, f->h, r->right, f->rows, f->cols, r->rank, r->left, r->inner,
+                            err) ||
+                   round_left(r, err)
+               ? -1
+               : 0;
 }
 
 int factor_compress(const struct factor *f, const uint8_t *width, void *out, double *cost,

@@ -6,7 +6,8 @@
  * information in Kronecker factors (K-FAC, https://arxiv.org/abs/1503.05671). So the singular
  * values of G^½·D·H^½ are in one currency for all matrices of a model, and bits go where they keep
  * most of their squares: factor_allot. The right side is rounded with the error fed forward in H
- * (GPTQ, https://arxiv.org/abs/2210.17323), the left one fitted anew to that and rounded likewise.
+ * (GPTQ, https://arxiv.org/abs/2210.17323), the left one fitted anew to that and rounded likewise,
+ * in G and from vector to vector.
  *
  * Without statistics H and G are the identity: the plain singular vectors.
  *
@@ -32,7 +33,7 @@ struct factor_statistics { /* symmetric; NULL: the identity */
 struct factor;
 
 /* delta: [rows, cols], copied. vectors: for how many of the first singular vectors widths may be
- * asked for; 0 where the energy will do. Takes memory for about 4·rows·cols + 2·(rows² + cols²)
+ * asked for; 0 where the energy will do. Takes memory for about 4·rows·cols + 3·(rows² + cols²)
  * doubles. ERR_INVALID: not finite. */
 int factor_open(struct factor **out, const float *delta, int32_t rows, int32_t cols,
                 const struct factor_statistics *statistics, int32_t vectors, struct err *err);

@@ -13,12 +13,14 @@
 #include "engine/base/rng.h"
 #include "engine/codec/codec.h"
 #include "engine/codec/factor.h"
+#include "engine/codec/gptq.h"
 #include "engine/codec/linalg.h"
 #include "engine/codec/planes.h"
 
 #define ROWS 40
 #define COLS 72
 #define RANK ROWS
+#define TAIL_LOST 3e-4 /* of what there is; 2e-3 at scales that fit a Gaussian */
 
 static double uniform(uint64_t stream, int64_t i)
 {
@@ -191,6 +193,81 @@ static void test_feedback(void **state)
     free(a);
 }
 
+/* ------------------------------------------------------------------ rounding with feedback */
+
+enum { FEW = 5, MANY = 7, BOTH = FEW * MANY };
+
+static double to_whole(void *context, int32_t row, int32_t col, double value)
+{
+    (*(int *)context)++;
+    return round(value);
+}
+
+/* A moment of random vectors as doubles, and its feedback. */
+static void metric_of(int32_t n, uint64_t stream, double *metric, double *feedback)
+{
+    float *a = second_moment(n, stream);
+    struct err err = {0};
+
+    linalg_widen(a, (int64_t)n * n, metric);
+    linalg_damp(metric, n, 0.1);
+    memcpy(feedback, metric, (size_t)(n * n) * sizeof *feedback);
+    must(linalg_feedback(feedback, n, &err), &err);
+    free(a);
+}
+
+static void round_whole(double *x, int32_t rows, int32_t cols, const double *feedback,
+                        const double *row_feedback)
+{
+    int rounded = 0;
+    struct err err = {0};
+
+    must(gptq_round(&(struct gptq){.x = x,
+                                   .rows = rows,
+                                   .cols = cols,
+                                   .feedback = feedback,
+                                   .row_feedback = row_feedback,
+                                   .round = to_whole,
+                                   .context = &rounded},
+                    &err),
+         &err);
+    assert_int_equal(rounded, rows * cols);
+}
+
+/* Feedback of rows and of columns is that of their Kronecker product, over all elements in the
+ * order in which they are rounded: column by column. */
+static void test_feedback_both_ways(void **state)
+{
+    static double many[MANY * MANY], many_feedback[MANY * MANY], few[FEW * FEW],
+        few_feedback[FEW * FEW], both[BOTH * BOTH], x[BOTH], line[BOTH], plain[BOTH];
+    struct err err = {0};
+    double with = 0, without = 0;
+
+    metric_of(MANY, 21, many, many_feedback);
+    metric_of(FEW, 22, few, few_feedback);
+    for (int i = 0; i < BOTH; i++)
+        for (int j = 0; j < BOTH; j++)
+            both[i * BOTH + j] = many[i / FEW * MANY + j / FEW] * few[i % FEW * FEW + j % FEW];
+    for (int c = 0; c < MANY; c++)
+        for (int r = 0; r < FEW; r++)
+            line[c * FEW + r] = plain[c * FEW + r] = x[r * MANY + c] =
+                4 * uniform(23, r * MANY + c);
+    must(linalg_feedback(both, BOTH, &err), &err);
+    round_whole(x, FEW, MANY, many_feedback, few_feedback);
+    round_whole(line, 1, BOTH, both, NULL);
+    for (int c = 0; c < MANY; c++)
+        for (int r = 0; r < FEW; r++)
+            assert_true(x[r * MANY + c] == line[c * FEW + r]);
+    for (int i = 0; i < BOTH; i++) /* and it pays */
+        for (int j = 0; j < BOTH; j++) {
+            double weight = many[i / FEW * MANY + j / FEW] * few[i % FEW * FEW + j % FEW];
+
+            with += weight * (line[i] - plain[i]) * (line[j] - plain[j]);
+            without += weight * (round(plain[i]) - plain[i]) * (round(plain[j]) - plain[j]);
+        }
+    assert_true(with < without);
+}
+
 /* ------------------------------------------------------------------ planes */
 
 /* The nearest sum of signs, and what a Gaussian loses by it. */
@@ -308,7 +385,7 @@ static void test_the_metric_pays(void **state)
         plain = cost_of(delta, &s, without.bytes);
         assert_true(fabs(cost_of(delta, &s, with.bytes) / with.cost - 1) < 1e-3);
         assert_true(with.cost < 0.7 * plain && with.cost < before);
-        assert_true(with.cost < 2 * with.allotted && with.cost > 0.05 * with.allotted);
+        assert_true(with.cost < 5 * with.allotted && with.cost > 0.05 * with.allotted);
         before = with.cost;
         unmake(&with);
         unmake(&without);
@@ -316,6 +393,31 @@ static void test_the_metric_pays(void **state)
     free(g);
     free(h);
     free(delta);
+}
+
+/* Elements far out of the others' size are kept, where planes are many: each vector has one, at a
+ * place of its own, so that scales of rows and columns are of no help. */
+static void test_long_tails(void **state)
+{
+    enum { VECTORS = 20 };
+    static float delta[ROWS * COLS];
+    struct made m = {0};
+    double norm = 0;
+
+    for (int64_t i = 0; i < ROWS; i++)
+        for (int64_t j = 0; j < COLS; j++) {
+            double sum = 0;
+
+            for (int64_t v = 0; v < VECTORS; v++)
+                sum += uniform(31, v * 1000 + i) * (i == 2 * v ? 10 : 1) *
+                       uniform(32, v * 1000 + j) * (j == 3 * v ? 10 : 1);
+            delta[i * COLS + j] = (float)(0.001 * sum);
+            norm += 0.5 * pow(0.001 * sum, 2);
+        }
+    make(&m, delta, NULL, (int64_t)planes_bytes(ROWS, COLS, VECTORS, VECTORS * PLANES_MAX_WIDTH));
+    assert_int_equal(m.width[VECTORS - 1], PLANES_MAX_WIDTH);
+    assert_true(m.cost < TAIL_LOST * norm);
+    unmake(&m);
 }
 
 /* A budget over several matrices is used up, and goes to those that matter. */
@@ -444,8 +546,10 @@ int main(void)
         cmocka_unit_test(test_damping),
         cmocka_unit_test(test_vectors_that_are_needed),
         cmocka_unit_test(test_feedback),
+        cmocka_unit_test(test_feedback_both_ways),
         cmocka_unit_test(test_levels),
         cmocka_unit_test(test_the_metric_pays),
+        cmocka_unit_test(test_long_tails),
         cmocka_unit_test(test_a_budget_is_met),
         cmocka_unit_test(test_a_view_is_what_is_expanded),
         cmocka_unit_test(test_edges),
