@@ -35,6 +35,7 @@ struct student {
     struct distill_batches batches;
     char *given; /* [rows] what the teacher gave for the batch */
     struct lessons lessons;
+    float pace; /* of the rates' size; the first step finds it */
     float *zeros;
     float **work;       /* [threads] the largest matrix */
     struct err *errors; /* [threads] */
@@ -285,10 +286,17 @@ static double adam(struct student_matrix *m, int32_t k, double slope, int32_t st
     return first / (1 - pow(0.9, step)) / (sqrt(second / (1 - pow(0.999, step))) + 1e-12);
 }
 
+/* Adam's steps have the size of the rate, whatever the slope's: what is nearly right would be
+ * shaken by it. The KL goes by the square of what is wrong with the scales. */
+static float pace_of(double kl)
+{
+    return kl > 0 ? (float)fmin(1, sqrt(kl / DISTILL_FAR)) : 0;
+}
+
 /* `step` is 1-based. */
 static void follow_slopes(struct student *s, int32_t step)
 {
-    double left = 1 - (double)(step - 1) / s->options->steps;
+    double left = (double)s->pace * (1 - (double)(step - 1) / s->options->steps);
     double settled = fmin(1, (double)s->options->steps / DISTILL_SETTLE);
 
     for (int32_t i = 0; i < s->matrices; i++) {
@@ -336,9 +344,9 @@ static int open_examples(struct student *s, const struct trainer_source *example
 /* ------------------------------------------------------------------ interruptions */
 
 /* Everything that a step changes. */
-static int open_vectors(const struct student *s, struct resume_vectors *v, struct err *err)
+static int open_vectors(struct student *s, struct resume_vectors *v, struct err *err)
 {
-    size_t count = 3 * (size_t)s->matrices;
+    size_t count = 3 * (size_t)s->matrices + 1;
     int32_t *length = malloc(count * sizeof *length + 1);
 
     v->vector = malloc(count * sizeof *v->vector + 1);
@@ -354,6 +362,8 @@ static int open_vectors(const struct student *s, struct resume_vectors *v, struc
             length[v->count++] = k == 0 ? m->count : m->count + 1;
         }
     }
+    v->vector[v->count] = &s->pace;
+    length[v->count++] = 1;
     return 0;
 }
 
@@ -380,8 +390,8 @@ static int tell(const struct student *s, int32_t step, double part, struct err *
     return stage_tell(&s->options->listener, "distill", (step - 1 + part) / s->options->steps, err);
 }
 
-/* The student's gradient towards what the teacher says. */
-static int compare(struct student *s, const struct distill_batch *b, struct err *err)
+/* The student's gradient towards what the teacher says; *kl: how far it is from that. */
+static int compare(struct student *s, const struct distill_batch *b, double *kl, struct err *err)
 {
     struct model_loss loss;
     struct model_loss_args args = {.weights = &s->weights,
@@ -400,6 +410,7 @@ static int compare(struct student *s, const struct distill_batch *b, struct err 
         return err_set(err, ERR_INVALID,
                        "distillation lost its way: the KL is not a number any more; ask for fewer "
                        "steps (distill_steps)");
+    *kl = loss.weighted;
     if (b->thinned || args.teacher_rows || !s->lessons.rows)
         return 0;
     if (model_teacher_rows(s->pass, b->batch.rows, s->given, err))
@@ -415,11 +426,14 @@ static int run(struct student *s, const struct resume_vectors *vectors,
         return -1;
     for (int32_t step = go_on(s, vectors) + 1; step <= s->options->steps; step++) {
         struct distill_batch batch;
+        double kl = 0;
 
         distill_batches_next(&s->batches, &batch);
-        if (put_weights(s, err) || tell(s, step, 1. / 3, err) || compare(s, &batch, err) ||
+        if (put_weights(s, err) || tell(s, step, 1. / 3, err) || compare(s, &batch, &kl, err) ||
             tell(s, step, 2. / 3, err) || take_slopes(s, err))
             return -1;
+        if (step == 1)
+            s->pace = pace_of(kl);
         follow_slopes(s, step);
         progress_tick();
         if (s->options->resume && step % DISTILL_KEEP == 0 &&

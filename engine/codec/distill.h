@@ -2,7 +2,8 @@
  *
  * What is in the signs stays; the scales (codec.h: scales) follow the gradient of the KL from the
  * tuned model's predictions, on all tokens of the examples, whole and thinned (distill_batch.h),
- * in logarithms by Adam with a rate that falls in a line to zero. Where a codec says so
+ * in logarithms by Adam with a rate that falls in a line to zero, and is the less the closer the
+ * difference was to begin with. Where a codec says so
  * (common_rate) all scales of a matrix have a factor in common as well, which may go far: the noise
  * of single rows is not in it. Takes memory for the matrices of the blocks and their gradients, in
  * f32, one training pass, and what the teacher gave (lessons.h). */
@@ -14,7 +15,8 @@
 #include "engine/trainer.h"
 
 #define DISTILL_ROWS 512  /* tokens of a step, if one example is not longer */
-#define DISTILL_RATE 1e-2 /* of the first step */
+#define DISTILL_RATE 1e-2 /* of the first step, and */
+#define DISTILL_FAR 0.04  /* nats a token: the KL before it, from where the whole rate is taken */
 #define DISTILL_SETTLE \
     60 /* steps that rows and columns need for the whole rate: in fewer, noise wins */
 #define DISTILL_KEEP 10 /* steps from one that is kept to the next */

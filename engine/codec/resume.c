@@ -45,7 +45,7 @@ static int digest(char hex[SHA256_HEX], const struct resume_key *key, struct err
 
     if (!h)
         return err_set(err, ERR_NO_MEMORY, "no memory for a digest");
-    snprintf(text, sizeof text, "graft compression 3|%s|%s|%lld|%lld|%d|", key->source->base_digest,
+    snprintf(text, sizeof text, "graft compression 4|%s|%s|%lld|%lld|%d|", key->source->base_digest,
              key->codec->name, (long long)key->bytes, (long long)key->seed, key->steps);
     sha256_update(h, text, strlen(text));
     for (int64_t i = 0; i < rows->count; i++) {

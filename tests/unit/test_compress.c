@@ -28,6 +28,8 @@
 #include "tests/unit/taught_model.h"
 #include "tests/unit/tiny_model.h"
 
+#define NEARLY 2 /* a ratio at which next to nothing is lost */
+
 /* ------------------------------------------------------------------ the report */
 
 static void test_report(void **state)
@@ -79,6 +81,17 @@ static void test_report_without_rows(void **state)
     assert_int_equal(r.calibration_tokens, 0);
     assert_int_equal(r.distill_steps, 0);
     taught_expect_report(taught.delta_path, &r, "calibration");
+}
+
+/* What is nearly right already is not shaken by distillation: its steps are small then. */
+static void test_distillation_of_what_is_nearly_right(void **state)
+{
+    struct engine_delta_report by_itself = taught_compress((struct engine_compress_options){
+        .ratio = NEARLY, .distill_steps = 0, .calibration = taught.questions});
+    struct engine_delta_report distilled = taught_compress((struct engine_compress_options){
+        .ratio = NEARLY, .distill_steps = 12, .calibration = taught.questions});
+
+    assert_true(distilled.measured_kl < by_itself.measured_kl);
 }
 
 static void test_progress(void **state)
@@ -561,6 +574,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_report),
         cmocka_unit_test(test_report_without_rows),
+        cmocka_unit_test(test_distillation_of_what_is_nearly_right),
         cmocka_unit_test(test_progress),
         cmocka_unit_test(test_stop),
         cmocka_unit_test(test_stop_while_it_is_asked),
