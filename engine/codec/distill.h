@@ -3,10 +3,10 @@
  * What is in the signs stays; the scales (codec.h: scales) follow the gradient of the KL from the
  * tuned model's predictions, on all tokens of the examples, whole and thinned (distill_batch.h),
  * in logarithms by Adam with a rate that falls in a line to zero, and is the less the closer the
- * difference was to begin with. Where a codec says so
- * (common_rate) all scales of a matrix have a factor in common as well, which may go far: the noise
- * of single rows is not in it. Takes memory for the matrices of the blocks and their gradients, in
- * f32, one training pass, and what the teacher gave (lessons.h). */
+ * difference was to begin with. Where a codec says so (common_rate) all scales of a matrix have a
+ * factor in common as well, which may go far: the noise of single rows is not in it. Takes memory
+ * for the matrices of the blocks and their gradients, in f32, one training pass, and what the
+ * teacher gave (lessons.h). */
 #ifndef GRAFT_CODEC_DISTILL_H
 #define GRAFT_CODEC_DISTILL_H
 
@@ -15,8 +15,8 @@
 #include "engine/trainer.h"
 
 #define DISTILL_ROWS 512  /* tokens of a step, if one example is not longer */
-#define DISTILL_RATE 1e-2 /* of the first step, and */
-#define DISTILL_FAR 0.04  /* nats a token: the KL before it, from where the whole rate is taken */
+#define DISTILL_RATE 1e-2 /* of the first step, where the KL is far */
+#define DISTILL_FAR 0.04  /* nats a token; below it the rate goes by the KL's root */
 #define DISTILL_SETTLE \
     60 /* steps that rows and columns need for the whole rate: in fewer, noise wins */
 #define DISTILL_KEEP 10 /* steps from one that is kept to the next */

@@ -42,27 +42,27 @@ static double *damped(const float *a, int32_t n)
     return copy;
 }
 
+/* A damped copy and its Cholesky factor; neither where there is no `a`. */
+static int open_side(const float *a, int32_t n, double **copy, double **root, struct err *err)
+{
+    if (!a)
+        return 0;
+    *copy = damped(a, n);
+    *root = new_doubles((int64_t)n * n);
+    if (!*copy || !*root)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the statistics of a matrix");
+    memcpy(*root, *copy, (size_t)n * (size_t)n * sizeof **root);
+    return linalg_cholesky(*root, n, err);
+}
+
 static int open_metric(struct factor *f, const struct factor_statistics *s, struct err *err)
 {
-    size_t bytes = (size_t)f->cols * (size_t)f->cols * sizeof(double);
-
-    if (s && s->h) {
-        f->h = damped(s->h, f->cols);
-        f->lh = new_doubles((int64_t)f->cols * f->cols);
-        if (!f->h || !f->lh)
-            return err_set(err, ERR_NO_MEMORY, "no memory for the statistics of a matrix");
-        memcpy(f->lh, f->h, bytes);
-        if (linalg_cholesky(f->lh, f->cols, err))
-            return err_prefix(err, "inputs");
-    }
-    if (s && s->g) {
-        f->g = damped(s->g, f->rows);
-        f->lg = damped(s->g, f->rows);
-        if (!f->g || !f->lg)
-            return err_set(err, ERR_NO_MEMORY, "no memory for the statistics of a matrix");
-        if (linalg_cholesky(f->lg, f->rows, err))
-            return err_prefix(err, "gradients");
-    }
+    if (!s)
+        return 0;
+    if (open_side(s->h, f->cols, &f->h, &f->lh, err))
+        return err_prefix(err, "inputs");
+    if (open_side(s->g, f->rows, &f->g, &f->lg, err))
+        return err_prefix(err, "gradients");
     return 0;
 }
 
@@ -368,36 +368,28 @@ static double lost_at(const double *x, int32_t count, const float *element, cons
     return sum;
 }
 
-/* Steps the scale up, or down, while that loses less. */
-static bool step_scale(const double *x, int32_t count, const float *element, const double *feedback,
-                       int width, float step, float *scale)
+/* A vector's scale that loses least: steps up from the one given, or else down, while that pays.
+ * Singular vectors have longer tails than a Gaussian, and what is beyond the largest sum of a
+ * vector's planes is lost whole: at eight planes a single element at ten deviations loses more than
+ * all others. */
+static float fit_scale(const double *x, int32_t count, const float *element, const double *feedback,
+                       int width, float first)
 {
-    double least = lost_at(x, count, element, feedback, width, *scale);
-    bool stepped = false;
+    double least = lost_at(x, count, element, feedback, width, first);
+    float scale = first, step = SCALE_STEP;
 
     for (;;) {
-        float next = f16_to_f32(f32_to_f16(*scale * step));
+        float next = f16_to_f32(f32_to_f16(scale * step));
         double sum = lost_at(x, count, element, feedback, width, next);
 
-        if (!(sum < least))
-            return stepped;
-        least = sum;
-        *scale = next;
-        stepped = true;
-    }
-}
-
-/* Scales of vectors that lose least. Singular vectors have longer tails than a Gaussian, and what
- * is beyond the largest sum of a vector's planes is lost whole: at eight planes a single element at
- * ten deviations loses more than all others. */
-static void fit_scales(const double *x, int32_t rank, int32_t count, const uint8_t *width,
-                       const float *element, const double *feedback, float *vector)
-{
-    for (int64_t v = 0; v < rank; v++) {
-        const double *row = x + v * count;
-
-        if (!step_scale(row, count, element, feedback, width[v], SCALE_STEP, &vector[v]))
-            step_scale(row, count, element, feedback, width[v], 1 / SCALE_STEP, &vector[v]);
+        if (sum < least) {
+            least = sum;
+            scale = next;
+        } else if (scale == first && step > 1) {
+            step = 1 / SCALE_STEP;
+        } else {
+            return scale;
+        }
     }
 }
 
@@ -427,14 +419,6 @@ static int first_right(struct rounding *r, const uint8_t *width, struct err *err
     return 0;
 }
 
-static double round_right_value(void *context, int32_t v, int32_t c, double value)
-{
-    struct rounding *r = context;
-
-    return store(value, r->right_scale[v] * r->col[c], r->width[v],
-                 &r->right_signs[(int64_t)v * r->f->cols + c]);
-}
-
 /* A copy's feedback; NULL where `a` is. */
 static int feedback_of(const double *a, int32_t n, double **out, struct err *err)
 {
@@ -450,57 +434,78 @@ static int feedback_of(const double *a, int32_t n, double **out, struct err *err
     return linalg_feedback(*out, n, err);
 }
 
+/* One side of a rounding. */
+struct side {
+    double *x; /* [rank, count] */
+    int32_t rank, count;
+    const double *metric;       /* [count, count]; NULL: the identity */
+    const double *row_feedback; /* [rank, rank] of the vectors; NULL: the identity */
+    const uint8_t *width;       /* [rank] */
+    uint8_t *signs;             /* [rank, count] out */
+    float *scale, *element;     /* [rank], [count] out */
+};
+
+static double round_value(void *context, int32_t v, int32_t i, double value)
+{
+    const struct side *s = context;
+
+    return store(value, s->scale[v] * s->element[i], s->width[v],
+                 &s->signs[(int64_t)v * s->count + i]);
+}
+
+static int round_side(struct side *s, struct err *err)
+{
+    double *feedback;
+    int rc = -1;
+
+    if (feedback_of(s->metric, s->count, &feedback, err))
+        goto out;
+    find_scales(s->x, s->rank, s->count, s->scale, s->element);
+    for (int64_t v = 0; v < s->rank; v++)
+        s->scale[v] = fit_scale(s->x + v * s->count, s->count, s->element, feedback, s->width[v],
+                                s->scale[v]);
+    rc = gptq_round(&(struct gptq){.x = s->x,
+                                   .rows = s->rank,
+                                   .cols = s->count,
+                                   .feedback = feedback,
+                                   .row_feedback = s->row_feedback,
+                                   .round = round_value,
+                                   .context = s},
+                    err);
+out:
+    free(feedback);
+    return rc;
+}
+
 static int round_right(struct rounding *r, struct err *err)
 {
-    double *feedback = NULL;
-    int rc = -1;
-
-    if (feedback_of(r->f->h, r->f->cols, &feedback, err))
-        goto out;
-    find_scales(r->right, r->rank, r->f->cols, r->right_scale, r->col);
-    fit_scales(r->right, r->rank, r->f->cols, r->width, r->col, feedback, r->right_scale);
-    rc = gptq_round(&(struct gptq){.x = r->right,
-                                   .rows = r->rank,
-                                   .cols = r->f->cols,
-                                   .feedback = feedback,
-                                   .round = round_right_value,
-                                   .context = r},
-                    err);
-out:
-    free(feedback);
-    return rc;
+    return round_side(&(struct side){.x = r->right,
+                                     .rank = r->rank,
+                                     .count = r->f->cols,
+                                     .metric = r->f->h,
+                                     .width = r->width,
+                                     .signs = r->right_signs,
+                                     .scale = r->right_scale,
+                                     .element = r->col},
+                      err);
 }
 
-static double round_left_value(void *context, int32_t v, int32_t i, double value)
-{
-    struct rounding *r = context;
-
-    return store(value, r->left_scale[v] * r->row[i], r->width[v],
-                 &r->left_signs[(int64_t)v * r->f->rows + i]);
-}
-
-/* Likewise, in the metric of G and of `inner`, which becomes its feedback: what a vector loses can
- * be made good by the other vectors, what a row loses by the other rows. */
+/* In the metric of G and of `inner`, which becomes its feedback: what a vector loses can be made
+ * good by the other vectors, what a row loses by the other rows. */
 static int round_left(struct rounding *r, struct err *err)
 {
-    double *feedback = NULL;
-    int rc = -1;
-
-    if (feedback_of(r->f->g, r->f->rows, &feedback, err) || linalg_feedback(r->inner, r->rank, err))
-        goto out;
-    find_scales(r->left, r->rank, r->f->rows, r->left_scale, r->row);
-    fit_scales(r->left, r->rank, r->f->rows, r->width, r->row, feedback, r->left_scale);
-    rc = gptq_round(&(struct gptq){.x = r->left,
-                                   .rows = r->rank,
-                                   .cols = r->f->rows,
-                                   .feedback = feedback,
-                                   .row_feedback = r->inner,
-                                   .round = round_left_value,
-                                   .context = r},
-                    err);
-out:
-    free(feedback);
-    return rc;
+    if (linalg_feedback(r->inner, r->rank, err))
+        return -1;
+    return round_side(&(struct side){.x = r->left,
+                                     .rank = r->rank,
+                                     .count = r->f->rows,
+                                     .metric = r->f->g,
+                                     .row_feedback = r->inner,
+                                     .width = r->width,
+                                     .signs = r->left_signs,
+                                     .scale = r->left_scale,
+                                     .element = r->row},
+                      err);
 }
 
 static int measure(const struct rounding *r, double *cost, struct err *err)
