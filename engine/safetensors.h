@@ -76,12 +76,12 @@ int safetensors_writer_replace_metadata(struct safetensors_writer *writer, const
  * of the file; may be NULL. */
 int safetensors_writer_finish(struct safetensors_writer *writer, int64_t *bytes, struct err *err);
 
-/* A new value for a metadata key of a file that is there; nothing else of it changes, not even its
- * length. Written as JSON the value must fit where the old one and the blanks behind it are;
- * blanks, which JSON ignores, fill what is left. Synced. Nobody may have the file open, and it
- * should not yet be where it is looked for: a crash in between leaves half of the value.
- * ERR_INVALID that names the file, which stays as it was: no such file as safetensors_open takes,
- * no such key, a value that is too long or not UTF-8. */
+/* A new value for a metadata key of a file that is there; no tensor moves, and the file's length
+ * stays. Written as JSON it must fit where the old value and the header's blanks are; blanks, which
+ * JSON ignores, fill what is left. Synced. Nobody may have the file open, and it should not yet be
+ * where it is looked for: a crash in between leaves half of the header. ERR_INVALID that names the
+ * file, which stays as it was: no such file as safetensors_open takes, no such key, a value that is
+ * too long or not UTF-8. */
 int safetensors_patch_metadata(const char *path, const char *key, const char *value,
                                struct err *err);
 
