@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""What each codec costs at each size, on one base and one tuned model: a table and a plot in engine/codec/README.md, all
+"""What each codec costs at each size, on one base and its tuned models: a table and a plot in engine/codec/README.md, all
 figures in build/bench-codecs-NAME.json.
 
-usage: make bench-codecs BASE=DIR TUNED=DIR CALIBRATION=FILE HELD_OUT=FILE [OTHER_TEXT=FILE] [NAME=...]
+usage: make bench-codecs BASE=DIR TUNED=DIR[,DIR...] CALIBRATION=FILE HELD_OUT=FILE [OTHER_TEXT=FILE] [NAME=...]
 
 Sizes are parts of the 16-bit bytes of the matrices inside the blocks, and a delta's whole file must fit. Each delta is
 measured by `graft bench kl` and `graft bench recall` as it is served. CALIBRATION holds the rows that were trained (its
-questions are "memorised"), HELD_OUT other wordings ("rephrased"), OTHER_TEXT examples of another kind. Every compression
+questions are "memorised"), HELD_OUT other wordings ("rephrased"), OTHER_TEXT examples of another kind. More than one TUNED:
+models taught the same rows with other seeds; the table has their mean and its spread. Every compression
 is a process of its own: its peak memory is the system's count of it. What is measured already is not measured again,
 unless the program or an input has changed.
 
@@ -95,13 +96,12 @@ class Store:
 
 
 class Bench:
-    def __init__(self, options, folder):
-        self.o = options
-        # A copy, so that nobody builds another one between two measurements.
-        self.graft = shutil.copy(ROOT / options.build / "graft", folder)
-        self.store = Store(ROOT / options.build / f"bench-codecs-{options.name}.jsonl")
+    """Of one tuned model."""
+
+    def __init__(self, options, tuned, graft, store):
+        self.o, self.tuned, self.graft, self.store = options, tuned, graft, store
         texts = [options.calibration, options.held_out] + ([options.other_text] if options.other_text else [])
-        self.given = [digest(self.graft), [fingerprint(p) for p in (options.base, options.tuned)], [digest(t) for t in texts]]
+        self.given = [digest(self.graft), [fingerprint(p) for p in (options.base, tuned)], [digest(t) for t in texts]]
         self.threads = ["--threads", options.threads] if options.threads else []
 
     def tool(self, *words):
@@ -113,7 +113,7 @@ class Bench:
         which = ["--delta", delta] if delta else ["--other", model] if model else []
 
         def measure():
-            kl = self.tool("bench", "kl", "--base", o.base, "--tuned", o.tuned, *which, "--data", *texts)
+            kl = self.tool("bench", "kl", "--base", o.base, "--tuned", self.tuned, *which, "--data", *texts)
             recall = self.tool("bench", "recall", "--model", model or o.base, *(["--delta", delta] if delta else []),
                                "--data", o.calibration, o.held_out)
             return {"kl": kl["data"][0]["kl"], "answer_kl": kl["data"][0]["answer_kl"],
@@ -130,7 +130,7 @@ class Bench:
         def make():
             with tempfile.TemporaryDirectory() as folder:
                 delta = os.path.join(folder, "delta.safetensors")
-                argv = ["delta", "compress", "--base", o.base, "--tuned", o.tuned, "--codec", codec, "--calibration",
+                argv = ["delta", "compress", "--base", o.base, "--tuned", self.tuned, "--codec", codec, "--calibration",
                         o.calibration, "--seed", str(seed), "--no-recall", "-o", delta]
                 argv += ["--bytes", str(size)] if size else []
                 argv += ["--distill-steps", str(distill)] if distill is not None else []
@@ -184,7 +184,7 @@ class Bench:
 # ------------------------------------------------------------------ the reference scripts
 
 
-def reference_jobs(options):
+def reference_jobs(options, tuned):
     """Command lines of the scripts at each size, and where each saves its model."""
     peers, data = pathlib.Path(options.peers), ["--data", options.peer_data] if options.peer_data else []
     for ratio in options.ratios:
@@ -193,8 +193,8 @@ def reference_jobs(options):
                                    ("bitdelta", "codecs_torch.py", ["--codec", "bitdelta", "--untuned-rest", "--distill-steps", "0"])):
             if what not in options.peer_codecs or what == "bitdelta" and ratio != options.ratios[0]:
                 continue  # the last has one size
-            save = ROOT / options.build / f"reference-{options.name}-{what}-{ratio:g}"
-            yield what, save, [options.python, peers / script, options.base, options.tuned, "--ratio", f"{ratio:g}", *more, *data, "--save", save]
+            save = ROOT / options.build / f"reference-{options.name}-{pathlib.Path(tuned).name}-{what}-{ratio:g}"
+            yield what, save, [options.python, peers / script, options.base, tuned, "--ratio", f"{ratio:g}", *more, *data, "--save", save]
 
 
 def references(bench):
@@ -203,7 +203,7 @@ def references(bench):
     for line in open(o.reference, encoding="utf-8") if o.reference else []:
         if line.strip():
             lines.append(json.loads(line))
-    for what, save, argv in reference_jobs(o) if o.peers and o.python else []:
+    for what, save, argv in reference_jobs(o, bench.tuned) if o.peers and o.python else []:
         said(f"reference {save.name}")
         key = ["reference", save.name, bench.given[1], *([fingerprint(o.peer_data)] if o.peer_data else [])]
         lines.append({**bench.store.get(key, lambda argv=argv: run(argv)), "what": what, "saved": str(save)})
@@ -212,6 +212,7 @@ def references(bench):
         point = {"codec": line["what"], "bytes": line["linear_bytes"], "distill_steps": line.get("distill_steps", 0),
                  "ratio": 2 * line["linear_params"] / line["linear_bytes"], "line": line, "own_kl": line.get("kl"),
                  "seconds": line.get("statistics_seconds", 0) + line.get("seconds", 0) + line.get("distill_seconds", 0)}
+        point["quality"] = None
         if line.get("saved"):
             with tempfile.TemporaryDirectory() as folder:
                 dress(folder, line["saved"], o.base)
@@ -261,8 +262,20 @@ def part_text(ratio):
 QUALITY = (("kl", kl_text), ("answer_kl", kl_text), ("other_kl", kl_text), ("memorised", share_text), ("rephrased", share_text))
 
 
-def table(base, tuned, rows, points, linear_bytes):
-    """Markdown, one row for each codec and size."""
+def together(lists):
+    """Of the rows or points of several tuned models, those of one codec and size in one tuple."""
+    if len({len(one) for one in lists}) != 1:
+        raise SystemExit("a codec can not make of every tuned model what it makes of one")
+    return list(zip(*lists))
+
+
+def merged(row_lists):
+    """Rows as series() gives them, of one tuned model each, with the runs of all."""
+    return [{**rows[0], "runs": [run for row in rows for run in row["runs"]]} for rows in together(row_lists)]
+
+
+def table(bases, tuned, rows, points, linear_bytes):
+    """Markdown, one row for each codec and size. bases, tuned: qualities; points: tuples, of each tuned model one."""
     out = ["| size | bytes | codec | distilled | KL | KL answers | KL other text | memorised | rephrased | s | s distilling | peak MiB |",
            "|---|---|---|---|---|---|---|---|---|---|---|---|"]
 
@@ -270,8 +283,8 @@ def table(base, tuned, rows, points, linear_bytes):
         cells = [spread([q[key] for q in quality], digits) for key, digits in QUALITY] if quality else ["–"] * len(QUALITY)
         out.append("| " + " | ".join([size, nbytes, codec, steps, *cells, *cost]) + " |")
 
-    line("–", "–", "base", "–", [base], "–", "–", "–")
-    line("1", f"{linear_bytes:,}", "tuned, uncompressed", "–", [{**tuned, "kl": 0, "answer_kl": 0, "other_kl": 0}], "–", "–", "–")
+    line("–", "–", "base", "–", bases, "–", "–", "–")
+    line("1", f"{linear_bytes:,}", "tuned, uncompressed", "–", [{**q, "kl": 0, "answer_kl": 0, "other_kl": 0} for q in tuned], "–", "–", "–")
     entries = []
     for row in rows:
         runs = row["runs"]
@@ -282,12 +295,13 @@ def table(base, tuned, rows, points, linear_bytes):
         entries.append((-nbytes, (part_text(linear_bytes / nbytes), f"{nbytes:,.0f}", f"`{row['codec']}`",
                                   f"{row['distill_steps']} steps" if row["distill_steps"] else "no",
                                   [r["quality"] for r in runs], *cost)))
-    for p in points:
+    for of_all in points:
+        p = of_all[0]
+        unknown = {"answer_kl": None, "other_kl": None, "memorised": None, "rephrased": None}
         entries.append((-p["bytes"], (part_text(p["ratio"]), f"{p['bytes']:,}", f"{p['codec']} (torch)",
                                       f"{p['distill_steps']} steps" if p["distill_steps"] else "no",
-                                      [p["quality"]] if "quality" in p else
-                                      [{"kl": p["own_kl"], "answer_kl": None, "other_kl": None, "memorised": None, "rephrased": None}],
-                                      seconds_text(p["seconds"]), "–", "–")))
+                                      [each["quality"] or {"kl": each["own_kl"], **unknown} for each in of_all],
+                                      spread([each["seconds"] for each in of_all], seconds_text), "–", "–")))
     for _, entry in sorted(entries, key=lambda e: e[0]):
         line(*entry)
     return "\n".join(out)
@@ -303,10 +317,10 @@ def curves(rows, points):
         name = row["codec"] + (", distilled" if row["distill_steps"] else "")
         runs = row["runs"]
         found.setdefault(name, []).append((sum(r["file_bytes"] for r in runs) / len(runs), sum(r["quality"]["kl"] for r in runs) / len(runs)))
-    for p in points:
-        kl = p["quality"]["kl"] if "quality" in p else p["own_kl"]
-        if kl is not None:
-            found.setdefault(f"{p['codec']} (torch)", []).append((p["bytes"], kl))
+    for of_all in points:
+        kls = [p["quality"]["kl"] if p["quality"] else p["own_kl"] for p in of_all]
+        if None not in kls:
+            found.setdefault(f"{of_all[0]['codec']} (torch)", []).append((of_all[0]["bytes"], sum(kls) / len(kls)))
     return {name: sorted(xy for xy in line if xy[1] > 0) for name, line in found.items() if any(xy[1] > 0 for xy in line)}
 
 
@@ -384,12 +398,16 @@ def machine():
 
 
 def document(options, tuned, text, refusals):
-    asked = tuned["recall_line"]["data"]
-    kl = tuned["kl_line"]["data"]
+    asked = [sum(q["recall_line"]["data"][i]["asked"] for q in tuned) for i in range(2)]
+    kl = tuned[0]["kl_line"]["data"]
+    models = "one tuned model" if len(tuned) == 1 else f"{len(tuned)} tuned models"
+    runs = len(tuned) * options.seeds
     out = [f"### {options.name}", "",
-           f"{asked[0]['asked']} questions memorised and {asked[1]['asked']} rephrased; KL on {kl[0]['tokens']:,} held-out tokens, "
+           f"{models[0].upper()}{models[1:]}, {asked[0]} questions memorised and {asked[1]} rephrased"
+           f"{' in all' if len(tuned) > 1 else ''}; KL on {kl[0]['tokens']:,} held-out tokens, "
            f"{kl[0]['answer_tokens']:,} of them answers" + (f", and on {kl[1]['tokens']:,} of other text" if len(kl) > 1 else "") +
-           f"; {options.seeds} seeds (± half the distance of the extremes); {machine()}, {tuned['kl_line']['threads']} threads.", "",
+           (f"; means of {runs} (± half the distance of the extremes)" if runs > 1 else "") +
+           f"; {machine()}, {tuned[0]['kl_line']['threads']} threads.", "",
            text, "", f"![KL over bytes, {options.name}](kl_{options.name}.svg)"]
     if refusals:
         out += ["", "Not to be had:", ""] + [f"- {what}: {why}" for what, why in refusals.items()]
@@ -398,8 +416,9 @@ def document(options, tuned, text, refusals):
 
 def arguments(argv):
     ap = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    for flag in ("--base", "--tuned", "--calibration", "--held-out"):
+    for flag in ("--base", "--calibration", "--held-out"):
         ap.add_argument(flag, required=True)
+    ap.add_argument("--tuned", required=True, type=lambda text: [path.rstrip("/") for path in text.split(",")])
     for flag in ("--other-text", "--reference", "--peers", "--peer-data", "--python", "--codecs", "--threads"):
         ap.add_argument(flag)
     ap.add_argument("--name")
@@ -411,33 +430,43 @@ def arguments(argv):
     ap.add_argument("--readme", default="engine/codec/README.md")
     options = ap.parse_args(argv)
     for flag in ("base", "tuned", "calibration", "held_out", "other_text", "reference", "peers", "peer_data"):
-        if getattr(options, flag) is not None and not os.path.exists(getattr(options, flag)):
-            ap.error(f"{flag.upper()}: there is no \"{getattr(options, flag)}\"")
-    options.name = re.sub(r"[^A-Za-z0-9._-]", "-", options.name or pathlib.Path(options.tuned.rstrip("/")).name)
+        given = getattr(options, flag)
+        for path in given if isinstance(given, list) else [given] if given is not None else []:
+            if not os.path.exists(path):
+                ap.error(f"{flag.upper()}: there is no \"{path}\"")
+    if options.reference and len(options.tuned) > 1:
+        ap.error("REFERENCE: its lines are of one tuned model")
+    options.name = re.sub(r"[^A-Za-z0-9._-]", "-", options.name or pathlib.Path(options.tuned[0]).name)
     return options
 
 
 def main():
     with tempfile.TemporaryDirectory() as folder:
-        measure(Bench(arguments(sys.argv[1:]), folder))
+        measure(arguments(sys.argv[1:]), folder)
 
 
-def measure(bench):
-    options, refusals = bench.o, {}
-    said("the base and the tuned model")
-    base = bench.quality("base")
-    tuned = bench.quality("tuned", model=options.tuned)
-    linear_bytes = 2 * base["linear_parameters"]
-    points = references(bench)
-    rows = [row for codec in bench.codecs() for row in bench.series(codec, linear_bytes, refusals)]
+def measure(options, folder):
+    # A copy, so that nobody builds another one between two measurements.
+    graft = shutil.copy(ROOT / options.build / "graft", folder)
+    store = Store(ROOT / options.build / f"bench-codecs-{options.name}.jsonl")
+    bases, tuned, points, rows, refusals = [], [], [], [], {}
+    for model in options.tuned:
+        bench = Bench(options, model, graft, store)
+        said(f"the base and {model}")
+        bases.append(bench.quality("base"))
+        tuned.append(bench.quality("tuned", model=model))
+        linear_bytes = 2 * bases[0]["linear_parameters"]
+        points.append(references(bench))
+        rows.append([row for codec in bench.codecs() for row in bench.series(codec, linear_bytes, refusals)])
+    points, rows = together(points), merged(rows)
 
     readme = ROOT / options.readme
-    text = table(base, tuned, rows, points, linear_bytes)
+    text = table(bases, tuned, rows, points, linear_bytes)
     found = curves(rows, points)
     if found:
         (readme.parent / f"kl_{options.name}.svg").write_text(plot(found, options.name), encoding="utf-8")
     put(readme, options.name, document(options, tuned, text, refusals))
-    figures = {"name": options.name, "machine": machine(), "linear_bytes": linear_bytes, "base": base, "tuned": tuned, "rows": rows,
+    figures = {"name": options.name, "machine": machine(), "linear_bytes": linear_bytes, "bases": bases, "tuned": tuned, "rows": rows,
                "reference": points, "refused": refusals}
     (ROOT / options.build / f"bench-codecs-{options.name}.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     print(text)

@@ -106,7 +106,7 @@ class Codecs(unittest.TestCase):
                                     "--held-out", f"{self.at}/b.jsonl", "--build", str(self.at), "--readme", f"{self.at}/README.md",
                                     "--name", "toy", "--ratios", "16,32", "--seeds", "2", *more])
         with tempfile.TemporaryDirectory() as folder, silence():
-            codecs.measure(codecs.Bench(options, folder))
+            codecs.measure(options, folder)
         return self.calls()[before:]
 
     def calls(self):
@@ -141,6 +141,28 @@ class Codecs(unittest.TestCase):
         self.assertEqual((row["bytes"], row["KL"], row["KL answers"], row["KL other text"]), ("10,000", "0.1", "0.05", "0.2"))
         self.assertEqual((row["memorised"], row["rephrased"], row["s"], row["s distilling"]), ("0.500", "0.250", "3.0", "4.0"))
         self.assertEqual(self.cells("base")[0]["KL"], "3")
+
+    def test_tuned_models_of_one_base_share_a_table(self):
+        (self.at / "again").mkdir()
+        (self.at / "again" / "config.json").write_text("taught with another seed")
+        calls = self.measure("--tuned", f"{self.at}/tuned,{self.at}/again")
+        self.assertEqual(len([w for w in calls if w[:2] == ["delta", "compress"] and "wide" in w]), 2 * 2 * 2 * 2)
+        self.assertEqual({len(row["runs"]) for row in self.figures()["rows"]}, {4})
+        self.assertIn("2 tuned models, 24 questions memorised and 24 rephrased in all", (self.at / "README.md").read_text())
+        self.assertIn("means of 4 ", (self.at / "README.md").read_text())
+
+    def test_the_scripts_are_run_on_each_tuned_model_and_their_mean_is_shown(self):
+        (self.at / "again").mkdir()
+        script = self.at / "codec_fisher_torch.py"
+        script.write_text("import json, pathlib, sys\n"
+                          "save, kind = pathlib.Path(sys.argv[sys.argv.index('--save') + 1]), pathlib.Path(sys.argv[2]).name\n"
+                          "save.mkdir()\n(save / 'config.json').write_text(kind)\n"
+                          "print(json.dumps({'what': '', 'linear_params': 80000, 'linear_bytes': 9999,"
+                          " 'seconds': 2 if kind == 'again' else 4}))\n")
+        self.measure("--tuned", f"{self.at}/tuned,{self.at}/again", "--peers", str(self.at), "--python", sys.executable,
+                     "--peer-codecs", "fisher-weighted", "--ratios", "16")
+        row = self.cells("fisher-weighted (torch)")
+        self.assertEqual([(r["KL"], r["s"]) for r in row], [("0.25", "3.0 ± 1.0")])
 
     def test_peak_memory_is_that_of_the_process(self):
         self.measure()
