@@ -121,10 +121,8 @@ static int add_recall(struct fidelity_bench *b, const char *path, struct err *er
     rows = trainer_source_of(data);
     rc = engine_recall(b->engine, NULL, b->delta, data, &recall, err) ||
                  fidelity_measure(&found,
-                                  &(struct fidelity_args){.engine = b->engine,
-                                                          .delta = b->delta,
-                                                          .examples = &rows,
-                                                          .max_rows = MAX_ROWS},
+                                  &(struct fidelity_args){
+                                      .engine = b->engine, .delta = b->delta, .examples = &rows},
                                   err)
              ? -1
              : 0;
@@ -185,8 +183,7 @@ static int add_kl(struct fidelity_bench *b, const char *path, int64_t max_tokens
                                 .other = b->other.model ? model_base_weights(b->other.model) : NULL,
                                 .delta = b->delta,
                                 .examples = &rows,
-                                .max_tokens = max_tokens,
-                                .max_rows = MAX_ROWS},
+                                .max_tokens = max_tokens},
         err);
     engine_dataset_free(data);
     if (rc)

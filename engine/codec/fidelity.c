@@ -8,9 +8,12 @@
 #include "engine/base/progress.h"
 #include "engine/engine_parts.h"
 
+#define PORTION 256 /* rows of a pass: longer examples take more than one */
+
 struct measuring {
     const struct fidelity_args *args;
     struct model_decoder *decoder;
+    struct kv_cache served_past, exact_past; /* of one example */
     int32_t max_rows, vocabulary;
     int32_t *position, *row;
     float *served, *exact; /* [max_rows, vocabulary] logits */
@@ -18,9 +21,28 @@ struct measuring {
     int64_t tokens, answer_tokens;
 };
 
+static int32_t longest_of(const struct trainer_source *examples)
+{
+    int32_t longest = 1;
+
+    for (int64_t i = 0; i < examples->count; i++) {
+        struct dataset_example e = examples->example(examples->context, i);
+
+        longest = e.length > longest ? e.length : longest;
+    }
+    return longest;
+}
+
 static int open_measuring(struct measuring *m, struct err *err)
 {
-    size_t rows = (size_t)m->max_rows, logits = rows * (size_t)m->vocabulary;
+    const struct model *model = m->args->engine->model;
+    int32_t longest = longest_of(m->args->examples);
+    size_t rows, logits;
+
+    m->vocabulary = model_get_config(model)->vocabulary;
+    m->max_rows = longest < PORTION ? longest : PORTION;
+    rows = (size_t)m->max_rows;
+    logits = rows * (size_t)m->vocabulary;
 
     m->position = malloc(rows * sizeof *m->position);
     m->row = malloc(rows * sizeof *m->row);
@@ -29,13 +51,18 @@ static int open_measuring(struct measuring *m, struct err *err)
     if (!m->position || !m->row || !m->served || !m->exact)
         return err_set(err, ERR_NO_MEMORY, "no memory to measure a delta on %d rows", m->max_rows);
     for (int32_t i = 0; i < m->max_rows; i++)
-        m->position[i] = m->row[i] = i;
+        m->row[i] = i;
+    if (model_kv_cache_open(&m->served_past, model, 1, longest, err) ||
+        (m->args->tuned && model_kv_cache_open(&m->exact_past, model, 1, longest, err)))
+        return -1;
     return model_decoder_open(&m->decoder, m->args->engine->model, m->max_rows, m->max_rows, err);
 }
 
 static void close_measuring(struct measuring *m)
 {
     model_decoder_free(m->decoder);
+    model_kv_cache_close(&m->served_past, m->args->engine->model);
+    model_kv_cache_close(&m->exact_past, m->args->engine->model);
     free(m->position);
     free(m->row);
     free(m->served);
@@ -88,32 +115,51 @@ static void add_row(struct measuring *m, int64_t row, int32_t next, bool answer)
     m->answer_tokens++;
 }
 
-static int add_example(struct measuring *m, const struct dataset_example *e, struct err *err)
+/* Rows [from, from + rows) of an example, whose rows before lie in the caches. */
+static int add_portion(struct measuring *m, const struct dataset_example *e, int32_t from,
+                       int32_t rows, struct err *err)
 {
-    int32_t rows = e->length - 1 < m->max_rows ? e->length - 1 : m->max_rows;
     const int32_t ends[2] = {0, rows};
+    const struct batch_slot slot = {.past = from};
     const struct adapter *adapter = engine_delta_adapter(m->args->delta);
-    struct batch batch = {
-        .rows = rows, .token = e->token, .position = m->position, .docs = 1, .cu_seqlens = ends};
+    struct batch batch = {.rows = rows,
+                          .token = e->token + from,
+                          .position = m->position,
+                          .docs = 1,
+                          .cu_seqlens = ends,
+                          .slot = &slot};
     struct model_decode_args args = {.weights = m->args->tuned,
                                      .batch = &batch,
+                                     .cache = &m->exact_past,
                                      .logit_row = m->row,
                                      .logit_count = rows,
                                      .logits = m->exact};
 
-    if (rows < 1)
-        return 0;
+    for (int32_t i = 0; i < rows; i++)
+        m->position[i] = from + i;
     if (m->args->tuned && model_decode(m->decoder, &args, err))
         return -1;
     if (!m->args->other)
         batch.segments = (struct row_segments){.count = 1, .start = ends, .adapter = &adapter};
     args.weights = m->args->other;
+    args.cache = &m->served_past;
     args.logits = m->served;
     if (model_decode(m->decoder, &args, err))
         return -1;
     for (int32_t i = 0; i < rows; i++)
-        add_row(m, i, e->token[i + 1], e->weight[i + 1] > 0);
+        add_row(m, i, e->token[from + i + 1], e->weight[from + i + 1] > 0);
     progress_tick();
+    return 0;
+}
+
+static int add_example(struct measuring *m, const struct dataset_example *e, struct err *err)
+{
+    for (int32_t from = 0, rows = e->length - 1; from < rows; from += m->max_rows) {
+        int32_t left = rows - from;
+
+        if (add_portion(m, e, from, left < m->max_rows ? left : m->max_rows, err))
+            return -1;
+    }
     return 0;
 }
 
@@ -126,7 +172,7 @@ static int64_t stride_of(const struct measuring *m)
     for (int64_t i = 0; i < examples->count; i++) {
         struct dataset_example e = examples->example(examples->context, i);
 
-        tokens += e.length < m->max_rows ? e.length : m->max_rows;
+        tokens += e.length;
     }
     return most > 0 ? (tokens + most - 1) / most : 1;
 }
@@ -154,9 +200,7 @@ static void conclude(const struct measuring *m, struct fidelity *out)
 
 int fidelity_measure(struct fidelity *out, const struct fidelity_args *args, struct err *err)
 {
-    struct measuring m = {.args = args,
-                          .max_rows = args->max_rows > 0 ? args->max_rows : FIDELITY_ROWS,
-                          .vocabulary = model_get_config(args->engine->model)->vocabulary};
+    struct measuring m = {.args = args};
     int64_t stride = stride_of(&m);
     int rc = open_measuring(&m, err);
 

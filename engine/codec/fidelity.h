@@ -9,8 +9,7 @@
 #include "engine/model.h"
 #include "engine/trainer.h"
 
-#define FIDELITY_TOKENS 2048 /* what a compression measures on at most */
-#define FIDELITY_ROWS 256    /* of an example, unless asked */
+#define FIDELITY_TOKENS 2048 /* what a compression measures on, about */
 
 struct fidelity_args {
     struct engine *engine;
@@ -19,7 +18,6 @@ struct fidelity_args {
     const struct engine_delta *delta;  /* NULL: none */
     const struct trainer_source *examples;
     int64_t max_tokens; /* about so many: examples evenly spread over all; 0: every example */
-    int32_t max_rows;   /* of an example: longer ones are cut; 0: FIDELITY_ROWS */
     struct stage_listener listener; /* of "measure" */
 };
 
