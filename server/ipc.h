@@ -36,8 +36,8 @@ enum ipc_type {
 struct ipc_submit {
     uint64_t id; /* chosen by the server, unique on this connection */
     const char *tenant;
-    const char *base_digest; /* of the model's values: the base's name in caches */
-    const char *base_path;
+    const char *base_digest;  /* of the model's values */
+    const char *base_path;    /* in the store: the base's name in caches */
     const char *delta_sha256; /* of the artifact, as the server resolved it for this request; "" for
                                  the base */
     const char *delta_path;

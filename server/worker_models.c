@@ -53,6 +53,7 @@ static void free_base(struct worker_base *b)
 {
     engine_session_free(b->session);
     engine_free(b->engine);
+    free(b->path);
     free(b);
 }
 
@@ -151,8 +152,10 @@ static int load_base(struct worker_models *m, const char *digest, const char *pa
         return err_set(err, ERR_INTERNAL, "base file has digest %.12s, not %.12s", info.digest,
                        digest);
     b = calloc(1, sizeof *b);
-    if (b == NULL)
+    if (b == NULL || (b->path = strdup(path)) == NULL) {
+        free(b);
         return err_set(err, ERR_NO_MEMORY, "base model: out of memory");
+    }
     memcpy(b->digest, info.digest, sizeof b->digest);
     b->bytes = engine_weight_bytes(&info, &m->options.engine);
     make_room_for_base(m, b->bytes);
@@ -172,7 +175,7 @@ int worker_models_base(struct worker_models *m, const char *digest, const char *
 {
     struct worker_base *b = m->bases;
 
-    while (b != NULL && strcmp(b->digest, digest) != 0)
+    while (b != NULL && strcmp(b->path, path) != 0)
         b = b->next;
     if (b == NULL && load_base(m, digest, path, &b, err) != 0)
         return -1;

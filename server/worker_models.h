@@ -1,10 +1,13 @@
 /* worker_models.h: what an infer worker keeps loaded: base models, each with its engine and its
  * continuous batch, and the deltas on them.
  *
- * A base is named by the digest of its values, a delta by (tenant, SHA-256 of its artifact): never
- * by a name that could come to mean something else, and never shared by two tenants. Both are
- * loaded when first asked for, stay while in use, and go least-recently-used first when the loaded
- * ones exceed their bytes. The one just asked for always stays.
+ * A base is named by its file: a place in the store ends in the SHA-256 of what lies there, which
+ * never changes. The digest of its values would not do, since two imports of the same values may
+ * differ in tokenizer, chat template or rope_theta. A delta is named by (base, tenant, SHA-256 of
+ * its artifact). Neither goes by a name that could come to mean something else, and no delta is
+ * shared by two tenants. Both are loaded when first asked for, stay while in use, and go
+ * least-recently-used first when the loaded ones exceed their bytes. The one just asked for always
+ * stays.
  *
  * Errors may go to a client: they name no place on disk (the log does). A device that can not be
  * opened is ERR_DEVICE: another process may have more luck.
@@ -28,7 +31,8 @@ struct worker_delta;
 
 struct worker_base {
     struct worker_base *next;
-    char digest[65];
+    char *path;      /* its name here */
+    char digest[65]; /* of its values, for logs and deltas */
     struct engine *engine;
     struct engine_session *session;
     int64_t bytes;
@@ -42,7 +46,7 @@ int worker_models_open(struct worker_models **out, const struct worker_models_op
                        struct err *err);
 void worker_models_free(struct worker_models *models);
 
-/* The base with this digest, loaded from `path` where it is not there. */
+/* The base at `path`, loaded where it is not there; its values must have this digest. */
 int worker_models_base(struct worker_models *models, const char *digest, const char *path,
                        struct worker_base **out, struct err *err);
 /* The delta, pinned until worker_models_unpin. Its file's SHA-256 is checked when it is loaded; an

@@ -3,6 +3,8 @@ import concurrent.futures
 import http.client
 import json
 import os
+import pathlib
+import shutil
 import signal
 import time
 import unittest
@@ -94,6 +96,15 @@ class Answer(unittest.TestCase):
         body = post(temperature=0, max_tokens=24, stop=[stop]).json
         self.assertEqual(body["choices"][0]["finish_reason"], "stop")
         self.assertEqual(body["choices"][0]["message"]["content"], whole[:whole.index(stop)])
+
+    def test_the_same_weights_under_another_template_are_asked_by_it(self):
+        before = post(temperature=0).json["usage"]["prompt_tokens"]
+        other = shutil.copytree(server.model_path, os.path.join(server.folder, "other-template"))
+        template = pathlib.Path(other, "chat_template.jinja")
+        template.write_text(template.read_text().replace("that knows little", "that knows little, and says so at some length"))
+        server.cli("model", "import", other, "--name", "other-template", "--data", server.data)
+        self.assertGreater(post(temperature=0, model="other-template").json["usage"]["prompt_tokens"], before)
+        self.assertEqual(post(temperature=0).json["usage"]["prompt_tokens"], before)
 
     def test_company_changes_nothing(self):
         alone = [post(seed=seed, temperature=1).json["choices"][0]["message"]["content"] for seed in range(12)]

@@ -1,4 +1,5 @@
-/* worker_models.h: what is wrong with a file in the store is told to the log, not to a client. */
+/* worker_models.h: files are told apart by what they are, and what is wrong with one in the store
+ * is told to the log, not to a client. */
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -50,8 +51,66 @@ static void a_base_is_loaded_once(void **state)
     struct worker_base *first, *second;
 
     assert_int_equal(worker_models_base(models, digest, base_path, &first, &err), 0);
-    assert_int_equal(worker_models_base(models, digest, "elsewhere", &second, &err), 0);
+    assert_int_equal(worker_models_base(models, digest, base_path, &second, &err), 0);
     assert_ptr_equal(first, second);
+}
+
+static void take_count(void *context, const struct engine_event *event)
+{
+    *(int32_t *)context = event->prompt_tokens;
+}
+
+/* Tokens of "hello" as this base's template puts it. */
+static int32_t prompt_tokens(struct worker_base *base)
+{
+    const struct engine_message message = {.role = "user", .content = "hello"};
+    const struct engine_request request = {
+        .messages = &message, .message_count = 1, .top_p = 1, .max_tokens = 1};
+    int32_t count = 0, active = 1;
+    uint64_t id;
+
+    assert_int_equal(engine_session_submit(base->session, &request, &id, &err), 0);
+    while (active > 0)
+        assert_int_equal(engine_session_step(base->session, take_count, &count, &active, &err), 0);
+    return count;
+}
+
+/* The digest is of values alone: two imports of the same ones may speak differently. */
+static void bases_of_one_digest_answer_each_with_its_own_template(void **state)
+{
+    static const char brief[] = "{% for message in messages %}{{'<|im_start|>' + message['role'] + "
+                                "'\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+                                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+                                "{% endif %}";
+    struct worker_base *first, *second;
+    struct worker_models_stats stats;
+    struct engine_base_info info;
+    struct worker_delta *of_first, *of_second;
+    const struct noisy_delta noise = {.codec = "graft", .seed = 6};
+    char source[64], other[64], delta[64], sha256[65];
+
+    snprintf(source, sizeof source, "%s/tiny/chat_template.jinja", folder);
+    snprintf(other, sizeof other, "%s/other", folder);
+    snprintf(delta, sizeof delta, "%s/of-both", folder);
+    assert_int_equal(file_write_durable(source, brief, sizeof brief - 1, &err), 0);
+    snprintf(source, sizeof source, "%s/tiny", folder);
+    assert_int_equal(engine_import(source, other, &info, &err), 0);
+    assert_string_equal(info.digest, digest);
+    assert_int_equal(worker_models_base(models, digest, base_path, &first, &err), 0);
+    assert_int_equal(worker_models_base(models, digest, other, &second, &err), 0);
+    assert_ptr_not_equal(first, second);
+    worker_models_stats(models, &stats);
+    assert_int_equal(stats.bases, 2);
+    assert_true(prompt_tokens(first) > prompt_tokens(second)); /* it also has a system prompt */
+
+    assert_int_equal(noisy_delta_write(first->engine, &noise, delta, &err), 0);
+    assert_int_equal(file_sha256(delta, sha256, NULL, NULL), 0);
+    assert_int_equal(worker_models_pin(models, first, "tenant", sha256, delta, &of_first, &err), 0);
+    assert_int_equal(worker_models_pin(models, second, "tenant", sha256, delta, &of_second, &err),
+                     0);
+    assert_ptr_not_equal(of_first, of_second);
+    worker_models_unpin(of_first);
+    worker_models_unpin(of_second);
 }
 
 static void a_damaged_artifact_names_no_place(void **state)
@@ -178,6 +237,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_base_is_loaded_once),
+        cmocka_unit_test(bases_of_one_digest_answer_each_with_its_own_template),
         cmocka_unit_test(a_damaged_artifact_names_no_place),
         cmocka_unit_test(an_artifact_with_another_bit_is_refused),
         cmocka_unit_test(a_delta_that_is_deleted_in_use_goes_on),
