@@ -226,6 +226,21 @@ out:
     return rc;
 }
 
+int engine_delta_measure(const struct engine *engine, const char *path,
+                         struct engine_delta_memory *out, struct err *err)
+{
+    struct artifact_expectation want = {.base_digest = engine_info(engine)->digest};
+    struct artifact_tensor *tensor = NULL;
+    int rc;
+
+    if (artifact_tensors_of_model(engine->model, &tensor, &want.count, err) != 0)
+        return -1;
+    want.tensor = tensor;
+    rc = artifact_measure(path, &want, out, err);
+    free(tensor);
+    return rc;
+}
+
 void engine_delta_free(struct engine_delta *delta)
 {
     if (delta == NULL)

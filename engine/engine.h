@@ -287,6 +287,15 @@ int engine_delta_open(struct engine_delta **out, struct engine *engine, const ch
                       struct err *err);
 void engine_delta_free(struct engine_delta *delta);           /* no request may use it any more */
 int64_t engine_delta_bytes(const struct engine_delta *delta); /* in memory */
+
+struct engine_delta_memory {
+    int64_t bytes;         /* once it is open, about */
+    int64_t opening_bytes; /* while it is opened: with its largest matrix once more */
+};
+/* What engine_delta_open would take, by the file's header alone: the values are not read, and may
+ * yet be refused. */
+int engine_delta_measure(const struct engine *engine, const char *path,
+                         struct engine_delta_memory *out, struct err *err);
 /* What engine_delta_open would say of a delta on that base file, without an engine: reads all of
  * the delta and, of the base, what it says of itself. Any thread. `name`: of the delta, for
  * messages. */

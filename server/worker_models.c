@@ -74,40 +74,96 @@ void worker_models_drop(struct worker_models *m, struct worker_base *base)
     free_base(base);
 }
 
+/* ------------------------------------------------------------------ room */
+
+static struct worker_delta *oldest_delta(const struct worker_models *m,
+                                         const struct worker_delta *keep)
+{
+    struct worker_delta *oldest = NULL;
+
+    for (struct worker_delta *d = m->deltas; d != NULL; d = d->next) {
+        if (d->pins == 0 && d != keep && (oldest == NULL || d->used < oldest->used))
+            oldest = d;
+    }
+    return oldest;
+}
+
+static struct worker_base *oldest_base(const struct worker_models *m,
+                                       const struct worker_base *keep)
+{
+    struct worker_base *oldest = NULL;
+
+    for (struct worker_base *b = m->bases; b != NULL; b = b->next) {
+        if (b->active == 0 && b != keep && (oldest == NULL || b->used < oldest->used))
+            oldest = b;
+    }
+    return oldest;
+}
+
 /* Until `more` bytes fit, or all that is left is in use. */
 static void make_room_for_base(struct worker_models *m, int64_t more)
 {
-    for (;;) {
-        struct worker_base *oldest = NULL;
-        int64_t bytes = more;
+    struct worker_models_stats now;
+    struct worker_base *oldest;
 
-        for (struct worker_base *b = m->bases; b != NULL; b = b->next) {
-            bytes += b->bytes;
-            if (b->active == 0 && (oldest == NULL || b->used < oldest->used))
-                oldest = b;
-        }
-        if (bytes <= m->options.base_bytes || oldest == NULL)
+    for (;;) {
+        worker_models_stats(m, &now);
+        if (now.base_bytes + more <= m->options.base_bytes ||
+            (oldest = oldest_base(m, NULL)) == NULL)
             return;
         log_info("unloading base %.12s to make room", oldest->digest);
         worker_models_drop(m, oldest);
     }
 }
 
-static void make_room_for_delta(struct worker_models *m, const struct worker_delta *keep)
+static void make_room_for_delta(struct worker_models *m, int64_t more,
+                                const struct worker_delta *keep)
 {
-    for (;;) {
-        struct worker_delta *oldest = NULL;
-        int64_t bytes = 0;
+    struct worker_models_stats now;
+    struct worker_delta *oldest;
 
-        for (struct worker_delta *d = m->deltas; d != NULL; d = d->next) {
-            bytes += d->bytes;
-            if (d->pins == 0 && d != keep && (oldest == NULL || d->used < oldest->used))
-                oldest = d;
-        }
-        if (bytes <= m->options.delta_bytes || oldest == NULL)
+    for (;;) {
+        worker_models_stats(m, &now);
+        if (now.delta_bytes + more <= m->options.delta_bytes ||
+            (oldest = oldest_delta(m, keep)) == NULL)
             return;
         remove_delta(m, oldest);
     }
+}
+
+/* For a load of so many bytes that found no memory: unloads as many, or what there is, but not
+ * `keep`. false: there was nothing. */
+static bool unload(struct worker_models *m, int64_t bytes, const struct worker_base *keep)
+{
+    int64_t freed = 0;
+    bool any = false;
+
+    while (!any || freed < bytes) {
+        struct worker_delta *delta = oldest_delta(m, NULL);
+        struct worker_base *base = delta == NULL ? oldest_base(m, keep) : NULL;
+
+        if (delta == NULL && base == NULL)
+            break;
+        any = true;
+        freed += delta != NULL ? delta->bytes : base->bytes;
+        log_info("out of memory: unloading %s %.12s", delta != NULL ? "delta" : "base",
+                 delta != NULL ? delta->sha256 : base->digest);
+        if (delta != NULL)
+            remove_delta(m, delta);
+        else
+            worker_models_drop(m, base);
+    }
+    return any;
+}
+
+/* Is a load that failed so worth another try? */
+static bool try_again(struct worker_models *m, int64_t bytes, const struct worker_base *keep,
+                      struct err *err)
+{
+    if (err->kind != ERR_NO_MEMORY || !unload(m, bytes, keep))
+        return false;
+    err_clear(err);
+    return true;
 }
 
 /* A file that the store vouches for and the engine refuses is not the client's fault, and what the
@@ -137,6 +193,10 @@ static int open_engine(struct worker_models *m, struct worker_base *b, const cha
     if (rc == 0)
         rc = engine_session_open(&b->session, b->engine, &session, err);
     worker_watch_end();
+    if (rc != 0) {
+        engine_free(b->engine);
+        b->engine = NULL;
+    }
     return rc;
 }
 
@@ -159,7 +219,9 @@ static int load_base(struct worker_models *m, const char *digest, const char *pa
     memcpy(b->digest, info.digest, sizeof b->digest);
     b->bytes = engine_weight_bytes(&info, &m->options.engine);
     make_room_for_base(m, b->bytes);
-    if (open_engine(m, b, path, err) != 0) {
+    while (open_engine(m, b, path, err) != 0) {
+        if (try_again(m, b->bytes, NULL, err))
+            continue;
         free_base(b);
         return hide_place(err, "base", digest);
     }
@@ -203,12 +265,28 @@ static int check_artifact(const char *path, const char *sha256, struct err *err)
     return 0;
 }
 
+static int open_delta(struct worker_models *m, struct worker_delta *d, const char *path,
+                      struct err *err)
+{
+    struct engine_delta_memory memory;
+    int rc;
+
+    if (engine_delta_measure(d->base->engine, path, &memory, err) != 0)
+        return -1;
+    make_room_for_delta(m, memory.bytes, NULL);
+    do {
+        worker_watch_begin("opening a delta", 0);
+        rc = engine_delta_open(&d->engine_delta, d->base->engine, path, err);
+        worker_watch_end();
+    } while (rc != 0 && try_again(m, memory.bytes, d->base, err));
+    return rc;
+}
+
 static int load_delta(struct worker_models *m, struct worker_base *base, const char *tenant,
                       const char *sha256, const char *path, struct worker_delta **out,
                       struct err *err)
 {
     struct worker_delta *d;
-    int rc;
 
     if (check_artifact(path, sha256, err) != 0)
         return -1;
@@ -222,17 +300,14 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
         err_set(err, ERR_NO_MEMORY, "delta: out of memory");
         goto fail;
     }
-    worker_watch_begin("opening a delta", 0);
-    rc = engine_delta_open(&d->engine_delta, base->engine, path, err);
-    worker_watch_end();
-    if (rc != 0) {
+    if (open_delta(m, d, path, err) != 0) {
         hide_place(err, "delta", sha256);
         goto fail;
     }
     d->bytes = engine_delta_bytes(d->engine_delta);
     d->next = m->deltas;
     m->deltas = d;
-    make_room_for_delta(m, d);
+    make_room_for_delta(m, 0, d);
     *out = d;
     return 0;
 fail:

@@ -6,8 +6,12 @@
  * differ in tokenizer, chat template or rope_theta. A delta is named by (base, tenant, SHA-256 of
  * its artifact). Neither goes by a name that could come to mean something else, and no delta is
  * shared by two tenants. Both are loaded when first asked for, stay while in use, and go
- * least-recently-used first when the loaded ones exceed their bytes. The one just asked for always
- * stays.
+ * least-recently-used first when the loaded ones exceed their bytes: before the next is loaded, by
+ * what its header says it will take, and again after it. The one just asked for always stays.
+ *
+ * A load that finds no memory is tried again for as long as something that nobody uses can go,
+ * whatever the bytes say: deltas, then bases, each the longest unused first. It fails only where
+ * nothing is left to unload.
  *
  * Errors may go to a client: they name no place on disk (the log does). A device that can not be
  * opened is ERR_DEVICE: another process may have more luck.

@@ -60,9 +60,8 @@ static const struct tensor *find_part(const struct artifact *artifact, int32_t i
     return part != NULL ? &part->view : NULL;
 }
 
-static int open_matrix(struct artifact *artifact, int32_t index, int64_t *found, struct err *err)
+static int find_matrix(struct artifact *artifact, int32_t index, int64_t *found, struct err *err)
 {
-    const struct artifact_tensor *tensor = &artifact->tensor[index];
     const struct codec *codec = artifact->codec;
     struct artifact_entry *entry = &artifact->entry[index];
     int parts = 0;
@@ -75,50 +74,31 @@ static int open_matrix(struct artifact *artifact, int32_t index, int64_t *found,
             parts++;
         }
     }
-    if (parts == 0)
+    entry->present = parts > 0;
+    if (parts == 0 || parts == codec->part_count)
         return 0;
-    if (parts < codec->part_count)
-        return err_set(err, ERR_INVALID, "\"%s\" has %d of the %d parts of codec %s", tensor->name,
-                       parts, codec->part_count, codec->name);
-    if (codec->accept(entry->part, tensor->rows, tensor->cols, err) != 0)
-        return err_prefix(err, "\"%s\"", tensor->name);
-    entry->present = true;
-    return 0;
+    return err_set(err, ERR_INVALID, "\"%s\" has %d of the %d parts of codec %s",
+                   artifact->tensor[index].name, parts, codec->part_count, codec->name);
 }
 
-static int open_diff(struct artifact *artifact, int32_t index, int64_t *found, struct err *err)
+static void find_diff(struct artifact *artifact, int32_t index, int64_t *found)
 {
-    const struct artifact_tensor *tensor = &artifact->tensor[index];
     const struct tensor *part = find_part(artifact, index, "diff", found);
-    int rank = tensor->kind == ARTIFACT_VECTOR ? 1 : 2;
-    const uint16_t *value;
 
     if (part == NULL)
-        return 0;
-    if (part->dtype != DTYPE_F16 || part->rank != rank || part->shape[rank - 1] != tensor->cols ||
-        (rank == 2 && part->shape[0] != tensor->rows))
-        return err_set(err, ERR_INVALID, "\"%s.diff\" is not an F16 tensor of its base's shape",
-                       tensor->name);
-    value = part->data;
-    for (int64_t i = 0; i < (int64_t)tensor->rows * tensor->cols; i++) {
-        if ((value[i] & 0x7c00) == 0x7c00)
-            return err_set(err, ERR_INVALID, "\"%s.diff\" holds a value that is not finite",
-                           tensor->name);
-    }
+        return;
     artifact->entry[index].part[0] = *part;
     artifact->entry[index].present = true;
-    return 0;
 }
 
-static int open_entries(struct artifact *artifact, struct err *err)
+static int find_entries(struct artifact *artifact, struct err *err)
 {
     int64_t found = 0;
 
     for (int32_t i = 0; i < artifact->count; i++) {
-        int rc = artifact->tensor[i].kind == ARTIFACT_MATRIX ? open_matrix(artifact, i, &found, err)
-                                                             : open_diff(artifact, i, &found, err);
-
-        if (rc != 0)
+        if (artifact->tensor[i].kind != ARTIFACT_MATRIX)
+            find_diff(artifact, i, &found);
+        else if (find_matrix(artifact, i, &found, err) != 0)
             return -1;
     }
     if (found != safetensors_count(artifact->file))
@@ -129,9 +109,45 @@ static int open_entries(struct artifact *artifact, struct err *err)
     return 0;
 }
 
-/* Takes over `file`. */
-static int open_file(struct artifact **out, struct safetensors *file, const char *name,
-                     const struct artifact_expectation *want, struct err *err)
+static int accept_diff(const struct artifact_tensor *tensor, const struct tensor *part,
+                       struct err *err)
+{
+    int rank = tensor->kind == ARTIFACT_VECTOR ? 1 : 2;
+    const uint16_t *value = part->data;
+
+    if (part->dtype != DTYPE_F16 || part->rank != rank || part->shape[rank - 1] != tensor->cols ||
+        (rank == 2 && part->shape[0] != tensor->rows))
+        return err_set(err, ERR_INVALID, "\"%s.diff\" is not an F16 tensor of its base's shape",
+                       tensor->name);
+    for (int64_t i = 0; i < (int64_t)tensor->rows * tensor->cols; i++) {
+        if ((value[i] & 0x7c00) == 0x7c00)
+            return err_set(err, ERR_INVALID, "\"%s.diff\" holds a value that is not finite",
+                           tensor->name);
+    }
+    return 0;
+}
+
+static int accept_entries(const struct artifact *artifact, struct err *err)
+{
+    for (int32_t i = 0; i < artifact->count; i++) {
+        const struct artifact_tensor *tensor = &artifact->tensor[i];
+        const struct tensor *part = artifact_parts(artifact, i);
+
+        if (part == NULL)
+            continue;
+        if (tensor->kind != ARTIFACT_MATRIX) {
+            if (accept_diff(tensor, part, err) != 0)
+                return -1;
+        } else if (artifact->codec->accept(part, tensor->rows, tensor->cols, err) != 0) {
+            return err_prefix(err, "\"%s\"", tensor->name);
+        }
+    }
+    return 0;
+}
+
+/* Takes over `file`; of its values, none is read. */
+static int open_header(struct artifact **out, struct safetensors *file, const char *name,
+                       const struct artifact_expectation *want, struct err *err)
 {
     struct artifact *artifact = calloc(1, sizeof(*artifact));
 
@@ -149,7 +165,7 @@ static int open_file(struct artifact **out, struct safetensors *file, const char
     }
     if (check_metadata(artifact, name, want, err) != 0)
         goto fail;
-    if (safetensors_check_aligned(file, err) != 0 || open_entries(artifact, err) != 0) {
+    if (safetensors_check_aligned(file, err) != 0 || find_entries(artifact, err) != 0) {
         err_prefix(err, "delta \"%s\"", name);
         goto fail;
     }
@@ -158,6 +174,23 @@ static int open_file(struct artifact **out, struct safetensors *file, const char
 fail:
     artifact_free(artifact);
     return -1;
+}
+
+/* Takes over `file`. */
+static int open_file(struct artifact **out, struct safetensors *file, const char *name,
+                     const struct artifact_expectation *want, struct err *err)
+{
+    struct artifact *artifact;
+
+    if (open_header(&artifact, file, name, want, err) != 0)
+        return -1;
+    if (accept_entries(artifact, err) != 0) {
+        err_prefix(err, "delta \"%s\"", name);
+        artifact_free(artifact);
+        return -1;
+    }
+    *out = artifact;
+    return 0;
 }
 
 int artifact_open(struct artifact **out, const char *path, const struct artifact_expectation *want,
@@ -187,6 +220,56 @@ void artifact_free(struct artifact *artifact)
     safetensors_free(artifact->file);
     free(artifact->entry);
     free(artifact);
+}
+
+/* ------------------------------------------------------------------ what it takes */
+
+static int64_t part_bytes(const struct tensor part[], int parts)
+{
+    int64_t bytes = 0;
+
+    for (int p = 0; p < parts; p++)
+        bytes += tensor_elements(&part[p]) * dtype_size(part[p].dtype);
+    return bytes;
+}
+
+/* Matrices as the codec packs them, embeddings as they lie there, vectors in f32. */
+static int64_t packed_bytes(const struct artifact *artifact, int32_t index)
+{
+    const struct artifact_tensor *tensor = &artifact->tensor[index];
+    const struct tensor *part = artifact_parts(artifact, index);
+    const struct codec *codec = artifact->codec;
+
+    if (part == NULL)
+        return 0;
+    if (tensor->kind == ARTIFACT_VECTOR)
+        return (int64_t)sizeof(float) * tensor->cols;
+    if (tensor->kind == ARTIFACT_EMBEDDING)
+        return part_bytes(part, 1);
+    return codec->packed_bytes != NULL ? codec->packed_bytes(part, tensor->rows, tensor->cols)
+                                       : part_bytes(part, codec->part_count);
+}
+
+int artifact_measure(const char *path, const struct artifact_expectation *want,
+                     struct engine_delta_memory *out, struct err *err)
+{
+    struct safetensors *file;
+    struct artifact *artifact;
+    int64_t largest = 0;
+
+    if (safetensors_open(&file, path, err) != 0 ||
+        open_header(&artifact, file, path, want, err) != 0)
+        return -1;
+    out->bytes = 0;
+    for (int32_t i = 0; i < artifact->count; i++) {
+        int64_t bytes = packed_bytes(artifact, i);
+
+        out->bytes += bytes;
+        largest = bytes > largest ? bytes : largest;
+    }
+    out->opening_bytes = out->bytes + largest;
+    artifact_free(artifact);
+    return 0;
 }
 
 /* ------------------------------------------------------------------ reading */

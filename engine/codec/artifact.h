@@ -86,6 +86,9 @@ int artifact_open(struct artifact **out, const char *path, const struct artifact
 int artifact_open_memory(struct artifact **out, const void *data, size_t len, const char *name,
                          const struct artifact_expectation *want, struct err *err);
 void artifact_free(struct artifact *artifact);
+/* What a backend would take to open it, by its header: the values may yet be refused. */
+int artifact_measure(const char *path, const struct artifact_expectation *want,
+                     struct engine_delta_memory *out, struct err *err);
 const struct codec *artifact_codec(const struct artifact *artifact);
 
 /* What the artifact says of tensor `index`: NULL nothing (the base's value stays). Matrices:

@@ -260,6 +260,12 @@ static int view(const struct tensor part[], int32_t rows, int32_t cols, struct d
     return 0;
 }
 
+/* What was dropped is a bit that differs: two for each weight. */
+static int64_t packed_bytes(const struct tensor part[], int32_t rows, int32_t cols)
+{
+    return (int64_t)4 * rows * (1 + words_of(cols) * (is_sparse(part) ? 2 : 1));
+}
+
 /* ------------------------------------------------------------------ distillation */
 
 static int32_t scale_count(const struct tensor part[])
@@ -318,6 +324,7 @@ const struct codec codec_bitdelta = {
     .accept = accept,
     .expand = expand,
     .view = view,
+    .packed_bytes = packed_bytes,
     .scales = scales,
     .read_scales = read_scales,
     .write_scales = write_scales,

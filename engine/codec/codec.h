@@ -7,7 +7,7 @@
  *   energy()    what there is to lose in a matrix   accept()  parts from outside: may they be used?
  *   allot()     divides bytes over all matrices     expand()  parts -> f32 difference
  *   compress()  makes the parts of one              view()    parts -> what a backend packs
- *   scales()    what distillation may still change
+ *   scales()    what distillation may still change  packed_bytes()  what that takes
  *
  * Deterministic. All functions are pure: any thread. */
 #ifndef GRAFT_CODEC_H
@@ -74,6 +74,9 @@ struct codec {
     /* Points into the parts and into *memory, which the caller frees when both are done with. */
     int (*view)(const struct tensor part[], int32_t rows, int32_t cols, struct delta_tensor *out,
                 void **memory, struct err *err);
+    /* Bytes that a backend keeps of it, about, from parts that accept() has not seen; NULL: as many
+     * as the parts have. */
+    int64_t (*packed_bytes)(const struct tensor part[], int32_t rows, int32_t cols);
 
     /* Scales that distillation may change, each a factor of some of the matrix's values; NULL:
      * there are none. */

@@ -153,6 +153,11 @@ static int view(const struct tensor part[], int32_t rows, int32_t cols, struct d
     return 0;
 }
 
+static int64_t packed_bytes(const struct tensor part[], int32_t rows, int32_t cols)
+{
+    return (int64_t)raw_bytes(rows, cols);
+}
+
 const struct codec codec_lossless = {
     .name = "lossless",
     .part_count = 1,
@@ -162,4 +167,5 @@ const struct codec codec_lossless = {
     .accept = accept,
     .expand = expand,
     .view = view,
+    .packed_bytes = packed_bytes,
 };

@@ -102,8 +102,8 @@ $(BUILD)/cuda-flags: FORCE
 
 # Tests of the CUDA backend, tests/unit/test_cuda_*.c, are linked against the shim.
 CUDA_TESTS := $(filter $(BUILD)/tests/unit/test_cuda_%,$(UNIT_BIN))
-# So is one of the whole engine, which serves on both.
-SHIM_TESTS := $(CUDA_TESTS) $(BUILD)/tests/unit/test_served
+# So are one of the whole engine, which serves on both, and one of what runs out of memory.
+SHIM_TESTS := $(CUDA_TESTS) $(BUILD)/tests/unit/test_served $(BUILD)/tests/unit/test_worker_memory
 $(SHIM_TESTS): $(SHIM)
 $(SHIM_TESTS): LDLIBS += $(SHIM) -Wl,-rpath,$(abspath $(BUILD))
 

@@ -1,0 +1,310 @@
+/* worker_models.h when memory is short: what goes, in which order, and what may never go. On the
+ * CPU where only the bytes count that are allowed, on the test shim where there are no more. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/json_text.h"
+#include "engine/cuda/shim/shim_control.h"
+#include "server/worker_models.h"
+#include "tests/unit/noisy_delta.h"
+#include "tests/unit/tiny_model.h"
+
+#define DELTAS 4
+#define BASES 2
+#define PLENTY (INT64_C(1) << 30)
+
+static char folder[] = "/tmp/graft-memory-XXXXXX";
+static char base_path[BASES][64], digest[65]; /* the same values twice */
+static char delta_path[DELTAS][64], sha256[DELTAS][65];
+static int64_t delta_bytes; /* of the largest, on the CPU */
+static struct err err;
+
+static struct worker_models *open_models(const char *device, int64_t base_bytes, int64_t bytes)
+{
+    const struct worker_models_options options = {.base_bytes = base_bytes,
+                                                  .delta_bytes = bytes,
+                                                  .engine = {.device = device, .threads = 1},
+                                                  .max_sequences = 8,
+                                                  .max_context = 64};
+    struct worker_models *models;
+
+    assert_int_equal(worker_models_open(&models, &options, &err), 0);
+    return models;
+}
+
+static struct worker_base *base_of(struct worker_models *models, int which)
+{
+    struct worker_base *base;
+
+    if (worker_models_base(models, digest, base_path[which], &base, &err) != 0)
+        fail_msg("%s", err.message);
+    return base;
+}
+
+static int try_pin(struct worker_models *models, struct worker_base *base, int which,
+                   struct worker_delta **out)
+{
+    return worker_models_pin(models, base, "tenant", sha256[which], delta_path[which], out, &err);
+}
+
+static struct worker_delta *pin(struct worker_models *models, struct worker_base *base, int which)
+{
+    struct worker_delta *delta;
+
+    if (try_pin(models, base, which, &delta) != 0)
+        fail_msg("%s", err.message);
+    return delta;
+}
+
+static void use(struct worker_models *models, struct worker_base *base, int which)
+{
+    worker_models_unpin(pin(models, base, which));
+}
+
+/* Without its file it can be had only where it is loaded. It counts as used then. */
+static bool is_loaded(struct worker_models *models, struct worker_base *base, int which)
+{
+    struct worker_delta *delta;
+    char away[80];
+    int rc;
+
+    snprintf(away, sizeof away, "%s.away", delta_path[which]);
+    assert_int_equal(rename(delta_path[which], away), 0);
+    rc = try_pin(models, base, which, &delta);
+    assert_int_equal(rename(away, delta_path[which]), 0);
+    if (rc == 0)
+        worker_models_unpin(delta);
+    else
+        assert_int_equal(err.kind, ERR_NOT_FOUND);
+    err_clear(&err);
+    return rc == 0;
+}
+
+static struct worker_models_stats stats_of(const struct worker_models *models)
+{
+    struct worker_models_stats stats;
+
+    worker_models_stats(models, &stats);
+    return stats;
+}
+
+/* ------------------------------------------------------------------ bytes that are allowed */
+
+static void the_longest_unused_delta_goes_first(void **state)
+{
+    struct worker_models *models = open_models("cpu", PLENTY, 2 * delta_bytes + delta_bytes / 2);
+    struct worker_base *base = base_of(models, 0);
+
+    use(models, base, 0);
+    use(models, base, 1);
+    use(models, base, 0);
+    use(models, base, 2);
+    assert_int_equal(stats_of(models).deltas, 2);
+    assert_false(is_loaded(models, base, 1));
+    assert_true(is_loaded(models, base, 0));
+    assert_true(is_loaded(models, base, 2));
+    worker_models_free(models);
+}
+
+static void what_is_in_use_survives_a_load_over_the_bytes(void **state)
+{
+    struct worker_models *models = open_models("cpu", PLENTY, 1);
+    struct worker_base *base = base_of(models, 0);
+    struct worker_delta *first = pin(models, base, 0), *second = pin(models, base, 1);
+
+    assert_int_equal(stats_of(models).deltas, 2);
+    assert_ptr_equal(pin(models, base, 0), first);
+    worker_models_unpin(first);
+    worker_models_unpin(second);
+    use(models, base, 2); /* the second goes, the first is pinned once more */
+    assert_true(is_loaded(models, base, 0));
+    assert_false(is_loaded(models, base, 1));
+    worker_models_unpin(first);
+    worker_models_free(models);
+}
+
+static void a_base_takes_its_deltas_along(void **state)
+{
+    struct worker_models *models = open_models("cpu", 1, PLENTY);
+    struct worker_base *base = base_of(models, 0);
+
+    use(models, base, 0);
+    use(models, base, 1);
+    base = base_of(models, 1);
+    assert_int_equal(stats_of(models).bases, 1);
+    assert_int_equal(stats_of(models).deltas, 0);
+    base->active = 1; /* over the bytes, but it answers */
+    base_of(models, 0);
+    assert_int_equal(stats_of(models).bases, 2);
+    worker_models_free(models);
+}
+
+/* From its header, but for the padding of small matrices. */
+static void what_a_delta_takes_is_known_before(void **state)
+{
+    static const char *const codec[] = {"graft", "bitdelta", "delta-come", "lossless"};
+    struct worker_models *models = open_models("cpu", PLENTY, PLENTY);
+    struct worker_base *base = base_of(models, 0);
+    char path[64];
+
+    snprintf(path, sizeof path, "%s/measured", folder);
+    for (size_t i = 0; i < sizeof codec / sizeof codec[0]; i++) {
+        const struct noisy_delta noise = {.codec = codec[i], .seed = 9, .embeddings = true};
+        struct engine_delta_memory memory;
+        struct engine_delta *delta;
+
+        assert_int_equal(noisy_delta_write(base->engine, &noise, path, &err), 0);
+        assert_int_equal(engine_delta_measure(base->engine, path, &memory, &err), 0);
+        assert_int_equal(engine_delta_open(&delta, base->engine, path, &err), 0);
+        if (memory.bytes < engine_delta_bytes(delta) / 2 ||
+            memory.bytes > engine_delta_bytes(delta) || memory.opening_bytes <= memory.bytes)
+            fail_msg("%s: %lld bytes foretold, %lld taken", codec[i], (long long)memory.bytes,
+                     (long long)engine_delta_bytes(delta));
+        engine_delta_free(delta);
+    }
+    worker_models_free(models);
+}
+
+/* ------------------------------------------------------------------ bytes that are there */
+
+static void a_load_without_memory_takes_that_of_the_longest_unused(void **state)
+{
+    struct worker_models *models = open_models("shim:0", PLENTY, PLENTY);
+    struct worker_base *base = base_of(models, 0);
+
+    use(models, base, 0);
+    use(models, base, 1);
+    use(models, base, 2);
+    use(models, base, 0);
+    shim_fail(SHIM_FAULT_ALLOC, 3); /* in the midst of it */
+    use(models, base, 3);
+    shim_fail(SHIM_FAULT_ALLOC, 0);
+    assert_int_equal(stats_of(models).deltas, 3);
+    assert_false(is_loaded(models, base, 1));
+    assert_true(is_loaded(models, base, 0));
+    assert_true(is_loaded(models, base, 2));
+    worker_models_free(models);
+    assert_int_equal(shim_memory_used(), 0);
+}
+
+static void a_load_fails_only_where_all_is_in_use(void **state)
+{
+    struct worker_models *models = open_models("shim:0", PLENTY, PLENTY);
+    struct worker_base *base = base_of(models, 0);
+    struct worker_delta *first = pin(models, base, 0), *second = pin(models, base, 1), *third;
+
+    shim_memory_limit(shim_memory_used());
+    assert_int_equal(try_pin(models, base, 2, &third), -1);
+    assert_int_equal(err.kind, ERR_NO_MEMORY);
+    err_clear(&err);
+    assert_int_equal(stats_of(models).deltas, 2);
+    worker_models_unpin(first);
+    worker_models_unpin(second);
+    use(models, base, 2);
+    assert_true(is_loaded(models, base, 2));
+    shim_memory_limit(0);
+    worker_models_free(models);
+}
+
+static void a_base_without_memory_takes_that_of_an_idle_one(void **state)
+{
+    struct worker_models *models = open_models("shim:0", PLENTY, PLENTY);
+    struct worker_base *base = base_of(models, 0), *other;
+
+    use(models, base, 0);
+    shim_memory_limit(shim_memory_used());
+    base->active = 1;
+    assert_int_equal(worker_models_base(models, digest, base_path[1], &other, &err), -1);
+    assert_int_equal(err.kind, ERR_NO_MEMORY);
+    err_clear(&err);
+    assert_int_equal(stats_of(models).bases, 1);
+    assert_int_equal(stats_of(models).deltas, 0); /* the last that could go */
+    base->active = 0;
+    base_of(models, 1);
+    assert_int_equal(stats_of(models).bases, 1);
+    shim_memory_limit(0);
+    worker_models_free(models);
+    assert_int_equal(shim_memory_used(), 0);
+}
+
+/* ------------------------------------------------------------------ fixture */
+
+static int write_deltas(void)
+{
+    const struct engine_options options = {.device = "cpu", .threads = 1};
+    struct engine *engine;
+    int rc = engine_open(&engine, base_path[0], &options, &err);
+
+    if (rc != 0)
+        return -1;
+    for (int i = 0; i < DELTAS && rc == 0; i++) {
+        const struct noisy_delta noise = {.codec = "graft", .seed = 20 + (uint64_t)i};
+        struct engine_delta *delta;
+
+        snprintf(delta_path[i], sizeof delta_path[i], "%s/delta%d", folder, i);
+        rc = noisy_delta_write(engine, &noise, delta_path[i], &err) ||
+                     file_sha256(delta_path[i], sha256[i], NULL, &err) ||
+                     engine_delta_open(&delta, engine, delta_path[i], &err)
+                 ? -1
+                 : 0;
+        if (rc == 0 && engine_delta_bytes(delta) > delta_bytes)
+            delta_bytes = engine_delta_bytes(delta);
+        if (rc == 0)
+            engine_delta_free(delta);
+    }
+    engine_free(engine);
+    return rc;
+}
+
+static int setup(void **state)
+{
+    const struct tiny_model tiny = {.seed = 5};
+    struct engine_base_info info;
+    char source[64];
+    int rc;
+
+    json_text_setup();
+    if (mkdtemp(folder) == NULL)
+        return -1;
+    snprintf(source, sizeof source, "%s/tiny", folder);
+    rc = tiny_model_write(source, &tiny, &err);
+    for (int i = 0; i < BASES && rc == 0; i++) {
+        snprintf(base_path[i], sizeof base_path[i], "%s/base%d", folder, i);
+        rc = engine_import(source, base_path[i], &info, &err);
+    }
+    if (rc != 0 || write_deltas() != 0) {
+        fprintf(stderr, "%s\n", err.message);
+        return -1;
+    }
+    memcpy(digest, info.digest, sizeof digest);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    file_remove_tree(folder, NULL);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_longest_unused_delta_goes_first),
+        cmocka_unit_test(what_is_in_use_survives_a_load_over_the_bytes),
+        cmocka_unit_test(a_base_takes_its_deltas_along),
+        cmocka_unit_test(what_a_delta_takes_is_known_before),
+        cmocka_unit_test(a_load_without_memory_takes_that_of_the_longest_unused),
+        cmocka_unit_test(a_load_fails_only_where_all_is_in_use),
+        cmocka_unit_test(a_base_without_memory_takes_that_of_an_idle_one),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
