@@ -2,12 +2,15 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <inttypes.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
+#include "server/capacity.h"
 #include "server/devices.h"
 #include "server/worker_watch.h"
 
@@ -28,6 +31,8 @@ struct worker_models {
     struct worker_delta *deltas;
     uint64_t clock;
 };
+
+#define MEMORY_MARGIN (INT64_C(64) << 20) /* bytes left to the system */
 
 /* ------------------------------------------------------------------ unloading */
 
@@ -153,6 +158,7 @@ static bool unload(struct worker_models *m, int64_t bytes, const struct worker_b
         else
             worker_models_drop(m, base);
     }
+    malloc_trim(0); /* so that the machine has it, not only the next malloc */
     return any;
 }
 
@@ -265,6 +271,35 @@ static int check_artifact(const char *path, const char *sha256, struct err *err)
     return 0;
 }
 
+/* Where nobody can tell, as much as you like. */
+static int64_t memory_there(const struct worker_base *base)
+{
+    int64_t bytes = 0, bytes_free = 0;
+
+    if (engine_memory(base->engine, &bytes, &bytes_free))
+        return bytes_free;
+    capacity_machine(&bytes, &bytes_free);
+    return bytes > 0 ? bytes_free - MEMORY_MARGIN : INT64_MAX;
+}
+
+/* The system gives a process more than there is, and kills it when it is used. */
+static int check_memory(struct worker_models *m, const struct worker_base *base, int64_t bytes,
+                        struct err *err)
+{
+    int64_t there;
+
+    while (bytes > (there = memory_there(base))) {
+        if (!unload(m, bytes - there, base))
+            return err_set_code(err, ERR_NO_MEMORY, "insufficient_memory", "model",
+                                "The fine-tuned model needs about %" PRId64
+                                " MiB of memory and its worker has %" PRId64
+                                " MiB left: try again when less is asked at once, or make its "
+                                "delta smaller.",
+                                (bytes >> 20) + 1, there > 0 ? there >> 20 : 0);
+    }
+    return 0;
+}
+
 static int open_delta(struct worker_models *m, struct worker_delta *d, const char *path,
                       struct err *err)
 {
@@ -274,6 +309,8 @@ static int open_delta(struct worker_models *m, struct worker_delta *d, const cha
     if (engine_delta_measure(d->base->engine, path, &memory, err) != 0)
         return -1;
     make_room_for_delta(m, memory.bytes, NULL);
+    if (check_memory(m, d->base, memory.opening_bytes, err) != 0)
+        return -1;
     do {
         worker_watch_begin("opening a delta", 0);
         rc = engine_delta_open(&d->engine_delta, d->base->engine, path, err);

@@ -11,7 +11,8 @@
  *
  * A load that finds no memory is tried again for as long as something that nobody uses can go,
  * whatever the bytes say: deltas, then bases, each the longest unused first. It fails only where
- * nothing is left to unload.
+ * nothing is left to unload. So does a delta that would take more than the machine or the device
+ * has free (insufficient_memory), before it is loaded: the system kills who uses more than it has.
  *
  * Errors may go to a client: they name no place on disk (the log does). A device that can not be
  * opened is ERR_DEVICE: another process may have more luck.

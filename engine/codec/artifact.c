@@ -19,6 +19,52 @@ struct artifact {
     struct artifact_entry *entry; /* [count] */
 };
 
+/* ------------------------------------------------------------------ what it takes */
+
+static int64_t stored_bytes(const struct artifact *artifact, int32_t index)
+{
+    const struct tensor *part = artifact_parts(artifact, index);
+    int parts = artifact->tensor[index].kind == ARTIFACT_MATRIX ? artifact->codec->part_count : 1;
+    int64_t bytes = 0;
+
+    for (int p = 0; part != NULL && p < parts; p++)
+        bytes += tensor_elements(&part[p]) * dtype_size(part[p].dtype);
+    return bytes;
+}
+
+/* Matrices as the codec packs them, embeddings as they lie there, vectors in f32. */
+static int64_t packed_bytes(const struct artifact *artifact, int32_t index)
+{
+    const struct artifact_tensor *tensor = &artifact->tensor[index];
+    const struct tensor *part = artifact_parts(artifact, index);
+    const struct codec *codec = artifact->codec;
+
+    if (part == NULL)
+        return 0;
+    if (tensor->kind == ARTIFACT_VECTOR)
+        return (int64_t)sizeof(float) * tensor->cols;
+    if (tensor->kind == ARTIFACT_EMBEDDING || codec->packed_bytes == NULL)
+        return stored_bytes(artifact, index);
+    return codec->packed_bytes(part, tensor->rows, tensor->cols);
+}
+
+/* Before anything is expanded. */
+static int check_growth(const struct artifact *artifact, struct err *err)
+{
+    int64_t stored = 0, packed = 0;
+
+    for (int32_t i = 0; i < artifact->count; i++) {
+        stored += stored_bytes(artifact, i);
+        packed += packed_bytes(artifact, i);
+    }
+    if (packed <= CODEC_FREE_BYTES || packed / CODEC_MAX_GROWTH <= stored)
+        return 0;
+    return err_set(err, ERR_INVALID,
+                   "its %lld KiB would take %lld MiB of memory, more than %d times as much: leave "
+                   "out the matrices that have not changed, or store it by another codec",
+                   (long long)stored >> 10, (long long)packed >> 20, CODEC_MAX_GROWTH);
+}
+
 /* ------------------------------------------------------------------ opening */
 
 static int check_metadata(struct artifact *artifact, const char *name,
@@ -165,7 +211,8 @@ static int open_header(struct artifact **out, struct safetensors *file, const ch
     }
     if (check_metadata(artifact, name, want, err) != 0)
         goto fail;
-    if (safetensors_check_aligned(file, err) != 0 || find_entries(artifact, err) != 0) {
+    if (safetensors_check_aligned(file, err) != 0 || find_entries(artifact, err) != 0 ||
+        check_growth(artifact, err) != 0) {
         err_prefix(err, "delta \"%s\"", name);
         goto fail;
     }
@@ -220,34 +267,6 @@ void artifact_free(struct artifact *artifact)
     safetensors_free(artifact->file);
     free(artifact->entry);
     free(artifact);
-}
-
-/* ------------------------------------------------------------------ what it takes */
-
-static int64_t part_bytes(const struct tensor part[], int parts)
-{
-    int64_t bytes = 0;
-
-    for (int p = 0; p < parts; p++)
-        bytes += tensor_elements(&part[p]) * dtype_size(part[p].dtype);
-    return bytes;
-}
-
-/* Matrices as the codec packs them, embeddings as they lie there, vectors in f32. */
-static int64_t packed_bytes(const struct artifact *artifact, int32_t index)
-{
-    const struct artifact_tensor *tensor = &artifact->tensor[index];
-    const struct tensor *part = artifact_parts(artifact, index);
-    const struct codec *codec = artifact->codec;
-
-    if (part == NULL)
-        return 0;
-    if (tensor->kind == ARTIFACT_VECTOR)
-        return (int64_t)sizeof(float) * tensor->cols;
-    if (tensor->kind == ARTIFACT_EMBEDDING)
-        return part_bytes(part, 1);
-    return codec->packed_bytes != NULL ? codec->packed_bytes(part, tensor->rows, tensor->cols)
-                                       : part_bytes(part, codec->part_count);
 }
 
 int artifact_measure(const char *path, const struct artifact_expectation *want,

@@ -3,7 +3,8 @@
  *
  * The module knows tensors by a list of names and shapes, not by a model, and gets values through a
  * callback: tensors stream through one at a time. A file is hostile input: artifact_open accepts
- * nothing that the functions behind it could stumble over. An open artifact is read-only. */
+ * nothing that the functions behind it could stumble over, and expands nothing of a file that would
+ * become more than CODEC_MAX_GROWTH times as large. An open artifact is read-only. */
 #ifndef GRAFT_ARTIFACT_H
 #define GRAFT_ARTIFACT_H
 

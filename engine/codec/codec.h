@@ -22,6 +22,10 @@
 #include "engine/tensor.h"
 
 #define CODEC_MAX_PARTS 4
+/* How many times the bytes of its parts a delta may take when it is packed, where that is more than
+ * CODEC_FREE_BYTES: an entropy coder would make of a small file as much as it likes. */
+#define CODEC_MAX_GROWTH 200
+#define CODEC_FREE_BYTES (INT64_C(256) << 20)
 
 /* h: E[x·xᵀ] of the inputs, g: E[d·dᵀ] of the gradients of the log-likelihood at the outputs, both
  * symmetric; NULL: the identity. */
@@ -75,7 +79,7 @@ struct codec {
     int (*view)(const struct tensor part[], int32_t rows, int32_t cols, struct delta_tensor *out,
                 void **memory, struct err *err);
     /* Bytes that a backend keeps of it, about, from parts that accept() has not seen; NULL: as many
-     * as the parts have. */
+     * as the parts have. compress() makes parts of a CODEC_MAX_GROWTH-th of it at least. */
     int64_t (*packed_bytes)(const struct tensor part[], int32_t rows, int32_t cols);
 
     /* Scales that distillation may change, each a factor of some of the matrix's values; NULL:

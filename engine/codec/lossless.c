@@ -5,7 +5,9 @@
 #include <string.h>
 #include <zlib.h>
 
-#define LEVEL 6 /* zlib's own middle */
+#define LEVEL 6         /* zlib's own middle */
+#define FLUSH_BYTES 512 /* of values, which then have 5 bytes of the stream at least */
+#define FLUSH_ROOM 4096 /* more than so many values ever deflate to */
 
 static size_t raw_bytes(int32_t rows, int32_t cols)
 {
@@ -52,14 +54,39 @@ static void join(const unsigned char *plane, size_t count, float *value)
     }
 }
 
+/* Almost nothing changed, and the stream would be smaller than a reader believes. */
+static bool too_small(uLongf size, size_t raw)
+{
+    return raw > CODEC_MAX_GROWTH * (size_t)size;
+}
+
+/* As compress2, flushed so often that it is large enough. */
+static int deflate_flushed(unsigned char *out, uLongf *size, const unsigned char *plane, size_t raw)
+{
+    z_stream z = {.next_out = out};
+    int rc = deflateInit(&z, LEVEL);
+
+    for (size_t at = 0; rc == Z_OK && at < raw; at += FLUSH_BYTES) {
+        size_t left = raw - at, room = *size - z.total_out;
+
+        z.next_in = (unsigned char *)plane + at;
+        z.avail_in = (uInt)(left < FLUSH_BYTES ? left : FLUSH_BYTES);
+        z.avail_out = (uInt)(room < FLUSH_ROOM ? room : FLUSH_ROOM);
+        rc = deflate(&z, left > FLUSH_BYTES ? Z_SYNC_FLUSH : Z_FINISH);
+    }
+    *size = z.total_out;
+    deflateEnd(&z);
+    return rc == Z_STREAM_END ? Z_OK : Z_MEM_ERROR;
+}
+
 static int compress_matrix(const struct codec_matrix *m, const struct codec_plan *plan,
                            struct tensor part[], struct err *err)
 {
     size_t raw = raw_bytes(m->rows, m->cols);
-    uLongf size = compressBound(raw);
+    uLongf bound = compressBound(raw), size = bound;
     unsigned char *plane = malloc(raw), *out = malloc(size);
     int64_t shape[1];
-    int rc = -1;
+    int rc = -1, status;
 
     part[0] = (struct tensor){.data = out};
     if (!plane || !out) {
@@ -69,7 +96,12 @@ static int compress_matrix(const struct codec_matrix *m, const struct codec_plan
     if (codec_check_finite(m->delta, m->rows, m->cols, err))
         goto done;
     split(m->delta, raw / 4, plane);
-    if (compress2(out, &size, plane, raw, LEVEL) != Z_OK) {
+    status = compress2(out, &size, plane, raw, LEVEL);
+    if (status == Z_OK && too_small(size, raw)) {
+        size = bound;
+        status = deflate_flushed(out, &size, plane, raw);
+    }
+    if (status != Z_OK) {
         err_set(err, ERR_NO_MEMORY, "no memory to deflate a matrix");
         goto done;
     }

@@ -204,6 +204,8 @@ static void a_load_fails_only_where_all_is_in_use(void **state)
     shim_memory_limit(shim_memory_used());
     assert_int_equal(try_pin(models, base, 2, &third), -1);
     assert_int_equal(err.kind, ERR_NO_MEMORY);
+    assert_string_equal(err.code, "insufficient_memory"); /* known before anything is loaded */
+    assert_non_null(strstr(err.message, "needs about 1 MiB of memory and its worker has 0 MiB"));
     err_clear(&err);
     assert_int_equal(stats_of(models).deltas, 2);
     worker_models_unpin(first);
