@@ -236,18 +236,58 @@ static void step_all(struct infer *w)
 
 /* ------------------------------------------------------------------ the socket */
 
+static int transmit(struct infer *w, struct err *err)
+{
+    if (strbuf_failed(&w->out))
+        return err_set(err, ERR_NO_MEMORY, "answers to the server: out of memory");
+    while (w->out_at < w->out.len) {
+        ssize_t n = send(w->fd, w->out.data + w->out_at, w->out.len - w->out_at,
+                         MSG_DONTWAIT | MSG_NOSIGNAL);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+            return 0;
+        if (n < 0)
+            return err_set_errno(err, errno, "write to the server");
+        w->out_at += (size_t)n;
+    }
+    strbuf_reset(&w->out);
+    w->out_at = 0;
+    return 0;
+}
+
+static int advance(struct infer *w, struct err *err)
+{
+    step_all(w);
+    return transmit(w, err);
+}
+
+static int64_t loads_begun(const struct infer *w)
+{
+    struct worker_models_stats m;
+
+    worker_models_stats(w->models, &m);
+    return m.loads;
+}
+
+/* A load takes as long as many steps: those who are being answered get one after each. */
 static int take_messages(struct infer *w, struct err *err)
 {
     size_t at = 0, used;
     struct ipc_message m;
+    int64_t loads;
     int rc;
 
     while ((rc = ipc_take(w->in.data + at, w->in.len - at, &used, &m, err)) == 1) {
+        loads = loads_begun(w);
         rc = on_message(w, &m, err);
         ipc_message_release(&m);
         if (rc != 0)
             return -1;
         at += used;
+        if (loads_begun(w) > loads && advance(w, err) != 0)
+            return -1;
     }
     memmove(w->in.data, w->in.data + at, w->in.len - at + 1);
     w->in.len -= at;
@@ -278,27 +318,6 @@ static int receive(struct infer *w, bool *open, struct err *err)
         if (take_messages(w, err) != 0)
             return -1;
     }
-}
-
-static int transmit(struct infer *w, struct err *err)
-{
-    if (strbuf_failed(&w->out))
-        return err_set(err, ERR_NO_MEMORY, "answers to the server: out of memory");
-    while (w->out_at < w->out.len) {
-        ssize_t n = send(w->fd, w->out.data + w->out_at, w->out.len - w->out_at,
-                         MSG_DONTWAIT | MSG_NOSIGNAL);
-
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
-            return 0;
-        if (n < 0)
-            return err_set_errno(err, errno, "write to the server");
-        w->out_at += (size_t)n;
-    }
-    strbuf_reset(&w->out);
-    w->out_at = 0;
-    return 0;
 }
 
 static int loop(struct infer *w, struct err *err)

@@ -30,6 +30,7 @@ struct worker_models {
     struct worker_base *bases;
     struct worker_delta *deltas;
     uint64_t clock;
+    int64_t loads;
 };
 
 #define MEMORY_MARGIN (INT64_C(64) << 20) /* bytes left to the system */
@@ -212,6 +213,7 @@ static int load_base(struct worker_models *m, const char *digest, const char *pa
     struct engine_base_info info;
     struct worker_base *b;
 
+    m->loads++;
     if (engine_base_read(path, &info, err) != 0)
         return hide_place(err, "base", digest);
     if (strcmp(info.digest, digest) != 0)
@@ -325,6 +327,7 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
 {
     struct worker_delta *d;
 
+    m->loads++;
     if (check_artifact(path, sha256, err) != 0)
         return -1;
     d = calloc(1, sizeof *d);
@@ -412,7 +415,7 @@ struct worker_base *worker_models_first(struct worker_models *models)
 
 void worker_models_stats(const struct worker_models *models, struct worker_models_stats *out)
 {
-    *out = (struct worker_models_stats){0};
+    *out = (struct worker_models_stats){.loads = models->loads};
     for (const struct worker_base *b = models->bases; b != NULL; b = b->next) {
         out->bases++;
         out->base_bytes += b->bytes;

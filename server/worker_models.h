@@ -71,6 +71,7 @@ struct worker_base *worker_models_first(struct worker_models *models);
 struct worker_models_stats {
     int32_t bases, deltas;
     int64_t base_bytes, delta_bytes;
+    int64_t loads; /* begun so far, also those that failed: what nobody could be answered in */
 };
 void worker_models_stats(const struct worker_models *models, struct worker_models_stats *out);
 

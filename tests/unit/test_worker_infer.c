@@ -1,0 +1,247 @@
+/* The infer worker on the other end of a socket that this test holds: what is sent in one piece is
+ * taken piece by piece, so that who is being answered goes on while models are loaded. */
+#include <poll.h>
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "engine/base/file_io.h"
+#include "engine/base/json_text.h"
+#include "server/ipc.h"
+#include "server/worker.h"
+#include "tests/unit/noisy_delta.h"
+#include "tests/unit/tiny_model.h"
+
+#define DELTAS 12
+#define SEQUENCES 8
+#define REQUESTS 64
+
+static char folder[] = "/tmp/graft-infer-XXXXXX";
+static char base_path[64], digest[65];
+static char delta_path[DELTAS][64], sha256[DELTAS][65];
+
+/* ------------------------------------------------------------------ the other end */
+
+static struct settings settings;
+static pthread_t thread;
+static struct err worker_err;
+static int worker_fd, fd = -1;
+static struct strbuf in, out;
+static size_t used; /* of `in`, by the last frame */
+
+static struct seen {
+    int32_t tokens;
+    enum engine_finish finish; /* NONE: not ended, or by an error */
+    struct err error;
+} seen[REQUESTS];
+static int ended[REQUESTS], end_count; /* ids in the order of their ends */
+
+static void *run(void *context)
+{
+    return worker_infer_run(&settings, "cpu", worker_fd, &worker_err) == 0 ? NULL : &worker_err;
+}
+
+static void start(int64_t delta_memory)
+{
+    int pair[2];
+
+    settings = (struct settings){.precision = "f32",
+                                 .threads = 1,
+                                 .infer_sequences = SEQUENCES,
+                                 .base_memory = 1 << 30,
+                                 .delta_memory = delta_memory};
+    memset(seen, 0, sizeof seen);
+    end_count = 0;
+    assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+    fd = pair[0];
+    worker_fd = pair[1];
+    used = 0;
+    strbuf_reset(&in);
+    strbuf_reset(&out);
+    assert_int_equal(pthread_create(&thread, NULL, run, NULL), 0);
+    ipc_put_hello(&out);
+}
+
+static void stop(void)
+{
+    void *failed;
+
+    close(fd);
+    pthread_join(thread, &failed);
+    close(worker_fd);
+    if (failed != NULL)
+        fail_msg("%s", worker_err.message);
+}
+
+static void send_out(void)
+{
+    assert_int_equal(send(fd, out.data, out.len, MSG_NOSIGNAL), (ssize_t)out.len);
+    strbuf_reset(&out);
+}
+
+/* The worker's next frame, put down in `seen`. */
+static enum ipc_type next(struct ipc_stats *stats)
+{
+    struct err err = {0};
+    struct ipc_message m;
+    char buf[4096];
+    int rc;
+
+    if (used > 0)
+        memmove(in.data, in.data + used, in.len - used + 1);
+    in.len -= used;
+    used = 0;
+    while ((rc = ipc_take(in.data, in.len, &used, &m, &err)) == 0) {
+        ssize_t n;
+
+        assert_int_equal(poll(&(struct pollfd){.fd = fd, .events = POLLIN}, 1, 20000), 1);
+        n = recv(fd, buf, sizeof buf, 0);
+        assert_true(n > 0);
+        strbuf_add(&in, buf, (size_t)n);
+    }
+    assert_int_equal(rc, 1);
+    if (m.type == IPC_STATS)
+        *stats = m.stats;
+    if (m.type == IPC_DONE) {
+        seen[m.id].finish = m.done.finish;
+        seen[m.id].tokens = m.done.completion_tokens;
+    }
+    if (m.type == IPC_ERROR)
+        seen[m.id].error = m.error;
+    if (m.type == IPC_DONE || m.type == IPC_ERROR)
+        ended[end_count++] = (int)m.id;
+    ipc_message_release(&m);
+    return m.type;
+}
+
+/* which: of the deltas, -1: the base alone. Ids begin with 1. */
+static void put_submit(uint64_t id, int which, int32_t max_tokens)
+{
+    const struct engine_message message = {.role = "user", .content = "Where does person 1 live?"};
+    const struct ipc_submit submit = {.id = id,
+                                      .tenant = "tenant",
+                                      .base_digest = digest,
+                                      .base_path = base_path,
+                                      .delta_sha256 = which < 0 ? "" : sha256[which],
+                                      .delta_path = which < 0 ? "" : delta_path[which],
+                                      .messages = &message,
+                                      .message_count = 1,
+                                      .temperature = 1,
+                                      .top_p = 1,
+                                      .seed = id,
+                                      .max_tokens = max_tokens};
+
+    ipc_put_submit(&out, &submit);
+}
+
+static struct ipc_stats next_stats(void)
+{
+    struct ipc_stats stats = {0};
+
+    while (next(&stats) != IPC_STATS)
+        ;
+    return stats;
+}
+
+static void wait_for_ends(int count)
+{
+    struct ipc_stats stats;
+
+    while (end_count < count)
+        next(&stats);
+}
+
+/* ------------------------------------------------------------------ cases */
+
+/* All that follows the first request lies in the socket when it is taken; each load but the last
+ * has had its step when the worker tells how many there were. */
+static void between_two_loads_there_is_a_step(void **state)
+{
+    struct ipc_stats stats;
+
+    start(1 << 30);
+    put_submit(1, -1, 200);
+    for (int i = 0; i < 4; i++) {
+        put_submit(2 + (uint64_t)i, i, 200);
+        ipc_put_stats_request(&out);
+    }
+    send_out();
+    for (int i = 0; i < 4; i++) {
+        stats = next_stats();
+        assert_true(stats.bases == 1 && stats.steps >= stats.bases + stats.deltas);
+    }
+    wait_for_ends(5);
+    stop();
+}
+
+/* ------------------------------------------------------------------ fixture */
+
+static int write_deltas(struct err *err)
+{
+    const struct engine_options options = {.device = "cpu", .threads = 1};
+    struct engine *engine;
+    int rc = engine_open(&engine, base_path, &options, err);
+
+    if (rc != 0)
+        return -1;
+    for (int i = 0; i < DELTAS && rc == 0; i++) {
+        const struct noisy_delta noise = {.codec = "bitdelta", .seed = 20 + (uint64_t)i};
+
+        snprintf(delta_path[i], sizeof delta_path[i], "%s/delta%d", folder, i);
+        rc = noisy_delta_write(engine, &noise, delta_path[i], err) ||
+                     file_sha256(delta_path[i], sha256[i], NULL, err)
+                 ? -1
+                 : 0;
+    }
+    engine_free(engine);
+    return rc;
+}
+
+static int setup(void **state)
+{
+    const struct tiny_model tiny = {.seed = 5};
+    struct engine_base_info info;
+    struct err err = {0};
+    char source[64];
+
+    json_text_setup();
+    strbuf_init(&in, 1 << 20);
+    strbuf_init(&out, 1 << 20);
+    if (mkdtemp(folder) == NULL)
+        return -1;
+    snprintf(source, sizeof source, "%s/tiny", folder);
+    snprintf(base_path, sizeof base_path, "%s/base", folder);
+    if (tiny_model_write(source, &tiny, &err) != 0 ||
+        engine_import(source, base_path, &info, &err) != 0 || write_deltas(&err) != 0) {
+        fprintf(stderr, "%s\n", err.message);
+        return -1;
+    }
+    memcpy(digest, info.digest, sizeof digest);
+    return 0;
+}
+
+static int teardown(void **state)
+{
+    strbuf_release(&in);
+    strbuf_release(&out);
+    file_remove_tree(folder, NULL);
+    return 0;
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(between_two_loads_there_is_a_step),
+    };
+
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
