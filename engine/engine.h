@@ -334,6 +334,7 @@ struct engine_request {
     const struct engine_message *messages;
     int32_t message_count;
     const struct engine_delta *delta; /* NULL: the base answers */
+    bool delta_later;                 /* it is given when it is wanted: engine_session_wants */
     double temperature;               /* 0: greedy */
     double top_p;                     /* 1: all */
     uint64_t seed;                    /* same seed, same request, same tokens */
@@ -374,6 +375,15 @@ int engine_session_step(struct engine_session *session, engine_event_fn *on_even
                         int32_t *active, struct err *err);
 /* The request ends with ENGINE_FINISH_CANCEL at the next step; unknown ids are ignored. */
 void engine_session_cancel(struct engine_session *session, uint64_t id);
+
+/* Between steps. Those with `delta_later` wait for their delta, so that only those that run need
+ * one in memory: the first that could run in the next step had it its delta. It, and what came
+ * behind it, waits until it is given one, cancelled or withdrawn. false: there is none. */
+bool engine_session_wants(const struct engine_session *session, void **user);
+void engine_session_give(struct engine_session *session, uint64_t id,
+                         const struct engine_delta *delta);
+/* Ends a request that still waits for its delta, without an event. */
+void engine_session_withdraw(struct engine_session *session, uint64_t id);
 
 /* ------------------------------------------------------------------ recall */
 

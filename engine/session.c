@@ -23,7 +23,7 @@ struct sequence {
     int32_t last; /* the token to read next, when the prompt has been read */
     int32_t completion, max_completion;
     int32_t slot;
-    bool cancelled;
+    bool cancelled, wants_delta;
     struct sequence *next; /* of those that wait */
 };
 
@@ -249,6 +249,7 @@ int session_submit_tokens(struct engine_session *s, const int32_t *token, size_t
     q->id = ++s->last_id;
     q->user = request->user;
     q->adapter = engine_delta_adapter(request->delta);
+    q->wants_delta = request->delta_later;
     q->sampler = (struct sample_row){request->temperature, request->top_p, request->seed, 0};
     *s->waiting_end = q;
     s->waiting_end = &q->next;
@@ -277,6 +278,65 @@ void engine_session_cancel(struct engine_session *s, uint64_t id)
         s->running[i]->cancelled |= s->running[i]->id == id;
     for (struct sequence *q = s->waiting; q != NULL; q = q->next)
         q->cancelled |= q->id == id;
+}
+
+/* ------------------------------------------------------------------ the queue */
+
+static struct sequence *take_waiting(struct engine_session *s, struct sequence **at)
+{
+    struct sequence *q = *at;
+
+    *at = q->next;
+    if (s->waiting_end == &q->next)
+        s->waiting_end = at;
+    s->waiting_count--;
+    q->next = NULL;
+    return q;
+}
+
+bool engine_session_wants(const struct engine_session *s, void **user)
+{
+    int32_t slots = s->free_slots;
+
+    for (const struct sequence *q = s->waiting; q != NULL && slots > 0; q = q->next) {
+        if (q->cancelled)
+            continue; /* it ends before it takes one */
+        if (q->wants_delta) {
+            *user = q->user;
+            return true;
+        }
+        slots--;
+    }
+    return false;
+}
+
+void engine_session_give(struct engine_session *s, uint64_t id, const struct engine_delta *delta)
+{
+    struct sequence *q = s->waiting;
+
+    while (q->id != id)
+        q = q->next;
+    q->adapter = engine_delta_adapter(delta);
+    q->wants_delta = false;
+}
+
+void engine_session_withdraw(struct engine_session *s, uint64_t id)
+{
+    struct sequence **at = &s->waiting;
+
+    while ((*at)->id != id)
+        at = &(*at)->next;
+    sequence_free(take_waiting(s, at));
+}
+
+static void admit(struct engine_session *s)
+{
+    while (s->waiting != NULL && s->free_slots > 0 && !s->waiting->wants_delta) {
+        struct sequence *q = take_waiting(s, &s->waiting);
+
+        q->slot = s->free_slot[--s->free_slots];
+        s->running[s->running_count++] = q;
+    }
 }
 
 /* ------------------------------------------------------------------ ends */
@@ -341,27 +401,9 @@ static void end_cancelled(struct engine_session *s, const struct listener *to)
             at = &q->next;
             continue;
         }
-        *at = q->next;
-        if (s->waiting_end == &q->next)
-            s->waiting_end = at; /* before the event: it may submit */
-        s->waiting_count--;
+        take_waiting(s, at); /* before the event: it may submit */
         tell(to, q, "", 0, ENGINE_FINISH_CANCEL);
         sequence_free(q);
-    }
-}
-
-static void admit(struct engine_session *s)
-{
-    while (s->waiting != NULL && s->free_slots > 0) {
-        struct sequence *q = s->waiting;
-
-        s->waiting = q->next;
-        if (s->waiting == NULL)
-            s->waiting_end = &s->waiting;
-        s->waiting_count--;
-        q->next = NULL;
-        q->slot = s->free_slot[--s->free_slots];
-        s->running[s->running_count++] = q;
     }
 }
 

@@ -1,6 +1,8 @@
 /* The infer worker: one thread that reads requests, advances every batch by a step, and sends what
- * came out. A request at fault gets an error of its own; a batch that failed ends its requests with
- * an error and is opened anew. A lost device ends the process, and with the line all requests. */
+ * came out. A base is loaded when it is asked for, a delta when its request can join the batch:
+ * what waits keeps none in memory. Between two loads there is a step. A request at fault gets an
+ * error of its own; a batch that failed ends its requests with an error and is opened anew. A lost
+ * device ends the process, and with the line all requests. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -25,7 +27,8 @@ struct answer {
     struct answer *next;
     uint64_t id, session_id;
     struct worker_base *base;
-    struct worker_delta *delta; /* NULL: the base answers */
+    char *tenant, *delta_sha256, *delta_path; /* what to load; NULL: the base answers */
+    struct worker_delta *delta;               /* NULL: not loaded yet */
 };
 
 struct infer {
@@ -49,6 +52,16 @@ static struct answer *find(struct infer *w, uint64_t id)
     return a;
 }
 
+static void free_answer(struct answer *a)
+{
+    if (a == NULL)
+        return;
+    free(a->tenant);
+    free(a->delta_sha256);
+    free(a->delta_path);
+    free(a);
+}
+
 static void finish(struct infer *w, struct answer *answer)
 {
     struct answer **p = &w->answers;
@@ -59,34 +72,50 @@ static void finish(struct infer *w, struct answer *answer)
     answer->base->active--;
     if (answer->delta != NULL)
         worker_models_unpin(answer->delta);
-    free(answer);
+    free_answer(answer);
 }
 
 /* ------------------------------------------------------------------ requests */
 
+static int keep_delta(struct answer *a, const struct ipc_submit *s, struct err *err)
+{
+    a->tenant = strdup(s->tenant);
+    a->delta_sha256 = strdup(s->delta_sha256);
+    a->delta_path = strdup(s->delta_path);
+    if (a->tenant == NULL || a->delta_sha256 == NULL || a->delta_path == NULL)
+        return err_set(err, ERR_NO_MEMORY, "request: out of memory");
+    return 0;
+}
+
 static int start_answer(struct infer *w, const struct ipc_submit *s, struct answer *a,
                         struct err *err)
 {
-    struct engine_request request = {.messages = s->messages,
-                                     .message_count = s->message_count,
-                                     .temperature = s->temperature,
-                                     .top_p = s->top_p,
-                                     .seed = s->seed,
-                                     .max_tokens = s->max_tokens,
-                                     .stop = s->stop,
-                                     .stop_count = s->stop_count,
-                                     .user = a};
+    const struct engine_request request = {.messages = s->messages,
+                                           .message_count = s->message_count,
+                                           .delta_later = s->delta_sha256[0] != '\0',
+                                           .temperature = s->temperature,
+                                           .top_p = s->top_p,
+                                           .seed = s->seed,
+                                           .max_tokens = s->max_tokens,
+                                           .stop = s->stop,
+                                           .stop_count = s->stop_count,
+                                           .user = a};
 
     a->id = s->id;
     if (worker_models_base(w->models, s->base_digest, s->base_path, &a->base, err) != 0)
         return -1;
-    if (s->delta_sha256[0] != '\0' &&
-        worker_models_pin(w->models, a->base, s->tenant, s->delta_sha256, s->delta_path, &a->delta,
-                          err) != 0)
+    if (request.delta_later && keep_delta(a, s, err) != 0)
         return -1;
-    if (a->delta != NULL)
-        request.delta = worker_delta_engine(a->delta);
     return engine_session_submit(a->base->session, &request, &a->session_id, err);
+}
+
+static void refuse(struct infer *w, uint64_t id, const struct err *err)
+{
+    if (err->kind == ERR_DEVICE)
+        worker_watch_lost(err);
+    if (err->kind != ERR_INVALID)
+        log_warn("request refused: %s", err->message);
+    ipc_put_error(&w->out, id, err);
 }
 
 static void submit(struct infer *w, const struct ipc_submit *s)
@@ -97,19 +126,56 @@ static void submit(struct infer *w, const struct ipc_submit *s)
     if (a == NULL)
         err_set(&err, ERR_NO_MEMORY, "request: out of memory");
     if (a == NULL || start_answer(w, s, a, &err) != 0) {
-        if (err.kind == ERR_DEVICE)
-            worker_watch_lost(&err);
-        if (err.kind != ERR_INVALID)
-            log_warn("request refused: %s", err.message);
-        ipc_put_error(&w->out, s->id, &err);
-        if (a != NULL && a->delta != NULL)
-            worker_models_unpin(a->delta);
-        free(a);
+        refuse(w, s->id, &err);
+        free_answer(a);
         return;
     }
     a->base->active++;
     a->next = w->answers;
     w->answers = a;
+}
+
+/* Of those that could join a batch if they had their delta the one that came first. */
+static struct answer *first_that_wants(const struct infer *w)
+{
+    struct answer *first = NULL;
+    void *user;
+
+    for (struct worker_base *b = worker_models_first(w->models); b != NULL; b = b->next) {
+        struct answer *a = engine_session_wants(b->session, &user) ? user : NULL;
+
+        if (a != NULL && (first == NULL || a->id < first->id))
+            first = a;
+    }
+    return first;
+}
+
+static int64_t loads_begun(const struct infer *w)
+{
+    struct worker_models_stats m;
+
+    worker_models_stats(w->models, &m);
+    return m.loads;
+}
+
+/* Deltas to those whose turn it is, up to the first that had to be loaded. */
+static void give_deltas(struct infer *w)
+{
+    int64_t loads = loads_begun(w);
+    struct answer *a;
+
+    while (loads_begun(w) == loads && (a = first_that_wants(w)) != NULL) {
+        struct err err = {0};
+
+        if (worker_models_pin(w->models, a->base, a->tenant, a->delta_sha256, a->delta_path,
+                              &a->delta, &err) == 0) {
+            engine_session_give(a->base->session, a->session_id, worker_delta_engine(a->delta));
+            continue;
+        }
+        refuse(w, a->id, &err);
+        engine_session_withdraw(a->base->session, a->session_id);
+        finish(w, a);
+    }
 }
 
 /* All engines are on the same device; the last figure stays where none is open. */
@@ -263,14 +329,6 @@ static int advance(struct infer *w, struct err *err)
     return transmit(w, err);
 }
 
-static int64_t loads_begun(const struct infer *w)
-{
-    struct worker_models_stats m;
-
-    worker_models_stats(w->models, &m);
-    return m.loads;
-}
-
 /* A load takes as long as many steps: those who are being answered get one after each. */
 static int take_messages(struct infer *w, struct err *err)
 {
@@ -334,6 +392,7 @@ static int loop(struct infer *w, struct err *err)
         poll(&fd, 1, busy ? 0 : 1000);
         if (receive(w, &open, err) != 0)
             return -1;
+        give_deltas(w);
         step_all(w);
         if (open && transmit(w, err) != 0)
             return -1;
@@ -367,7 +426,7 @@ out:
     while (w.answers != NULL) {
         struct answer *next = w.answers->next;
 
-        free(w.answers);
+        free_answer(w.answers);
         w.answers = next;
     }
     strbuf_release(&w.in);

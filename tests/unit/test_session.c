@@ -266,6 +266,41 @@ static void an_event_may_submit(void **state)
     strbuf_release(&alone.text);
 }
 
+/* Two slots: the first is waited for, the third has no turn yet. */
+static void a_delta_may_be_given_when_it_is_wanted(void **state)
+{
+    struct engine_session *session = open_session(2, 0);
+    struct engine_request later = simple(), known = simple();
+    struct answer answers[4], alone;
+    uint64_t id[4];
+    void *who;
+
+    known.delta = tenant[0];
+    later.delta_later = true;
+    run_alone(known, &alone);
+    for (int i = 0; i < 4; i++)
+        id[i] = submit(session, i == 1 ? simple() : later, &answers[i]);
+    assert_int_equal(step(session), 4);
+    assert_true(engine_session_wants(session, &who) && who == &answers[0]);
+    engine_session_give(session, id[0], tenant[0]);
+    assert_false(engine_session_wants(session, &who));
+    while (step(session) > 2)
+        assert_int_equal(answers[2].completion_tokens + answers[3].completion_tokens, 0);
+    assert_string_equal(answers[0].text.data, alone.text.data);
+    assert_true(engine_session_wants(session, &who) && who == &answers[2]);
+    engine_session_withdraw(session, id[2]);
+    assert_true(engine_session_wants(session, &who) && who == &answers[3]);
+    engine_session_cancel(session, id[3]);
+    assert_false(engine_session_wants(session, &who));
+    assert_int_equal(step(session), 0);
+    assert_int_equal(answers[2].finish, ENGINE_FINISH_NONE);
+    assert_int_equal(answers[3].finish, ENGINE_FINISH_CANCEL);
+    engine_session_free(session);
+    for (int i = 0; i < 4; i++)
+        strbuf_release(&answers[i].text);
+    strbuf_release(&alone.text);
+}
+
 /* ------------------------------------------------------------------ memory */
 
 /* Sanitizers bring their own malloc; there the case is skipped. */
@@ -539,6 +574,7 @@ int main(void)
         cmocka_unit_test(tenants_answer_differently),
         cmocka_unit_test(cancelled_requests_end_and_others_go_on),
         cmocka_unit_test(an_event_may_submit),
+        cmocka_unit_test(a_delta_may_be_given_when_it_is_wanted),
         cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(a_stop_string_ends_the_answer_before_it),
         cmocka_unit_test(an_answer_ends_at_max_tokens_and_at_the_context),

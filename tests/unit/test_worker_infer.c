@@ -39,7 +39,6 @@ static struct strbuf in, out;
 static size_t used; /* of `in`, by the last frame */
 
 static struct seen {
-    int32_t tokens;
     enum engine_finish finish; /* NONE: not ended, or by an error */
     struct err error;
 } seen[REQUESTS];
@@ -111,10 +110,8 @@ static enum ipc_type next(struct ipc_stats *stats)
     assert_int_equal(rc, 1);
     if (m.type == IPC_STATS)
         *stats = m.stats;
-    if (m.type == IPC_DONE) {
+    if (m.type == IPC_DONE)
         seen[m.id].finish = m.done.finish;
-        seen[m.id].tokens = m.done.completion_tokens;
-    }
     if (m.type == IPC_ERROR)
         seen[m.id].error = m.error;
     if (m.type == IPC_DONE || m.type == IPC_ERROR)
@@ -162,11 +159,11 @@ static void wait_for_ends(int count)
 
 /* ------------------------------------------------------------------ cases */
 
-/* All that follows the first request lies in the socket when it is taken; each load but the last
- * has had its step when the worker tells how many there were. */
+/* All lies in the socket when the first is taken, and each load has had its step when the worker
+ * tells how many there were. */
 static void between_two_loads_there_is_a_step(void **state)
 {
-    struct ipc_stats stats;
+    struct ipc_stats stats = {0};
 
     start(1 << 30);
     put_submit(1, -1, 200);
@@ -175,11 +172,72 @@ static void between_two_loads_there_is_a_step(void **state)
         ipc_put_stats_request(&out);
     }
     send_out();
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 4 || stats.deltas < 4; i++) {
+        if (i >= 4) {
+            ipc_put_stats_request(&out);
+            send_out();
+        }
         stats = next_stats();
         assert_true(stats.bases == 1 && stats.steps >= stats.bases + stats.deltas);
     }
     wait_for_ends(5);
+    stop();
+}
+
+/* With no byte to spare for idle ones there are as many deltas as sequences, whoever waits. */
+static void what_waits_has_no_delta_in_memory(void **state)
+{
+    start(1);
+    for (uint64_t i = 0; i < 3 * DELTAS; i++)
+        put_submit(1 + i, (int)i % DELTAS, 8);
+    ipc_put_stats_request(&out);
+    send_out();
+    assert_int_equal(next_stats().deltas, 0); /* all have been taken, and none has had its turn */
+    while (end_count < 3 * DELTAS) {
+        ipc_put_stats_request(&out);
+        send_out();
+        assert_true(next_stats().deltas <= SEQUENCES);
+    }
+    for (int i = 1; i <= 3 * DELTAS; i++) {
+        assert_int_not_equal(seen[i].finish, ENGINE_FINISH_NONE);
+        assert_int_not_equal(seen[i].finish, ENGINE_FINISH_CANCEL);
+        assert_int_not_equal(seen[i].finish, ENGINE_FINISH_ERROR);
+    }
+    stop();
+}
+
+static int place_of_end(int id)
+{
+    int place = 0;
+
+    while (place < end_count && ended[place] != id)
+        place++;
+    return place;
+}
+
+/* Behind as many answers as there are sequences. */
+static void what_waits_for_a_delta_is_cancelled_or_refused_alone(void **state)
+{
+    bool waited = false;
+
+    start(1 << 30);
+    assert_int_equal(unlink(delta_path[1]), 0); /* its model has been deleted by then */
+    for (uint64_t i = 1; i <= SEQUENCES; i++)
+        put_submit(i, -1, 200);
+    put_submit(9, 0, 4);
+    put_submit(10, 1, 4);
+    put_submit(11, 2, 4);
+    ipc_put_cancel(&out, 9);
+    send_out();
+    wait_for_ends(SEQUENCES + 3);
+    assert_int_equal(seen[9].finish, ENGINE_FINISH_CANCEL);
+    assert_int_equal(seen[10].finish, ENGINE_FINISH_NONE);
+    assert_int_equal(seen[10].error.kind, ERR_NOT_FOUND);
+    assert_string_equal(seen[10].error.code, "model_not_found");
+    assert_int_not_equal(seen[11].finish, ENGINE_FINISH_NONE);
+    for (int i = 1; i <= SEQUENCES; i++)
+        waited |= place_of_end(i) < place_of_end(10);
+    assert_true(waited);
     stop();
 }
 
@@ -241,6 +299,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(between_two_loads_there_is_a_step),
+        cmocka_unit_test(what_waits_has_no_delta_in_memory),
+        cmocka_unit_test(what_waits_for_a_delta_is_cancelled_or_refused_alone),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
