@@ -89,8 +89,9 @@ static double kl_of(const float *exact, double exact_sum, const float *served, d
     for (int32_t i = 0; i < count; i++) {
         double log_p = (double)exact[i] - exact_sum;
 
-        if (log_p > -40) /* e^-40 of anything is nothing */
-            kl += exp(log_p) * (log_p - ((double)served[i] - served_sum));
+        if (log_p <= -40) /* e^-40 of anything is nothing; what is no number is not skipped */
+            continue;
+        kl += exp(log_p) * (log_p - ((double)served[i] - served_sum));
     }
     return kl;
 }

@@ -21,6 +21,7 @@
 #include "engine/dataset.h"
 #include "engine/engine.h"
 #include "engine/engine_parts.h"
+#include "engine/safetensors.h"
 #include "tests/unit/check.h"
 #include "tests/unit/noisy_delta.h"
 #include "tests/unit/tiny_model.h"
@@ -435,6 +436,51 @@ static void the_bench_of_kl_measures_it(void **state)
     assert_non_null(strstr(why.message, "either"));
 }
 
+/* The base, with a final norm that is no number: none of its logits is one. */
+static void write_broken(const char *path)
+{
+    const struct safetensors_tensor *norm;
+    const float nothing = NAN;
+    struct safetensors *file;
+    char *data;
+    size_t len;
+
+    CHECK(file_read_all(base_path, 1 << 24, &data, &len, &err));
+    CHECK(safetensors_open_memory(&file, data, len, "broken", &err));
+    norm = safetensors_find(file, "model.norm.weight");
+    assert_non_null(norm);
+    memcpy(data + ((const char *)norm->view.data - data), &nothing, sizeof(nothing));
+    safetensors_free(file);
+    CHECK(file_write_durable(path, data, len, &err));
+    free(data);
+}
+
+/* A model that says nothing is near to no other, on whichever side it stands. */
+static void logits_that_are_no_numbers_have_no_kl(void **state)
+{
+    const char *const data[] = {data_path};
+    char broken[128], line[4096];
+
+    snprintf(broken, sizeof(broken), "%s/broken.safetensors", folder);
+    write_broken(broken);
+    for (int i = 0; i < 2; i++) {
+        struct engine_bench_kl_options options = {.base = base_path,
+                                                  .tuned = i ? base_path : broken,
+                                                  .other = i ? broken : base_path,
+                                                  .device = "cpu",
+                                                  .data = data,
+                                                  .data_count = 1,
+                                                  .threads = 1};
+        struct err why = {0};
+        json_t *json = bench_line(line, engine_bench_kl(&options, line, sizeof(line), &why), &why);
+        const json_t *of = json_array_get(json_object_get(json, "data"), 0);
+
+        assert_true(json_is_null(json_object_get(of, "kl")));
+        assert_true(json_is_null(json_object_get(of, "answer_kl")));
+        json_decref(json);
+    }
+}
+
 static double member(const json_t *json, const char *key)
 {
     json_t *value = json_object_get(json, key);
@@ -544,6 +590,7 @@ int main(void)
         cmocka_unit_test(the_benches_run),
         cmocka_unit_test(the_bench_of_recall_asks),
         cmocka_unit_test(the_bench_of_kl_measures_it),
+        cmocka_unit_test(logits_that_are_no_numbers_have_no_kl),
         cmocka_unit_test(the_bench_of_decoding_serves_codecs),
         cmocka_unit_test(the_bench_of_apply_times_both),
     };
