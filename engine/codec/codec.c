@@ -35,6 +35,13 @@ int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct er
     return 0;
 }
 
+int codec_too_large(struct err *err)
+{
+    return err_set(err, ERR_INVALID,
+                   "the weights have changed by more than a delta can hold: the training has "
+                   "diverged, lower the learning rate");
+}
+
 const struct codec *codec_at(size_t index)
 {
     return index < sizeof codecs / sizeof codecs[0] ? codecs[index] : NULL;

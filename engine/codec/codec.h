@@ -98,6 +98,8 @@ struct codec {
 
 /* ERR_INVALID that names the value and the remedy: a difference that is not finite. */
 int codec_check_finite(const float *delta, int32_t rows, int32_t cols, struct err *err);
+/* Likewise of a finite one that takes a larger scale than a file can hold. */
+int codec_too_large(struct err *err);
 
 /* NULL: unknown. */
 const struct codec *codec_find(const char *name);

@@ -160,16 +160,18 @@ static int take_matrix(struct come *c, const struct codec_matrix *m, struct err 
 }
 
 /* Right sides: rows are vectors, groups run along them. */
-static void begin_right(void *context, const double *x, int32_t col)
+static int begin_right(void *context, const double *x, int32_t col, struct err *err)
 {
     struct come *c = context;
     int32_t count = c->cols - col < GROUPS_SIZE ? c->cols - col : GROUPS_SIZE;
 
     if (col % GROUPS_SIZE)
-        return;
+        return 0;
     for (int64_t v = 0; v < c->rank; v++)
-        c->right_group[v * c->right_groups + col / GROUPS_SIZE] =
-            group_of(x + v * c->cols + col, 1, count, c->width[v]);
+        if (!group_of(&c->right_group[v * c->right_groups + col / GROUPS_SIZE],
+                      x + v * c->cols + col, 1, count, c->width[v]))
+            return codec_too_large(err);
+    return 0;
 }
 
 static double round_right(void *context, int32_t v, int32_t col, double value)
@@ -183,7 +185,7 @@ static double round_right(void *context, int32_t v, int32_t col, double value)
 }
 
 /* Left sides: columns are vectors, groups run down them. */
-static void begin_left(void *context, const double *x, int32_t v)
+static int begin_left(void *context, const double *x, int32_t v, struct err *err)
 {
     struct come *c = context;
 
@@ -191,9 +193,11 @@ static void begin_left(void *context, const double *x, int32_t v)
         int32_t from = g * GROUPS_SIZE;
         int32_t count = c->rows - from < GROUPS_SIZE ? c->rows - from : GROUPS_SIZE;
 
-        c->left_group[(int64_t)v * c->left_groups + g] =
-            group_of(x + (int64_t)from * c->rank + v, c->rank, count, c->width[v]);
+        if (!group_of(&c->left_group[(int64_t)v * c->left_groups + g],
+                      x + (int64_t)from * c->rank + v, c->rank, count, c->width[v]))
+            return codec_too_large(err);
     }
+    return 0;
 }
 
 static double round_left(void *context, int32_t row, int32_t v, double value)

@@ -224,8 +224,14 @@ static int64_t bytes_at(const struct factor_matrix *matrix, int32_t count, doubl
 bool factor_allot(const struct factor_matrix *matrix, int32_t count, int64_t bytes, double *cost)
 {
     double low = 1e-30, high = 1e30; /* energy for a byte: at `high` nothing is bought */
-    bool fits = bytes_at(matrix, count, high) <= bytes;
+    int64_t least = 0;
+    bool fits;
 
+    for (int32_t i = 0; i < count; i++)
+        least += (int64_t)planes_bytes(matrix[i].rows, matrix[i].cols, 0, 0);
+    while (high < 1e280 && bytes_at(matrix, count, high) > least)
+        high *= 1e10; /* what has diverged is worth more: it is refused when it is rounded */
+    fits = least <= bytes;
     for (int i = 0; fits && i < 200; i++) {
         double middle = sqrt(low * high);
 
@@ -464,6 +470,11 @@ static int round_side(struct side *s, struct err *err)
     for (int64_t v = 0; v < s->rank; v++)
         s->scale[v] = fit_scale(s->x + v * s->count, s->count, s->element, feedback, s->width[v],
                                 s->scale[v]);
+    for (int64_t v = 0; v < s->rank; v++)
+        if (!isfinite(s->scale[v])) {
+            codec_too_large(err);
+            goto out;
+        }
     rc = gptq_round(&(struct gptq){.x = s->x,
                                    .rows = s->rank,
                                    .cols = s->count,

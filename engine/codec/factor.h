@@ -61,7 +61,7 @@ int64_t factor_matrix_bytes(const struct factor_matrix *matrix);
 
 int64_t factor_bytes(const struct factor *factor, const uint8_t *width);
 /* width: [rank], 0 from `vectors` on. factor_bytes() to `out`: see planes.h. *cost (or NULL):
- * ½·tr(G·E·H·Eᵀ) of what is wrong with them. */
+ * ½·tr(G·E·H·Eᵀ) of what is wrong with them. ERR_INVALID: too large for the scales of planes. */
 int factor_compress(const struct factor *factor, const uint8_t *width, void *out, double *cost,
                     struct err *err);
 

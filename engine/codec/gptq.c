@@ -29,15 +29,16 @@ static void round_column(const struct gptq *g, int64_t c, double *column)
 }
 
 /* Columns [from, to) of all rows. */
-static void round_block(const struct gptq *g, int64_t from, int64_t to, const struct work *w)
+static int round_block(const struct gptq *g, int64_t from, int64_t to, const struct work *w,
+                       struct err *err)
 {
     int64_t cols = g->cols;
 
     for (int64_t c = from; c < to; c++) {
         const double *feedback = g->feedback ? g->feedback + c * cols : NULL;
 
-        if (g->begin)
-            g->begin(g->context, g->x, (int32_t)c);
+        if (g->begin && g->begin(g->context, g->x, (int32_t)c, err))
+            return -1;
         round_column(g, c, w->column);
         for (int64_t r = 0; r < g->rows; r++) {
             double *x = g->x + r * cols, was = x[c], wrong;
@@ -51,6 +52,7 @@ static void round_block(const struct gptq *g, int64_t from, int64_t to, const st
                 x[i] -= wrong * feedback[i];
         }
     }
+    return 0;
 }
 
 int gptq_round(const struct gptq *g, struct err *err)
@@ -58,21 +60,24 @@ int gptq_round(const struct gptq *g, struct err *err)
     int64_t cols = g->cols;
     struct work w = {malloc((size_t)g->rows * GPTQ_BLOCK * sizeof *w.error + 1),
                      malloc((size_t)g->rows * sizeof *w.column + 1)};
+    int rc = -1;
 
     if (!w.error || !w.column) {
-        free(w.error);
-        free(w.column);
-        return err_set(err, ERR_NO_MEMORY, "no memory to round %d rows", g->rows);
+        err_set(err, ERR_NO_MEMORY, "no memory to round %d rows", g->rows);
+        goto out;
     }
     for (int64_t from = 0, to; from < cols; from = to) {
         to = from + GPTQ_BLOCK < cols ? from + GPTQ_BLOCK : cols;
-        round_block(g, from, to, &w);
+        if (round_block(g, from, to, &w, err))
+            goto out;
         if (g->feedback && to < cols && g->rows > 0)
             cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, g->rows, (int)(cols - to),
                         (int)(to - from), -1.0, w.error, GPTQ_BLOCK, g->feedback + from * cols + to,
                         (int)cols, 1.0, g->x + to, (int)cols);
     }
+    rc = 0;
+out:
     free(w.error);
     free(w.column);
-    return 0;
+    return rc;
 }

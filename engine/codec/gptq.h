@@ -17,8 +17,8 @@ struct gptq {
      * NULL: the identity. The metric is the Kronecker product of both. */
     const double *row_feedback;
     /* Before column `col` is rounded: x has been fed its predecessors' errors, see GPTQ_BLOCK.
-     * NULL: not wanted. */
-    void (*begin)(void *context, const double *x, int32_t col);
+     * NULL: not wanted. -1 ends the rounding. */
+    int (*begin)(void *context, const double *x, int32_t col, struct err *err);
     /* The value that x[row, col] is rounded to. */
     double (*round)(void *context, int32_t row, int32_t col, double value);
     void *context;

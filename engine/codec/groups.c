@@ -31,10 +31,9 @@ uint8_t group_code(const struct group *g, double x, double *value)
     return (uint8_t)code;
 }
 
-struct group group_of(const double *x, int64_t step, int32_t count, int width)
+bool group_of(struct group *out, const double *x, int64_t step, int32_t count, int width)
 {
     double low = 0, high = 0, least = INFINITY;
-    struct group best = {0};
 
     for (int64_t i = 0; i < count; i++) {
         low = fmin(low, x[i * step]);
@@ -44,6 +43,8 @@ struct group group_of(const double *x, int64_t step, int32_t count, int width)
         double share = 1 - 0.05 * s, error = 0;
         struct group g = grid(low * share, high * share, width);
 
+        if (!isfinite(g.scale))
+            continue;
         for (int64_t i = 0; i < count; i++) {
             double value;
 
@@ -52,10 +53,10 @@ struct group group_of(const double *x, int64_t step, int32_t count, int width)
         }
         if (error < least) {
             least = error;
-            best = g;
+            *out = g;
         }
     }
-    return best;
+    return least < INFINITY;
 }
 
 /* ------------------------------------------------------------------ bytes */

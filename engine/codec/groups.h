@@ -3,6 +3,7 @@
 #ifndef GRAFT_CODEC_GROUPS_H
 #define GRAFT_CODEC_GROUPS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,9 +14,10 @@ struct group {
     uint8_t zero, top; /* codes are 0..top */
 };
 
-/* The grid of least squared error for x[0], x[step], …, count of them. */
-struct group group_of(const double *x, int64_t step, int32_t count, int width);
-/* The code nearest to x, and what it stands for. */
+/* The grid of least squared error for x[0], x[step], …, count of them. False: none that f16 has a
+ * scale for; *out is not set. */
+bool group_of(struct group *out, const double *x, int64_t step, int32_t count, int width);
+/* The code nearest to x, which is finite, and what it stands for. */
 uint8_t group_code(const struct group *group, double x, double *value);
 
 int32_t groups_count(int32_t n);

@@ -15,6 +15,7 @@
 #include "engine/base/file_io.h"
 #include "engine/base/rng.h"
 #include "engine/codec/compression.h"
+#include "tests/unit/check.h"
 #include "tests/unit/delta_fixture.h"
 
 /* What a header is estimated too large by, for each tensor (artifact_overhead). In a real model it
@@ -427,6 +428,92 @@ static int teardown(void **state)
     return file_remove_tree(folder, NULL);
 }
 
+/* ------------------------------------------------------------------ what has diverged */
+
+enum { LARGE_ROWS = 150, LARGE_COLS = 300, LARGE = LARGE_ROWS * LARGE_COLS };
+
+/* What a codec makes of a difference: the parts, or -1. */
+static int compress_large(const struct codec *codec, const float *delta, struct tensor part[],
+                          struct err *err)
+{
+    uint8_t width[LARGE_ROWS];
+    double energy[LARGE_ROWS], cost;
+    struct codec_plan plan = {.rows = LARGE_ROWS,
+                              .cols = LARGE_COLS,
+                              .rank = LARGE_ROWS,
+                              .energy = energy,
+                              .width = width};
+    const struct codec_matrix m = {.rows = LARGE_ROWS, .cols = LARGE_COLS, .delta = delta};
+
+    return (codec->energy && codec->energy(&m, energy, err)) ||
+                   codec->allot(&plan, 1, codec->ratio > 0 ? LARGE / 2 : INT64_MAX, &cost, err) ||
+                   codec->compress(&m, &plan, part, err)
+               ? -1
+               : 0;
+}
+
+static double share_lost(const struct codec *codec, const float *delta, const struct tensor part[])
+{
+    static float back[LARGE];
+    double error = 0, norm = 0;
+
+    CHECK(codec->accept(part, LARGE_ROWS, LARGE_COLS, &err));
+    CHECK(codec->expand(part, LARGE_ROWS, LARGE_COLS, back, &err));
+    for (int i = 0; i < LARGE; i++) {
+        error += pow((double)back[i] - (double)delta[i], 2);
+        norm += pow((double)delta[i], 2);
+    }
+    return sqrt(error / norm);
+}
+
+/* Is it refused? Else it can be read, and is near to what it was where it has the bytes. */
+static bool large_is_refused(const struct codec *codec, const float *delta)
+{
+    struct tensor part[CODEC_MAX_PARTS] = {{0}};
+    struct err err = {0};
+    bool refused = compress_large(codec, delta, part, &err) != 0;
+
+    if (refused) {
+        assert_int_equal(err.kind, ERR_INVALID);
+        assert_non_null(strstr(err.message, "diverged"));
+    } else {
+        assert_true(share_lost(codec, delta, part) < (codec->ratio > 0 ? 0.5 : 1.1));
+    }
+    for (int p = 0; p < CODEC_MAX_PARTS; p++)
+        free(part[p].data);
+    return refused;
+}
+
+/* All elements of a difference so large, or one of them. What a format can hold differs: nothing
+ * that is 1e4 is refused, and from 1e12 on there is no scale for it in 16 bits. */
+static void what_is_too_large_is_refused(void **state)
+{
+    static const float size[] = {1, 1e4f, 1e5f, 1e7f, 1e9f, 1e12f, 1e30f, 3e38f};
+    float *all = malloc(LARGE * sizeof *all), *one = malloc(LARGE * sizeof *one);
+    char name[DELTA_FIXTURE_NAME];
+
+    assert_true(all && one);
+    for (size_t s = 0; s < sizeof size / sizeof size[0]; s++) {
+        for (int e = 0; e < LARGE; e++) {
+            all[e] = size[s] * (float)(2 * rng_unit_at(4, 1, (uint64_t)e) - 1);
+            one[e] = 1e-3f * (float)(2 * rng_unit_at(4, 2, (uint64_t)e) - 1);
+        }
+        one[LARGE / 2] = size[s];
+        for (int i = 0; delta_fixture_maker(i, name); i++) {
+            bool exact = strcmp(name, "lossless") == 0;
+            bool refused_all = large_is_refused(codec_find(name), all);
+            bool refused_one = large_is_refused(codec_find(name), one);
+
+            if (size[s] <= 1e4f || exact)
+                assert_false(refused_all || refused_one);
+            else if (size[s] >= 1e12f)
+                assert_true(refused_all && refused_one);
+        }
+    }
+    free(one);
+    free(all);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -434,6 +521,7 @@ int main(void)
         cmocka_unit_test(a_budget_is_met_at_the_size_of_a_model),
         cmocka_unit_test(too_small_a_budget_is_refused_with_what_it_takes),
         cmocka_unit_test(a_matrix_that_can_not_be_read_is_named),
+        cmocka_unit_test(what_is_too_large_is_refused),
         cmocka_unit_test(the_names_are_those_of_the_table),
         cmocka_unit_test(threads_do_not_change_a_byte),
     };

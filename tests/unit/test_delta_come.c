@@ -91,7 +91,7 @@ static void a_grid_loses_less_than_one_from_end_to_end(void **state)
         low = fmin(low, x[i]);
         high = fmax(high, x[i]);
     }
-    g = group_of(x, 1, 128, 2);
+    assert_true(group_of(&g, x, 1, 128, 2));
     for (int i = 0; i < 128; i++) {
         double scale = (high - low) / 3, zero = round(-low / scale), value;
         double code = fmin(3, fmax(0, round(x[i] / scale) + zero));
