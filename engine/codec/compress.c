@@ -504,6 +504,7 @@ static int make_or_resume(struct run *r, int64_t bytes, struct err *err)
 {
     const struct resume_key key = {.source = &r->source,
                                    .codec = r->codec,
+                                   .backend = r->engine->backend,
                                    .bytes = bytes,
                                    .seed = r->options->seed,
                                    .steps = steps_asked(r),

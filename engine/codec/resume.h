@@ -1,13 +1,15 @@
 /* resume.h: what an interrupted compression goes on from: two files beside the one that is to be
  * made, NAME.undistilled, a delta like any other that only lacks distillation, and NAME.scales,
- * which holds how far that came. Both say what they belong to: other weights, rows or options do
- * not go on from them, and a damaged one is as none. Written durably. */
+ * which holds how far that came. Both say what they belong to: other weights, rows, options, kind
+ * of device or precision do not go on from them. Both carry a digest of what is taken from them: a
+ * damaged one is as none. Written durably. */
 #ifndef GRAFT_CODEC_RESUME_H
 #define GRAFT_CODEC_RESUME_H
 
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "engine/backend.h"
 #include "engine/base/sha256.h"
 #include "engine/codec/compression.h"
 #include "engine/trainer.h"
@@ -15,12 +17,14 @@
 struct resume {
     char *undistilled, *scales; /* paths */
     char identity[SHA256_HEX];
+    int32_t tensors; /* of the source */
 };
 
 /* What else the result depends on. */
 struct resume_key {
     const struct artifact_source *source;
     const struct codec *codec;
+    const struct backend *backend; /* what computes it: its kind and precision */
     int64_t bytes, seed;
     int32_t steps;
     const struct trainer_source *calibration;
@@ -40,7 +44,7 @@ struct resume_facts {
 };
 int resume_save_parts(const struct resume *resume, const struct compression *compression,
                       const struct resume_facts *facts, struct err *err);
-/* *found: the compression has the parts now. */
+/* *found: the compression has the parts now; else they are to be made, whatever it has. */
 int resume_load_parts(const struct resume *resume, const struct artifact_source *source,
                       struct compression *compression, struct resume_facts *facts, bool *found,
                       struct err *err);

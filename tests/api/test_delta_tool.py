@@ -119,16 +119,17 @@ class Tool(unittest.TestCase):
 
     def test_what_it_kept_is_for_the_same_compression_alone(self):
         words = ("--calibration", self.rows, "--distill-steps", "40", "--resume")
-        tool = subprocess.Popen(self.argv("--ratio", "4", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while not (self.folder / "out.delta.scales").exists():
-            self.assertIsNone(tool.poll())
-            time.sleep(0.001)
-        tool.kill()
-        tool.communicate()
-        done = subprocess.run(self.argv("--ratio", "5", *words), capture_output=True, text=True)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertIn("statistics", done.stderr.split())
-        (self.folder / "out.delta").unlink()
+        for other in (("--ratio", "5"), ("--ratio", "4", "--precision", "bf16")):
+            tool = subprocess.Popen(self.argv("--ratio", "4", *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            while not (self.folder / "out.delta.scales").exists():
+                self.assertIsNone(tool.poll())
+                time.sleep(0.001)
+            tool.kill()
+            tool.communicate()
+            done = subprocess.run(self.argv(*other, *words), capture_output=True, text=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("statistics", done.stderr.split())
+            (self.folder / "out.delta").unlink()
 
     def test_what_asks_it_to_stop_leaves_nothing_behind(self):
         before = self.files()
