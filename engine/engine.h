@@ -277,7 +277,8 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
 int engine_delta_describe(const char *path, char **json, struct err *err);
 
 /* Base and delta as one model: a new Hugging Face directory at out_dir, weights in F32 and what
- * else base_dir, a Hugging Face directory too, has of tokenizer and configuration. */
+ * else base_dir, a Hugging Face directory too, has of tokenizer and configuration. It is there
+ * whole or not at all. ERR_INVALID: there is something at out_dir already. */
 int engine_delta_apply(const char *base_dir, const char *delta_path, const char *out_dir,
                        struct err *err);
 

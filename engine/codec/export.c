@@ -1,4 +1,5 @@
-/* engine_delta_apply: base and delta as one model, in a directory that other programs load. */
+/* engine_delta_apply: base and delta as one model, in a directory that other programs load. Until
+ * it is complete it is a draft beside its place (NAME.PID.draft): what is at the place is whole. */
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -128,8 +129,7 @@ static int write_directory(const struct exporting *e, const char *base_dir, cons
     char path[ENGINE_PATH_MAX];
 
     if (mkdir(out_dir, 0777) != 0)
-        return err_set(err, errno == EEXIST ? ERR_INVALID : ERR_IO,
-                       "the directory \"%s\" can not be made: %s", out_dir, strerror(errno));
+        return err_set_errno(err, errno, "the directory \"%s\" can not be made", out_dir);
     if (write_config(base_dir, out_dir, err))
         return -1;
     for (size_t i = 0; i < sizeof copied / sizeof copied[0]; i++)
@@ -139,13 +139,50 @@ static int write_directory(const struct exporting *e, const char *base_dir, cons
     return write_weights(e, path, err);
 }
 
-static int check_directory(const char *base_dir, const char *out_dir, struct err *err)
+/* At `place`, where nothing is; or nothing is made there. */
+static int place_directory(const struct exporting *e, const char *base_dir, const char *place,
+                           struct err *err)
+{
+    char *draft;
+    int rc = -1;
+
+    if (asprintf(&draft, "%s.%ld.draft", place, (long)getpid()) < 0)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the name of a directory");
+    if (file_remove_tree(draft, err)) /* of one that had our number and was killed */
+        goto out;
+    if (write_directory(e, base_dir, draft, err))
+        goto out;
+    if (rename(draft, place) != 0) {
+        err_set_errno(err, errno, "rename to %s", place);
+        goto out;
+    }
+    rc = file_sync_parent(place, err);
+out:
+    if (rc)
+        file_remove_tree(draft, NULL);
+    free(draft);
+    return rc;
+}
+
+/* *place: `out_dir` without slashes behind it, malloc'ed. */
+static int check_directories(const char *base_dir, const char *out_dir, char **place,
+                             struct err *err)
 {
     char config[ENGINE_PATH_MAX];
+    size_t len = strlen(out_dir);
+    struct stat st;
 
-    /* The longest name behind a directory is that of a copied file. */
-    if (strlen(base_dir) > ENGINE_PATH_MAX - 64 || strlen(out_dir) > ENGINE_PATH_MAX - 64)
+    /* The longest names behind a directory are its draft's ending and that of a copied file. */
+    if (strlen(base_dir) > ENGINE_PATH_MAX - 96 || len > ENGINE_PATH_MAX - 96)
         return err_set(err, ERR_INVALID, "the path of a directory is too long");
+    while (len > 1 && out_dir[len - 1] == '/')
+        len--;
+    *place = strndup(out_dir, len);
+    if (!*place)
+        return err_set(err, ERR_NO_MEMORY, "no memory for the name of a directory");
+    if (lstat(*place, &st) == 0)
+        return err_set(err, ERR_INVALID, "the directory \"%s\" can not be made: %s", *place,
+                       strerror(EEXIST));
     snprintf(config, sizeof config, "%s/config.json", base_dir);
     if (access(config, R_OK) != 0)
         return err_set(err, ERR_INVALID,
@@ -164,10 +201,11 @@ int engine_delta_apply(const char *base_dir, const char *delta_path, const char 
     struct artifact_tensor *tensor = NULL;
     struct artifact *artifact = NULL;
     struct engine *engine = NULL;
+    char *place = NULL;
     int64_t largest = 1;
     int rc = -1;
 
-    if (check_directory(base_dir, out_dir, err) ||
+    if (check_directories(base_dir, out_dir, &place, err) ||
         engine_open_model(&engine, base_dir, &options, err) ||
         artifact_tensors_of_model(engine->model, &tensor, &want.count, err))
         goto out;
@@ -187,7 +225,7 @@ int engine_delta_apply(const char *base_dir, const char *delta_path, const char 
                            .base = malloc((size_t)largest * sizeof(float)),
                            .difference = malloc((size_t)largest * sizeof(float))};
     if (e.base && e.difference)
-        rc = write_directory(&e, base_dir, out_dir, err);
+        rc = place_directory(&e, base_dir, place, err);
     else
         err_set(err, ERR_NO_MEMORY, "no memory for a tensor of %lld values", (long long)largest);
 out:
@@ -196,5 +234,6 @@ out:
     artifact_free(artifact);
     free(tensor);
     engine_free(engine);
+    free(place);
     return rc;
 }
