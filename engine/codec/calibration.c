@@ -34,12 +34,10 @@ struct measuring {
 
 /* ------------------------------------------------------------------ which examples */
 
-static int64_t tokens_asked(const struct calibration_options *o, const struct model_config *c)
+static int64_t most_tokens(const struct calibration_options *o, const struct model_config *c)
 {
     int64_t tokens = CALIBRATION_TOKENS, widest = 2 * (int64_t)c->intermediate;
 
-    if (o->max_tokens)
-        return o->max_tokens;
     if (o->inputs_only && widest < tokens)
         tokens = widest > CALIBRATION_TOKENS_INPUTS ? widest : CALIBRATION_TOKENS_INPUTS;
     return tokens;
@@ -47,7 +45,7 @@ static int64_t tokens_asked(const struct calibration_options *o, const struct mo
 
 static int pick_examples(struct measuring *m, const struct model *model, struct err *err)
 {
-    int64_t count = m->examples->count, left = tokens_asked(m->options, model_get_config(model));
+    int64_t count = m->examples->count, left = most_tokens(m->options, model_get_config(model));
     int32_t *order;
 
     if (count < 1 || count > INT32_MAX)
@@ -63,8 +61,6 @@ static int pick_examples(struct measuring *m, const struct model *model, struct 
         struct dataset_example e = m->examples->example(m->examples->context, order[i]);
         int32_t rows = e.length > 1 ? e.length - 1 : 1;
 
-        if (e.length < 1)
-            continue;
         rows = rows < left ? rows : (int32_t)left;
         m->pick[m->count++] = (struct pick){order[i], rows};
         m->longest = rows > m->longest ? rows : m->longest;
@@ -294,7 +290,7 @@ int calibration_measure(struct calibration *out, struct model *model,
     };
     int rc = -1;
 
-    assert(options->max_tokens >= 0 && options->margin >= 0 && isfinite(options->margin));
+    assert(options->margin >= 0 && isfinite(options->margin));
     memset(out, 0, sizeof *out);
     if (pick_examples(&m, model, err) || open_batch(&m, model, err) ||
         open_sums(&m, out, model, err) || model_moments_open(&m.pass, model, m.max_rows, err))

@@ -7,7 +7,7 @@
  * margins are added, with random signs, so that in the mean their moments are; the Fisher
  * information of a model that is sure of its answers is blind to them. For a codec that has no use
  * for gradients the inputs alone will do, in forward passes without a loss. Examples are taken in a
- * random order until max_tokens, the last one cut to what is left.
+ * random order until CALIBRATION_TOKENS, the last one cut to what is left.
  *
  * One thread, that of the model's backend. Deterministic: a function of the weights, the examples
  * and the options; how sums are rounded depends on the device and its memory, not on what of that
@@ -19,7 +19,7 @@
 #include "engine/model.h"
 #include "engine/trainer.h"
 
-#define CALIBRATION_TOKENS 16384 /* unless the options say otherwise */
+#define CALIBRATION_TOKENS 16384
 /* Of inputs alone: so many, or two for each input of the widest matrix; GPTQ's rounding learns
  * nothing from more. */
 #define CALIBRATION_TOKENS_INPUTS 4096
@@ -40,7 +40,6 @@ struct calibration {
 
 struct calibration_options {
     int64_t seed;
-    int64_t max_tokens; /* 0: CALIBRATION_TOKENS; fewer of inputs alone */
     /* How much the answers' margins count: factor on their gradients (model_moments_args). Answers
      * are the rows whose next token has a weight in the examples. 0: not at all. */
     double margin;

@@ -397,7 +397,6 @@ static int compare(struct student *s, const struct distill_batch *b, double *kl,
     struct model_loss_args args = {.weights = &s->weights,
                                    .grads = &s->grads,
                                    .batch = &b->batch,
-                                   .target = b->target,
                                    .weight = b->weight,
                                    .teacher = s->tuned};
 

@@ -17,11 +17,10 @@ int distill_batches_open(struct distill_batches *b, const struct trainer_source 
     b->order = malloc((size_t)examples->count * sizeof *b->order);
     b->token = malloc(rows * sizeof *b->token);
     b->position = malloc(rows * sizeof *b->position);
-    b->target = malloc(rows * sizeof *b->target);
     b->example = malloc(rows * sizeof *b->example);
     b->ends = malloc((rows + 1) * sizeof *b->ends);
     b->weight = malloc(rows * sizeof *b->weight);
-    if (b->order && b->token && b->position && b->target && b->example && b->ends && b->weight)
+    if (b->order && b->token && b->position && b->example && b->ends && b->weight)
         return 0;
     distill_batches_close(b);
     return err_set(err, ERR_NO_MEMORY, "no memory for %d rows of %lld examples", max_rows,
@@ -33,7 +32,6 @@ void distill_batches_close(struct distill_batches *b)
     free(b->order);
     free(b->token);
     free(b->position);
-    free(b->target);
     free(b->example);
     free(b->ends);
     free(b->weight);
@@ -83,16 +81,13 @@ static int32_t append(struct distill_batches *b, struct dataset_example e, bool 
         since = tokenizer_is_special(b->tokenizer, e.token[i]) ? 0 : since + 1;
         if (i > 0 && thinned && left_out(b, e, i, since))
             continue;
-        if (rows > first) {
-            b->target[rows - 1] = e.token[i];
+        if (rows > first)
             b->weight[rows - 1] = e.weight[i] > 0 ? DISTILL_ANSWERS : 1;
-        }
         b->token[rows] = e.token[i];
         b->position[rows] = rows - first;
         rows++;
     }
     /* Where an example was cut off, what would come next is known. */
-    b->target[rows - 1] = e.token[length < e.length ? length : length - 1];
     b->weight[rows - 1] = length < e.length && e.weight[length] > 0 ? DISTILL_ANSWERS : 1;
     return rows;
 }
@@ -131,7 +126,6 @@ void distill_batches_next(struct distill_batches *b, struct distill_batch *out)
                                             .position = b->position,
                                             .docs = docs,
                                             .cu_seqlens = b->ends},
-                                  .target = b->target,
                                   .weight = b->weight,
                                   .example = b->example,
                                   .thinned = any_thinned};

@@ -22,18 +22,17 @@ struct distill_batches {
     const struct tokenizer *tokenizer;
     int32_t max_rows;
     uint64_t seed;
-    int64_t next;                                 /* example, counted through all rounds */
-    int32_t *order;                               /* [examples] */
-    int32_t *token, *position, *target, *example; /* [max_rows] */
-    int32_t *ends;                                /* [max_rows + 1] */
-    float *weight;                                /* [max_rows] */
+    int64_t next;                        /* example, counted through all rounds */
+    int32_t *order;                      /* [examples] */
+    int32_t *token, *position, *example; /* [max_rows] */
+    int32_t *ends;                       /* [max_rows + 1] */
+    float *weight;                       /* [max_rows] */
 };
 
-/* One step's; valid until the next. */
+/* One step's; valid until the next. What should follow a row is the teacher's to say. */
 struct distill_batch {
     struct batch batch;
-    const int32_t *target;  /* [rows] */
-    const float *weight;    /* [rows], 1 in all */
+    const float *weight;    /* [rows], 1 in all: of what follows the row */
     const int32_t *example; /* [docs] which they are */
     bool thinned;           /* one of them is */
 };

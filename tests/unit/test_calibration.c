@@ -267,8 +267,7 @@ static void expect(struct fixture *f, bool margin, struct calibration *out)
 static void check_expectation(bool margin)
 {
     struct trainer_source source = {.count = COPIES, .example = short_example};
-    struct calibration_options options = {
-        .seed = 1, .max_tokens = COPIES * ROWS, .margin = margin ? MARGIN : 0};
+    struct calibration_options options = {.seed = 1, .margin = margin ? MARGIN : 0};
     struct calibration got, want, other;
     struct fixture f;
 
@@ -332,7 +331,7 @@ static void test_a_seed_decides(void **state)
 {
     struct mixed mixed;
     struct trainer_source source = {.context = &mixed, .count = 100, .example = mixed_example};
-    struct calibration_options options = {.seed = 5, .max_tokens = 700, .margin = 1};
+    struct calibration_options options = {.seed = 5, .margin = 1};
     struct calibration a, b, c;
     struct fixture f, more_threads;
 
@@ -343,8 +342,7 @@ static void test_a_seed_decides(void **state)
     measure(&more_threads, &b, &source, options);
     options.seed = 6;
     measure(&f, &c, &source, options);
-    assert_int_equal(a.tokens, 700);
-    assert_int_equal(c.tokens, 700);
+    assert_int_equal(a.tokens, c.tokens);
     assert_true(difference(&f, a.h, b.h, false) == 0 && difference(&f, a.g, b.g, true) == 0);
     assert_true(difference(&f, a.h, c.h, false) > 0.01);
     calibration_free(&a);
@@ -402,16 +400,21 @@ static struct dataset_example long_example(const void *context, int64_t i)
     return (struct dataset_example){token, weight, 900};
 }
 
-static void test_long_examples_are_cut(void **state)
+/* More than are wanted, whose last one does not fit: long ones, and short ones. */
+static void test_the_last_example_is_cut(void **state)
 {
-    struct trainer_source source = {.count = 3, .example = long_example};
-    struct calibration_options options = {.max_tokens = 1000, .margin = 1};
+    struct trainer_source longs = {.count = CALIBRATION_TOKENS_INPUTS / 899 + 3,
+                                   .example = long_example};
+    struct trainer_source shorts = {.count = CALIBRATION_TOKENS, .example = short_example};
     struct calibration c;
     struct fixture f;
 
     open_fixture(&f, 2);
-    measure(&f, &c, &source, options);
-    assert_int_equal(c.tokens, 1000);
+    measure(&f, &c, &longs, (struct calibration_options){.inputs_only = true});
+    assert_int_equal(c.tokens, CALIBRATION_TOKENS_INPUTS);
+    calibration_free(&c);
+    measure(&f, &c, &shorts, (struct calibration_options){.margin = 1});
+    assert_int_equal(c.tokens, CALIBRATION_TOKENS);
     calibration_free(&c);
     close_fixture(&f);
 }
@@ -421,7 +424,7 @@ static void test_inputs_alone(void **state)
 {
     struct mixed mixed;
     struct trainer_source source = {.context = &mixed, .count = 100, .example = mixed_example};
-    struct calibration_options options = {.max_tokens = 700, .inputs_only = true, .margin = 1};
+    struct calibration_options options = {.inputs_only = true, .margin = 1};
     struct calibration c, weighted, again;
     struct fixture f;
     struct err err = {0};
@@ -433,7 +436,7 @@ static void test_inputs_alone(void **state)
     measure(&f, &again, &source, options);
     options.inputs_only = false;
     measure(&f, &weighted, &source, options);
-    assert_int_equal(c.tokens, 700);
+    assert_int_equal(c.tokens, weighted.tokens);
     for (int32_t i = 0; i < c.count; i++) {
         int32_t first = c.h[i] ? model_moments_reads(f.model[0], i) : i;
 
@@ -483,7 +486,7 @@ int main(void)
         cmocka_unit_test(test_shapes_and_symmetry),
         cmocka_unit_test(test_a_seed_decides),
         cmocka_unit_test(test_progress),
-        cmocka_unit_test(test_long_examples_are_cut),
+        cmocka_unit_test(test_the_last_example_is_cut),
         cmocka_unit_test(test_inputs_alone),
         cmocka_unit_test(test_nothing_to_measure),
     };
