@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/codec/codec.h"
 #include "engine/codec/fit.h"
 #include "engine/codec/gptq.h"
 #include "engine/codec/linalg.h"
@@ -159,7 +158,7 @@ const double *factor_energy(const struct factor *factor)
 /* ------------------------------------------------------------------ bits */
 
 /* What a vector of this width adds to its matrix's bytes. */
-static double vector_bytes(const struct factor_matrix *m, int width)
+static double vector_bytes(const struct codec_plan *m, int width)
 {
     return width ? (double)(planes_bytes(m->rows, m->cols, 1, width) -
                             planes_bytes(m->rows, m->cols, 0, 0))
@@ -182,9 +181,10 @@ static double kept(double energy, int width)
 }
 
 /* Widths of one matrix at a price for each byte. */
-static void choose(const struct factor_matrix *m, double price)
+static void choose(struct codec_plan *m, double price)
 {
     double bytes[PLANES_MAX_WIDTH + 1];
+    int32_t rank = 0, planes = 0;
 
     for (int w = 0; w <= PLANES_MAX_WIDTH; w++)
         bytes[w] = vector_bytes(m, w);
@@ -196,64 +196,48 @@ static void choose(const struct factor_matrix *m, double price)
                 kept(m->energy[v], best) - price * bytes[best])
                 best = w;
         m->width[v] = (uint8_t)best;
+        rank += best > 0;
+        planes += best;
     }
+    m->bytes = (int64_t)planes_bytes(m->rows, m->cols, rank, planes);
 }
 
-int64_t factor_matrix_bytes(const struct factor_matrix *m)
-{
-    int32_t rank = 0, planes = 0;
-
-    for (int32_t v = 0; v < m->rank; v++) {
-        rank += m->width[v] > 0;
-        planes += m->width[v];
-    }
-    return (int64_t)planes_bytes(m->rows, m->cols, rank, planes);
-}
-
-static int64_t bytes_at(const struct factor_matrix *matrix, int32_t count, double price)
+static int64_t bytes_at(struct codec_plan *plan, int32_t count, double price)
 {
     int64_t bytes = 0;
 
     for (int32_t i = 0; i < count; i++) {
-        choose(&matrix[i], price);
-        bytes += factor_matrix_bytes(&matrix[i]);
+        choose(&plan[i], price);
+        bytes += plan[i].bytes;
     }
     return bytes;
 }
 
-bool factor_allot(const struct factor_matrix *matrix, int32_t count, int64_t bytes, double *cost)
+bool factor_allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost)
 {
     double low = 1e-30, high = 1e30; /* energy for a byte: at `high` nothing is bought */
     int64_t least = 0;
     bool fits;
 
     for (int32_t i = 0; i < count; i++)
-        least += (int64_t)planes_bytes(matrix[i].rows, matrix[i].cols, 0, 0);
-    while (high < 1e280 && bytes_at(matrix, count, high) > least)
+        least += (int64_t)planes_bytes(plan[i].rows, plan[i].cols, 0, 0);
+    while (high < 1e280 && bytes_at(plan, count, high) > least)
         high *= 1e10; /* what has diverged is worth more: it is refused when it is rounded */
     fits = least <= bytes;
     for (int i = 0; fits && i < 200; i++) {
         double middle = sqrt(low * high);
 
-        if (bytes_at(matrix, count, middle) > bytes)
+        if (bytes_at(plan, count, middle) > bytes)
             low = middle;
         else
             high = middle;
     }
-    bytes_at(matrix, count, high);
+    bytes_at(plan, count, high);
     *cost = 0;
     for (int32_t i = 0; i < count; i++)
-        for (int32_t v = 0; v < matrix[i].rank; v++)
-            *cost += (matrix[i].energy[v] - kept(matrix[i].energy[v], matrix[i].width[v])) / 2;
+        for (int32_t v = 0; v < plan[i].rank; v++)
+            *cost += (plan[i].energy[v] - kept(plan[i].energy[v], plan[i].width[v])) / 2;
     return fits;
-}
-
-int64_t factor_bytes(const struct factor *f, const uint8_t *width)
-{
-    const struct factor_matrix m = {f->rows, f->cols, f->rank, f->energy,
-                                    (uint8_t *)(uintptr_t)width};
-
-    return factor_matrix_bytes(&m);
 }
 
 /* ------------------------------------------------------------------ rounding */
@@ -519,26 +503,6 @@ static int round_left(struct rounding *r, struct err *err)
                       err);
 }
 
-static int measure(const struct rounding *r, double *cost, struct err *err)
-{
-    const struct factor *f = r->f;
-    int64_t size = (int64_t)f->rows * f->cols;
-    double *wrong = new_doubles(size);
-
-    *cost = 0;
-    if (!wrong)
-        return err_set(err, ERR_NO_MEMORY, "no memory to measure a matrix of %d by %d", f->rows,
-                       f->cols);
-    linalg_product(true, false, f->rows, f->cols, r->rank, r->left, r->right, wrong);
-    for (int64_t i = 0; i < size; i++)
-        wrong[i] = f->delta[i] - (r->rank > 0 ? wrong[i] : 0);
-    into_metric(f, wrong);
-    for (int64_t i = 0; i < size; i++)
-        *cost += wrong[i] * wrong[i] / 2;
-    free(wrong);
-    return 0;
-}
-
 static int round_both(struct rounding *r, const uint8_t *width, struct err *err)
 {
     const struct factor *f = r->f;
@@ -551,8 +515,7 @@ static int round_both(struct rounding *r, const uint8_t *width, struct err *err)
                : 0;
 }
 
-int factor_compress(const struct factor *f, const uint8_t *width, void *out, double *cost,
-                    struct err *err)
+int factor_compress(const struct factor *f, const uint8_t *width, void *out, struct err *err)
 {
     struct rounding r;
     int rc = -1;
@@ -563,7 +526,7 @@ int factor_compress(const struct factor *f, const uint8_t *width, void *out, dou
         r.row[i] = 1;
     for (int32_t i = 0; i < f->cols; i++)
         r.col[i] = 1;
-    if ((r.rank > 0 && round_both(&r, width, err)) || (cost && measure(&r, cost, err)))
+    if (r.rank > 0 && round_both(&r, width, err))
         goto out;
     planes_write(&(struct planes){.rows = f->rows,
                                   .cols = f->cols,

@@ -21,7 +21,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "engine/base/err.h"
+#include "engine/codec/codec.h"
 
 #define FACTOR_DAMPING 0.01 /* of the mean of the diagonal, added to H and G */
 
@@ -45,24 +45,16 @@ const double *factor_energy(const struct factor *factor);
 
 /* ------------------------------------------------------------------ bits */
 
-struct factor_matrix {
-    int32_t rows, cols, rank;
-    const double *energy; /* [rank] */
-    uint8_t *width;       /* [rank] out: 0 to 8 for each vector */
-};
-/* Widths that together take at most `bytes` (planes_bytes of each matrix, all counted) and lose
- * least. *cost: what they are expected to lose, in nats a token; fitting and feedback do better.
- * false: not even empty matrices fit; all widths are 0 then. */
-bool factor_allot(const struct factor_matrix *matrix, int32_t count, int64_t bytes, double *cost);
-/* What its widths take. */
-int64_t factor_matrix_bytes(const struct factor_matrix *matrix);
+/* Plans, with energies, that together take at most `bytes` (planes_bytes of each matrix, all
+ * counted) and lose least; widths are 0 to 8. *cost: what they are expected to lose, in nats a
+ * token; fitting and feedback do better. false: not even empty matrices fit; all widths are 0 then.
+ */
+bool factor_allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost);
 
 /* ------------------------------------------------------------------ rounding */
 
-int64_t factor_bytes(const struct factor *factor, const uint8_t *width);
-/* width: [rank], 0 from `vectors` on. factor_bytes() to `out`: see planes.h. *cost (or NULL):
- * ½·tr(G·E·H·Eᵀ) of what is wrong with them. ERR_INVALID: too large for the scales of planes. */
-int factor_compress(const struct factor *factor, const uint8_t *width, void *out, double *cost,
-                    struct err *err);
+/* width: [rank], 0 from `vectors` on. What they take in a plan to `out`: see planes.h. ERR_INVALID:
+ * too large for the scales of planes. */
+int factor_compress(const struct factor *factor, const uint8_t *width, void *out, struct err *err);
 
 #endif

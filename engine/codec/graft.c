@@ -21,23 +21,11 @@ static int energy(const struct codec_matrix *m, double *energy, struct err *err)
 static int allot(struct codec_plan *plan, int32_t count, int64_t bytes, double *cost,
                  struct err *err)
 {
-    struct factor_matrix *matrix = calloc((size_t)count + 1, sizeof *matrix);
-    bool fits;
-
-    if (!matrix)
-        return err_set(err, ERR_NO_MEMORY, "no memory to plan %d matrices", count);
-    for (int32_t i = 0; i < count; i++)
-        matrix[i] = (struct factor_matrix){plan[i].rows, plan[i].cols, plan[i].rank, plan[i].energy,
-                                           plan[i].width};
-    fits = factor_allot(matrix, count, bytes, cost);
-    for (int32_t i = 0; i < count; i++) {
-        plan[i].bytes = factor_matrix_bytes(&matrix[i]);
-    }
-    free(matrix);
-    return fits ? 0
-                : err_set(err, ERR_INVALID,
-                          "graft keeps a scale for each row and each column of a matrix; ask for a "
-                          "lower ratio");
+    return factor_allot(plan, count, bytes, cost)
+               ? 0
+               : err_set(err, ERR_INVALID,
+                         "graft keeps a scale for each row and each column of a matrix; ask for a "
+                         "lower ratio");
 }
 
 static int compress(const struct codec_matrix *m, const struct codec_plan *plan,
@@ -54,7 +42,7 @@ static int compress(const struct codec_matrix *m, const struct codec_plan *plan,
     if (factor_open(&factor, m->delta, m->rows, m->cols,
                     &(struct factor_statistics){.h = m->h, .g = m->g}, vectors, err))
         return -1;
-    rc = factor_compress(factor, plan->width, part[0].data, NULL, err);
+    rc = factor_compress(factor, plan->width, part[0].data, err);
     factor_free(factor);
     return rc;
 }
