@@ -31,7 +31,14 @@ struct artifact_tensor { /* a tensor of the base */
     int32_t rows, cols; /* vectors: 1, length */
 };
 
+static inline int64_t artifact_elements(const struct artifact_tensor *tensor)
+{
+    return (int64_t)tensor->rows * tensor->cols;
+}
+
 /* The tensors of a model, in its order; *out is malloc'ed. */
+int artifact_tensors(const struct model_config *config, struct artifact_tensor **out,
+                     int32_t *count, struct err *err);
 int artifact_tensors_of_model(const struct model *model, struct artifact_tensor **out,
                               int32_t *count, struct err *err);
 
@@ -59,6 +66,12 @@ struct artifact_content {
     struct tensor (*const part)[CODEC_MAX_PARTS]; /* [count], of the matrices that changed */
     const char *report;                           /* JSON for the metadata, or NULL */
 };
+
+/* One that changed? */
+static inline bool artifact_is_matrix(const struct artifact_content *content, int32_t index)
+{
+    return content->changed[index] && content->source->tensor[index].kind == ARTIFACT_MATRIX;
+}
 
 /* Writes durably. *bytes: size of the file. *error, *norm (or NULL): Σ (stored - difference)² and
  * Σ difference² of what is stored in 16 bits. */

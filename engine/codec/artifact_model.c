@@ -1,27 +1,43 @@
-/* artifact.h's list of tensors, made from a model. */
+/* artifact.h's list of tensors. */
+#include <stdio.h>
 #include <stdlib.h>
 
+#include "engine/base_layout.h"
 #include "engine/codec/artifact.h"
+
+static enum artifact_kind kind_of(const struct base_layout_tensor *t)
+{
+    return t->linear ? ARTIFACT_MATRIX : t->rank == 2 ? ARTIFACT_EMBEDDING : ARTIFACT_VECTOR;
+}
+
+int artifact_tensors(const struct model_config *config, struct artifact_tensor **out,
+                     int32_t *count, struct err *err)
+{
+    struct base_layout_tensor *list = NULL;
+    int64_t n = 0;
+
+    if (base_layout_list(config, &list, &n, err) != 0)
+        return -1;
+    *out = calloc((size_t)n, sizeof **out);
+    if (*out == NULL) {
+        free(list);
+        return err_set(err, ERR_NO_MEMORY, "out of memory for a list of tensors");
+    }
+    *count = (int32_t)n;
+    for (int64_t i = 0; i < n; i++) {
+        struct artifact_tensor *t = &(*out)[i];
+
+        snprintf(t->name, sizeof t->name, "%s", list[i].name);
+        t->kind = kind_of(&list[i]);
+        t->rows = list[i].rank == 2 ? (int32_t)list[i].shape[0] : 1;
+        t->cols = (int32_t)list[i].shape[list[i].rank - 1];
+    }
+    free(list);
+    return 0;
+}
 
 int artifact_tensors_of_model(const struct model *model, struct artifact_tensor **out,
                               int32_t *count, struct err *err)
 {
-    struct model_weights *weights = (struct model_weights *)model_base_weights(model);
-    struct artifact_tensor *tensor;
-
-    *count = model_tensor_count(model);
-    tensor = calloc((size_t)*count, sizeof(*tensor));
-    if (tensor == NULL)
-        return err_set(err, ERR_NO_MEMORY, "out of memory for a list of tensors");
-    for (int32_t i = 0; i < *count; i++) {
-        const struct tensor *t = model_tensor(model, weights, i, tensor[i].name);
-
-        tensor[i].kind = model_tensor_is_linear(model, i)      ? ARTIFACT_MATRIX
-                         : model_tensor_is_embedding(model, i) ? ARTIFACT_EMBEDDING
-                                                               : ARTIFACT_VECTOR;
-        tensor[i].rows = t->rank == 2 ? (int32_t)t->shape[0] : 1;
-        tensor[i].cols = (int32_t)t->shape[t->rank - 1];
-    }
-    *out = tensor;
-    return 0;
+    return artifact_tensors(model_get_config(model), out, count, err);
 }

@@ -1,46 +1,12 @@
 /* What can be asked of files alone, without an engine: is a delta sound, and of this base? How
  * small can one be? */
-#include <stdio.h>
 #include <stdlib.h>
 
 #include "engine/base/file_io.h"
 #include "engine/base_file.h"
-#include "engine/base_layout.h"
 #include "engine/codec/artifact.h"
 #include "engine/codec/budget.h"
 #include "engine/codec/report.h"
-
-static enum artifact_kind kind_of(const struct base_layout_tensor *t)
-{
-    return t->linear ? ARTIFACT_MATRIX : t->rank == 2 ? ARTIFACT_EMBEDDING : ARTIFACT_VECTOR;
-}
-
-/* What artifact_tensors_of_model makes of an open model, from the configuration. */
-static int list_tensors(const struct base_file *base, struct artifact_tensor **out, int32_t *count,
-                        struct err *err)
-{
-    struct base_layout_tensor *list = NULL;
-    int64_t n = 0;
-
-    if (base_layout_list(base_file_config(base), &list, &n, err) != 0)
-        return -1;
-    *out = calloc((size_t)n, sizeof **out);
-    if (*out == NULL) {
-        free(list);
-        return err_set(err, ERR_NO_MEMORY, "out of memory for a list of tensors");
-    }
-    *count = (int32_t)n;
-    for (int64_t i = 0; i < n; i++) {
-        struct artifact_tensor *t = &(*out)[i];
-
-        snprintf(t->name, sizeof t->name, "%s", list[i].name);
-        t->kind = kind_of(&list[i]);
-        t->rows = list[i].rank == 2 ? (int32_t)list[i].shape[0] : 1;
-        t->cols = (int32_t)list[i].shape[list[i].rank - 1];
-    }
-    free(list);
-    return 0;
-}
 
 static int check(const struct base_file *base, const struct file_map *delta, const char *name,
                  struct err *err)
@@ -50,7 +16,7 @@ static int check(const struct base_file *base, const struct file_map *delta, con
     struct artifact *artifact = NULL;
     int rc = -1;
 
-    if (list_tensors(base, &tensor, &want.count, err) != 0)
+    if (artifact_tensors(base_file_config(base), &tensor, &want.count, err) != 0)
         return -1;
     want.tensor = tensor;
     rc = artifact_open_memory(&artifact, delta->data, delta->len, name, &want, err);
@@ -95,7 +61,7 @@ static int least(const struct base_file *base, const struct codec *codec, bool e
     bool *changed;
     int rc = -1;
 
-    if (list_tensors(base, &tensor, &source.count, err) != 0)
+    if (artifact_tensors(base_file_config(base), &tensor, &source.count, err) != 0)
         return -1;
     source.tensor = tensor;
     changed = calloc((size_t)source.count, sizeof *changed);
