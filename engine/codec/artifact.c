@@ -165,7 +165,7 @@ static int accept_diff(const struct artifact_tensor *tensor, const struct tensor
         (rank == 2 && part->shape[0] != tensor->rows))
         return err_set(err, ERR_INVALID, "\"%s.diff\" is not an F16 tensor of its base's shape",
                        tensor->name);
-    for (int64_t i = 0; i < (int64_t)tensor->rows * tensor->cols; i++) {
+    for (int64_t i = 0; i < artifact_elements(tensor); i++) {
         if ((value[i] & 0x7c00) == 0x7c00)
             return err_set(err, ERR_INVALID, "\"%s.diff\" holds a value that is not finite",
                            tensor->name);
@@ -307,7 +307,7 @@ int artifact_expand(const struct artifact *artifact, int32_t index, float *out, 
 {
     const struct artifact_tensor *tensor = &artifact->tensor[index];
     const struct tensor *part = artifact_parts(artifact, index);
-    int64_t elements = (int64_t)tensor->rows * tensor->cols;
+    int64_t elements = artifact_elements(tensor);
 
     if (part != NULL && tensor->kind == ARTIFACT_MATRIX)
         return artifact->codec->expand(part, tensor->rows, tensor->cols, out, err);

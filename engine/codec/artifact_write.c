@@ -24,19 +24,9 @@ struct writing {
     double error, norm;
 };
 
-static bool is_matrix(const struct artifact_content *c, int32_t index)
-{
-    return c->changed[index] && c->source->tensor[index].kind == ARTIFACT_MATRIX;
-}
-
 static bool is_difference(const struct artifact_content *c, int32_t index)
 {
     return c->changed[index] && c->source->tensor[index].kind != ARTIFACT_MATRIX;
-}
-
-static int64_t elements_of(const struct artifact_tensor *t)
-{
-    return (int64_t)t->rows * t->cols;
 }
 
 static int declare_part(struct writing *w, int32_t index, int p, struct err *err)
@@ -74,8 +64,9 @@ static int append_difference(struct writing *w, int32_t index, struct err *err)
     const struct artifact_source *source = w->content->source;
     const struct artifact_tensor *t = &source->tensor[index];
 
-    for (int64_t from = 0; from < elements_of(t); from += PORTION) {
-        int64_t count = elements_of(t) - from < PORTION ? elements_of(t) - from : PORTION;
+    for (int64_t from = 0; from < artifact_elements(t); from += PORTION) {
+        int64_t count =
+            artifact_elements(t) - from < PORTION ? artifact_elements(t) - from : PORTION;
 
         if (source->read(source->context, index, from, count, w->base, w->tuned, err) != 0)
             return -1;
@@ -108,7 +99,7 @@ static int in_order(struct writing *w, int (*part)(struct writing *, int32_t, in
     for (int size = 4; size > 0; size /= 2) {
         for (int p = 0; p < c->codec->part_count; p++)
             for (int32_t i = 0; i < c->source->count; i++)
-                if (is_matrix(c, i) && dtype_size(c->part[i][p].dtype) == size &&
+                if (artifact_is_matrix(c, i) && dtype_size(c->part[i][p].dtype) == size &&
                     part(w, i, p, err) != 0)
                     return -1;
         for (int32_t i = 0; i < c->source->count; i++)
@@ -187,11 +178,11 @@ int64_t artifact_overhead(const struct artifact_content *c, size_t report_len)
         const struct artifact_tensor *t = &c->source->tensor[i];
         int64_t declaration = DECLARATION_BYTES + (int64_t)strlen(t->name);
 
-        if (is_matrix(c, i))
+        if (artifact_is_matrix(c, i))
             for (int p = 0; p < c->codec->part_count; p++)
                 bytes += declaration + (int64_t)strlen(c->codec->suffix[p]);
         else if (is_difference(c, i))
-            bytes += declaration + 2 * elements_of(t);
+            bytes += declaration + 2 * artifact_elements(t);
     }
     return bytes;
 }

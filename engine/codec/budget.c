@@ -9,11 +9,6 @@ struct plans {
     double *energy;
 };
 
-static bool is_matrix(const struct artifact_content *c, int32_t index)
-{
-    return c->changed[index] && c->source->tensor[index].kind == ARTIFACT_MATRIX;
-}
-
 static int32_t rank_of(const struct artifact_tensor *t)
 {
     return t->rows < t->cols ? t->rows : t->cols;
@@ -24,8 +19,8 @@ static int open_plans(const struct artifact_content *c, struct plans *p, struct 
     size_t longest = 1;
 
     for (int32_t i = 0; i < c->source->count; i++) {
-        p->count += is_matrix(c, i);
-        if (is_matrix(c, i) && (size_t)rank_of(&c->source->tensor[i]) > longest)
+        p->count += artifact_is_matrix(c, i);
+        if (artifact_is_matrix(c, i) && (size_t)rank_of(&c->source->tensor[i]) > longest)
             longest = (size_t)rank_of(&c->source->tensor[i]);
     }
     p->plan = calloc((size_t)p->count + 1, sizeof *p->plan);
@@ -36,7 +31,7 @@ static int open_plans(const struct artifact_content *c, struct plans *p, struct 
     for (int32_t i = 0, at = 0; i < c->source->count; i++) {
         const struct artifact_tensor *t = &c->source->tensor[i];
 
-        if (is_matrix(c, i)) /* the smallest plan is the same, whatever there is to lose */
+        if (artifact_is_matrix(c, i)) /* the smallest plan is the same, whatever there is to lose */
             p->plan[at++] = (struct codec_plan){.rows = t->rows,
                                                 .cols = t->cols,
                                                 .rank = rank_of(t),

@@ -41,11 +41,6 @@ static const struct artifact_tensor *tensor_at(const struct compression *c, int3
     return &c->source->tensor[c->matrix[at]];
 }
 
-static int64_t elements_of(const struct artifact_tensor *t)
-{
-    return (int64_t)t->rows * t->cols;
-}
-
 /* ------------------------------------------------------------------ a pass over all matrices */
 
 /* In doubles: the difference and its vectors, statistics and their roots (factor.h), and rounding.
@@ -61,7 +56,7 @@ static int read_slot(struct slot *s, struct err *err)
 {
     const struct artifact_source *source = s->c->source;
     const struct artifact_tensor *t = tensor_at(s->c, s->at);
-    int64_t count = elements_of(t);
+    int64_t count = artifact_elements(t);
 
     if (source->read(source->context, s->c->matrix[s->at], 0, count, s->base, s->difference, err))
         return -1;
@@ -125,7 +120,7 @@ static int run_wave(struct compression *c, struct work *w, int32_t at, int32_t c
  * ones. */
 static int open_slot(struct slot *s, struct compression *c, int32_t at, struct err *err)
 {
-    size_t bytes = (size_t)elements_of(tensor_at(c, at)) * sizeof(float);
+    size_t bytes = (size_t)artifact_elements(tensor_at(c, at)) * sizeof(float);
 
     s->c = c;
     if (!s->base)
@@ -167,7 +162,7 @@ static int find_changed(struct compression *c, int32_t index, float *base, float
                         struct err *err)
 {
     const struct artifact_source *source = c->source;
-    int64_t total = elements_of(&source->tensor[index]);
+    int64_t total = artifact_elements(&source->tensor[index]);
 
     for (int64_t from = 0; from < total && !c->changed[index]; from += PORTION) {
         int64_t count = total - from < PORTION ? total - from : PORTION;
@@ -203,8 +198,8 @@ static void sort_matrices(struct compression *c)
     for (int32_t i = 1; i < c->matrices; i++) { /* stable: equals stay in the model's order */
         int32_t moved = c->matrix[i], to = i;
 
-        for (; to > 0 && elements_of(&c->source->tensor[c->matrix[to - 1]]) <
-                             elements_of(&c->source->tensor[moved]);
+        for (; to > 0 && artifact_elements(&c->source->tensor[c->matrix[to - 1]]) <
+                             artifact_elements(&c->source->tensor[moved]);
              to--)
             c->matrix[to] = c->matrix[to - 1];
         c->matrix[to] = moved;
@@ -427,7 +422,7 @@ static void measure_one(struct slot *s)
 
     s->rc = s->c->options.codec->expand(s->c->part[s->c->matrix[s->at]], t->rows, t->cols, s->base,
                                         &s->err);
-    for (int64_t i = 0; !s->rc && i < elements_of(t); i++) {
+    for (int64_t i = 0; !s->rc && i < artifact_elements(t); i++) {
         double wrong = (double)s->base[i] - (double)s->difference[i];
 
         error += wrong * wrong;

@@ -37,7 +37,7 @@ static int append_tensor(const struct exporting *e, int32_t index,
                          struct safetensors_writer *writer, struct err *err)
 {
     const struct artifact_tensor *t = &e->tensor[index];
-    int64_t elements = (int64_t)t->rows * t->cols;
+    int64_t elements = artifact_elements(t);
     struct tensor host;
 
     if (!base_file_tensor(e->engine->base, t->name, &host))
@@ -214,7 +214,7 @@ int engine_delta_apply(const char *base_dir, const char *delta_path, const char 
     if (artifact_open(&artifact, delta_path, &want, err))
         goto out;
     for (int32_t i = 0; i < want.count; i++) {
-        int64_t elements = (int64_t)tensor[i].rows * tensor[i].cols;
+        int64_t elements = artifact_elements(&tensor[i]);
 
         largest = elements > largest ? elements : largest;
     }
