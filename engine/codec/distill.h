@@ -14,7 +14,7 @@
 #include "engine/codec/resume.h"
 #include "engine/trainer.h"
 
-#define DISTILL_ROWS 512  /* tokens of a step, if one example is not longer */
+#define DISTILL_ROWS 512  /* tokens of a step */
 #define DISTILL_RATE 1e-2 /* of the first step, where the KL is far */
 #define DISTILL_FAR 0.04  /* nats a token; below it the rate goes by the KL's root */
 #define DISTILL_SETTLE \

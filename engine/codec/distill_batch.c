@@ -75,11 +75,11 @@ static bool left_out(const struct distill_batches *b, struct dataset_example e, 
 static int32_t append(struct distill_batches *b, struct dataset_example e, bool thinned,
                       int32_t rows)
 {
-    int32_t first = rows, length = rows_of(b, e), since = 0;
+    int32_t first = rows, from = e.length - rows_of(b, e), since = 0;
 
-    for (int32_t i = 0; i < length; i++) {
+    for (int32_t i = from; i < e.length; i++) {
         since = tokenizer_is_special(b->tokenizer, e.token[i]) ? 0 : since + 1;
-        if (i > 0 && thinned && left_out(b, e, i, since))
+        if (i > from && thinned && left_out(b, e, i, since))
             continue;
         if (rows > first)
             b->weight[rows - 1] = e.weight[i] > 0 ? DISTILL_ANSWERS : 1;
@@ -87,8 +87,7 @@ static int32_t append(struct distill_batches *b, struct dataset_example e, bool 
         b->position[rows] = rows - first;
         rows++;
     }
-    /* Where an example was cut off, what would come next is known. */
-    b->weight[rows - 1] = length < e.length && e.weight[length] > 0 ? DISTILL_ANSWERS : 1;
+    b->weight[rows - 1] = 1;
     return rows;
 }
 

@@ -1,11 +1,11 @@
 /* distill_batch.h: the rows that a step of distillation is about, from examples.
  *
  * Examples in an order that is shuffled anew each time they are through, one behind the other until
- * the rows are full. Every token is asked about. Every other time an example comes it is thinned:
- * some words of what is before an answer are left out, drawn anew each time. The teacher says what
- * it makes of what is left, so the student learns to follow it on questions in other words than the
- * examples' own. What the model's format needs stays: special tokens, those close behind one, and
- * answers. */
+ * the rows are full; of one that is longer its end, where the answer is. Every token is asked
+ * about. Every other time an example comes it is thinned: some words of what is before an answer
+ * are left out, drawn anew each time. The teacher says what it makes of what is left, so the
+ * student learns to follow it on questions in other words than the examples' own. What the model's
+ * format needs stays: special tokens, those close behind one, and answers. */
 #ifndef GRAFT_CODEC_DISTILL_BATCH_H
 #define GRAFT_CODEC_DISTILL_BATCH_H
 

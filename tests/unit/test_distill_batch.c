@@ -156,8 +156,8 @@ static void test_a_seed_says_all(void **state)
     distill_batches_close(&other);
 }
 
-/* More rows than a step has: cut off, and what comes next is known. No more examples than there
- * are, however many rows there were for. */
+/* More tokens than a step has rows: those of its end. No more examples than there are, however many
+ * rows there were for. */
 static void test_long_and_few(void **state)
 {
     struct distill_batches batches;
@@ -167,7 +167,10 @@ static void test_long_and_few(void **state)
     assert_int_equal(distill_batches_rows(&batches, 0), LENGTH - 2);
     distill_batches_next(&batches, &b);
     assert_int_equal(b.batch.rows, LENGTH - 2);
-    assert_true(b.weight[b.batch.rows - 1] == DISTILL_ANSWERS * b.weight[0]);
+    assert_memory_equal(b.batch.token, token[b.example[0]] + 2,
+                        (LENGTH - 2) * sizeof *b.batch.token);
+    assert_int_equal(b.batch.position[0], 0);
+    assert_true(b.weight[b.batch.rows - 2] == DISTILL_ANSWERS * b.weight[0]);
     distill_batches_close(&batches);
     open_batches(&batches, 100 * LENGTH, 1);
     assert_int_equal(distill_batches_rows(&batches, 0), LENGTH);
