@@ -262,7 +262,7 @@ static int answer_new(struct answer **out, const struct http_request *request,
     a->stream = chat->stream;
     a->include_usage = chat->include_usage;
     a->model = strdup(chat->model);
-    snprintf(a->fingerprint, sizeof a->fingerprint, "fp_%.10s", model->base_digest);
+    snprintf(a->fingerprint, sizeof a->fingerprint, "fp_%.10s", model->base_sha256);
     if (a->model == NULL || id_new("chatcmpl-", a->id, err) != 0) {
         err_set(err, ERR_NO_MEMORY, "answer: out of memory");
         atomic_store(&a->references, 1);

@@ -98,13 +98,15 @@ class Answer(unittest.TestCase):
         self.assertEqual(body["choices"][0]["message"]["content"], whole[:whole.index(stop)])
 
     def test_the_same_weights_under_another_template_are_asked_by_it(self):
-        before = post(temperature=0).json["usage"]["prompt_tokens"]
+        before = post(temperature=0).json
         other = shutil.copytree(server.model_path, os.path.join(server.folder, "other-template"))
         template = pathlib.Path(other, "chat_template.jinja")
         template.write_text(template.read_text().replace("that knows little", "that knows little, and says so at some length"))
         server.cli("model", "import", other, "--name", "other-template", "--data", server.data)
-        self.assertGreater(post(temperature=0, model="other-template").json["usage"]["prompt_tokens"], before)
-        self.assertEqual(post(temperature=0).json["usage"]["prompt_tokens"], before)
+        after = post(temperature=0, model="other-template").json
+        self.assertGreater(after["usage"]["prompt_tokens"], before["usage"]["prompt_tokens"])
+        self.assertNotEqual(after["system_fingerprint"], before["system_fingerprint"])
+        self.assertEqual(post(temperature=0).json["usage"], before["usage"])
 
     def test_company_changes_nothing(self):
         alone = [post(seed=seed, temperature=1).json["choices"][0]["message"]["content"] for seed in range(12)]
