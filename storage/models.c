@@ -112,10 +112,18 @@ void model_list_release(struct model_list *list)
     *list = (struct model_list){0};
 }
 
+/* The checkpoint of a job's last step is the model under another name. */
+static const char delete_model[] =
+    "WITH gone AS (DELETE FROM model WHERE tenant = $1::uuid AND name = $2"
+    "               RETURNING tenant, job, artifact_sha256)"
+    " DELETE FROM checkpoint c USING gone g"
+    "  WHERE c.tenant = g.tenant AND c.job = g.job AND c.artifact_sha256 = g.artifact_sha256";
+static const char delete_checkpoint[] =
+    "DELETE FROM checkpoint WHERE tenant = $1::uuid AND model = $2";
+
 int models_delete(struct db *db, const char *project, const char *name, struct err *err)
 {
     struct model model;
-    const char *sql;
 
     if (db_begin(db, project, err) != 0)
         return -1;
@@ -127,10 +135,8 @@ int models_delete(struct db *db, const char *project, const char *name, struct e
                      name);
         goto fail;
     }
-    sql = model.kind == MODEL_FINE_TUNED
-              ? "DELETE FROM model WHERE tenant = $1::uuid AND name = $2"
-              : "DELETE FROM checkpoint WHERE tenant = $1::uuid AND model = $2";
-    if (db_exec(db, sql, DB_ARGS(DB_TEXT(project), DB_TEXT(name)), NULL, err) != 0)
+    if (db_exec(db, model.kind == MODEL_FINE_TUNED ? delete_model : delete_checkpoint,
+                DB_ARGS(DB_TEXT(project), DB_TEXT(name)), NULL, err) != 0)
         goto fail;
     return db_commit(db, err);
 fail:

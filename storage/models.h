@@ -59,7 +59,8 @@ int models_import(struct db *db, const char *project, const struct model_new *mo
  * but the letters, digits, '.', '_' and '-' of organization and suffix replaced. */
 int models_new_name(struct db *db, const char *project, const char *base_name, const char *suffix,
                     char **name, struct err *err);
-/* A fine-tuned model or a checkpoint. A base is ERR_FORBIDDEN. */
+/* A fine-tuned model, and with it those checkpoints of its job that hold the same bytes (that of
+ * the last step); or a checkpoint alone. A base is ERR_FORBIDDEN. */
 int models_delete(struct db *db, const char *project, const char *name, struct err *err);
 
 #endif

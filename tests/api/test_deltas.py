@@ -169,6 +169,35 @@ class Deletion(unittest.TestCase):
         self.assertGreater(met, 0, "no deletion met a stream in its midst")
 
 
+    def test_the_last_steps_checkpoint_goes_with_its_model_and_an_earlier_one_stays(self):
+        file = server.upload(harness.examples(harness.FACTS)).json["id"]
+        job = server.wait_job(server.create_job(file, epochs=2, seed=11).json["id"])
+        path = f"/v1/fine_tuning/jobs/{job['id']}/checkpoints"
+        last, earlier = [c["fine_tuned_model_checkpoint"] for c in server.get(path).json["data"]]
+        model = job["fine_tuned_model"]
+        own = server.get(f"/v1/models/{model}/delta").body
+        self.assertEqual(server.get(f"/v1/models/{last}/delta").body, own)
+        self.assertNotEqual(server.get(f"/v1/models/{earlier}/delta").body, own)
+        whole = [piece for _, piece in self.words(last, 1)]
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            answer = pool.submit(self.words, last, 1)
+            time.sleep(0.02)
+            self.assertEqual(server.delete(f"/v1/models/{model}").status, 200)
+        pieces = [piece for _, piece in answer.result()]
+        said = pieces[:-1] if isinstance(pieces[-1], dict) else pieces
+        self.assertEqual(said, whole[:len(said)])
+        for name in (model, last):
+            self.assertEqual(server.get(f"/v1/models/{name}").status, 404)
+            self.assertEqual(server.get(f"/v1/models/{name}/delta").status, 404)
+            self.assertEqual(server.chat(name, "x").status, 404)
+        self.assertEqual([c["fine_tuned_model_checkpoint"] for c in server.get(path).json["data"]], [earlier])
+        time.sleep(1.5)  # the collector's grace
+        server.cli("collect", "--data", server.data)
+        self.assertEqual(list((server.data / "blobs").rglob(hashlib.sha256(own).hexdigest())), [])
+        self.assertEqual(server.chat(earlier, "x").status, 200)
+        self.assertEqual(server.get(f"/v1/models/{earlier}/delta").status, 200)
+
+
 class Compression(unittest.TestCase):
     """A model that was tuned elsewhere: the base with other matrices in its blocks."""
 

@@ -180,6 +180,64 @@ static void a_model_and_its_checkpoints_keep_theirs(void **state)
     assert_true(there(f, f->a.project, checkpoint));
 }
 
+static void finish_with_checkpoints(struct fixture *f, char id[ID_SIZE], char step[2][SHA256_HEX])
+{
+    struct lease lease;
+
+    fixture_job(f, f->a.project, id);
+    claim(f, &lease);
+    assert_ok(jobs_mark_validated(f->worker, &lease, &(struct job_dataset){.examples = 10}, err));
+    assert_ok(jobs_mark_running(f->worker, &lease, &(struct job_plan){.total_steps = 2}, err));
+    for (int i = 0; i < 2; i++)
+        assert_ok(checkpoints_add(f->worker, &lease,
+                                  &(struct checkpoint_new){.step = i + 1,
+                                                           .artifact_sha256 = step[i],
+                                                           .artifact_bytes = 11},
+                                  err));
+    assert_ok(
+        jobs_commit_success(f->worker, &lease,
+                            &(struct job_success){.artifact_sha256 = step[1],
+                                                  .delta = {.codec = "bitdelta", .bytes = 10}},
+                            err));
+}
+
+static int checkpoints_of(struct fixture *f, const char *job)
+{
+    struct checkpoint_list list;
+    int count;
+
+    assert_ok(checkpoints_list(f->app, f->a.project, job, NULL, 10, &list, err));
+    count = list.count;
+    checkpoint_list_release(&list);
+    return count;
+}
+
+/* Two jobs of the same bytes, each with them in the last of its two steps. */
+static void a_last_checkpoint_goes_with_its_own_model_alone(void **state)
+{
+    struct fixture *f = fixture();
+    char id[2][ID_SIZE], step[2][SHA256_HEX];
+    struct collector_report report;
+    struct job job;
+
+    fixture_blob(f, f->a.project, "first step\n", step[0]);
+    fixture_blob(f, f->a.project, "last step\n", step[1]);
+    for (int i = 0; i < 2; i++)
+        finish_with_checkpoints(f, id[i], step);
+    for (int i = 0; i < 2; i++) {
+        run(f, &no_grace, &report);
+        assert_true(there(f, f->a.project, step[1]));
+        assert_int_equal(checkpoints_of(f, id[i]), 2);
+        assert_ok(jobs_get(f->app, f->a.project, id[i], &job, err));
+        assert_ok(models_delete(f->app, f->a.project, job.model_name, err));
+        job_release(&job);
+        assert_int_equal(checkpoints_of(f, id[i]), 1);
+    }
+    run(f, &no_grace, &report);
+    assert_true(there(f, f->a.project, step[0]));
+    assert_false(there(f, f->a.project, step[1]));
+}
+
 static void staging_goes_with_its_attempt(void **state)
 {
     struct fixture *f = fixture();
@@ -323,6 +381,7 @@ int main(void)
         cmocka_unit_test(a_job_keeps_its_bytes_until_it_ends),
         cmocka_unit_test(a_job_in_the_making_keeps_its_bytes),
         cmocka_unit_test(a_model_and_its_checkpoints_keep_theirs),
+        cmocka_unit_test(a_last_checkpoint_goes_with_its_own_model_alone),
         cmocka_unit_test(staging_goes_with_its_attempt),
         cmocka_unit_test(only_the_newest_recovery_of_a_live_job_stays),
         cmocka_unit_test(expired_files_and_keys_go),
