@@ -2,7 +2,9 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "engine/base/log.h"
 #include "engine/engine.h"
 #include "server/api_check.h"
 #include "server/api_compression.h"
@@ -70,6 +72,28 @@ static int check(struct http_request *request, const struct base *base, const ch
     return -1;
 }
 
+/* A file that has rotted since it came may well have the shape of a delta still. */
+static int check_bytes(struct http_request *request, const struct file *file, struct err *err)
+{
+    struct err why = {0};
+    bool damaged;
+    int fd;
+    if (blob_open_sound(request->api->blobs, request->tenant.project_id, file->sha256, &fd,
+                        &damaged, &why) == 0) {
+        close(fd);
+        return 0;
+    }
+    if (!damaged) {
+        *err = why;
+        return -1;
+    }
+    log_error("%s: %s", file->id, why.message);
+    return err_set_code(err, ERR_INVALID, "invalid_delta", "file",
+                        "The file %s is damaged on the server's disk: its bytes are no longer "
+                        "those that were uploaded. Upload it again.",
+                        file->id);
+}
+
 static int look(struct http_request *request, const char *file_id, struct base *base,
                 struct err *err)
 {
@@ -80,7 +104,8 @@ static int look(struct http_request *request, const char *file_id, struct base *
     int rc = -1;
     if (models_import_file(request->db, project, file_id, &file, err) < 0)
         return -1;
-    if (blob_path(request->api->blobs, project, file.sha256, &path, err) == 0 &&
+    if (check_bytes(request, &file, err) == 0 &&
+        blob_path(request->api->blobs, project, file.sha256, &path, err) == 0 &&
         delta_header_read(path, &header, err) == 0 &&
         find_base(request->db, header.base, base, err) == 0)
         rc = check(request, base, path, err);

@@ -1,12 +1,10 @@
 #include "server/api_models.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/base/log.h"
 #include "server/api_check.h"
 #include "server/api_context.h"
 #include "storage/blob_store.h"
@@ -84,28 +82,42 @@ static int name_bytes(struct http_response *response, const char *sha256, struct
     return http_response_header(response, "repr-digest", digest, err);
 }
 
+static int open_delta(struct http_request *request, const struct model *model, int *fd,
+                      struct err *err)
+{
+    struct err why = {0};
+    bool damaged;
+    if (blob_open_sound(request->api->blobs, request->tenant.project_id, model->artifact_sha256, fd,
+                        &damaged, &why) == 0)
+        return 0;
+    if (!damaged) {
+        *err = why;
+        return -1;
+    }
+    log_error("delta of %s: %s", model->name, why.message);
+    return err_set_code(err, ERR_IO, "damaged_delta", "model",
+                        "The delta of `%.200s` is damaged on the server's disk: its bytes are no "
+                        "longer those that were stored.",
+                        model->name);
+}
+
 static int send_delta(struct http_request *request, struct http_response *response,
                       const struct model *model, struct err *err)
 {
-    const char *project = request->tenant.project_id;
-    char name[MODEL_NAME_SIZE + 16], *path = NULL;
-    int fd, rc = -1;
+    char name[MODEL_NAME_SIZE + 16];
+    int fd;
     snprintf(name, sizeof(name), "%s.safetensors", model->name);
     for (char *p = name; *p; p++)
         if (*p == ':' || *p == '/') /* for file systems that will not have them */
             *p = '-';
-    if (blob_path(request->api->blobs, project, model->artifact_sha256, &path, err) < 0)
+    if (open_delta(request, model, &fd, err) < 0)
         return -1;
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        err_set_errno(err, errno, "delta of %s", model->name);
-    else if (name_bytes(response, model->artifact_sha256, err) < 0)
+    if (name_bytes(response, model->artifact_sha256, err) < 0) {
         close(fd);
-    else
-        rc = http_response_file(response, fd, model->artifact_bytes, "application/octet-stream",
-                                name, err);
-    free(path);
-    return rc;
+        return -1;
+    }
+    return http_response_file(response, fd, model->artifact_bytes, "application/octet-stream", name,
+                              err);
 }
 
 int api_models_delta(struct http_request *request, struct http_response *response, struct err *err)

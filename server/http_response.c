@@ -47,8 +47,9 @@ static const char *public_message(const struct err *err)
 {
     switch (http_error_status(err)) {
     case 500:
-        return "The server had an error while processing your request. It is in the server's log "
-               "under this answer's x-request-id.";
+        return err->code[0] ? err->message
+                            : "The server had an error while processing your request. It is in "
+                              "the server's log under this answer's x-request-id.";
     case 503:
         return err->code[0]
                    ? err->message

@@ -31,8 +31,8 @@ int http_response_header(struct http_response *response, const char *name, const
 
 /* Status on the wire, and OpenAI's error type, for an error. */
 int http_error_status(const struct err *err);
-/* {"error":{message,type,param,code}}: for a stream's error event too. Internal errors, and those
- * of 503 without a code, keep their text out of it (it is logged with the request id). NULL: out of
+/* {"error":{message,type,param,code}}: for a stream's error event too. Those of 500 and
+ * 503 without a code keep their text out of it (it is logged with the request id). NULL: out of
  * memory. */
 json_t *http_error_json(const struct err *err);
 

@@ -2,7 +2,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -291,6 +290,35 @@ int blob_path(struct blob_store *store, const char *owner, const char *sha256, c
     if (check_names(owner, sha256, err) != 0)
         return -1;
     return store->backend.ops->get(store->backend.self, owner, sha256, path, err);
+}
+
+int blob_open_sound(struct blob_store *store, const char *owner, const char *sha256, int *fd,
+                    bool *damaged, struct err *err)
+{
+    char *path = NULL, opened[32], found[SHA256_HEX];
+    int rc = -1;
+
+    *fd = -1;
+    *damaged = false;
+    if (blob_path(store, owner, sha256, &path, err) != 0)
+        return -1;
+    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    free(path);
+    if (*fd < 0)
+        return err_set_errno(err, errno, "open blob %s of %s", sha256, owner);
+    /* Not by its path, where a commit may put another file meanwhile. */
+    snprintf(opened, sizeof opened, "/proc/self/fd/%d", *fd);
+    if (file_sha256(opened, found, NULL, err) == 0) {
+        *damaged = strcmp(found, sha256) != 0;
+        rc = *damaged ? err_set(err, ERR_IO, "blob %s of %s is damaged on disk: it hashes to %.12s",
+                                sha256, owner, found)
+                      : 0;
+    }
+    if (rc != 0) {
+        close(*fd);
+        *fd = -1;
+    }
+    return rc;
 }
 
 int blob_delete(struct blob_store *store, const char *owner, const char *sha256, struct err *err)

@@ -48,6 +48,48 @@ def with_metadata(data, **changes):
     return struct.pack("<Q", len(text)) + text + data[8 + size:]
 
 
+def rot(data):
+    """Flips a bit of these bytes, the last, where the server keeps them: they are a delta still."""
+    blob, = (server.data / "blobs").rglob(hashlib.sha256(data).hexdigest())
+    blob.chmod(0o600)
+    with open(blob, "r+b") as file:
+        file.seek(len(data) - 1)
+        file.write(bytes([data[-1] ^ 1]))
+
+
+class Rot(unittest.TestCase):
+    """The disk gives back other bytes than it was given."""
+
+    def test_a_damaged_delta_is_not_sent(self):
+        own = with_metadata(delta, note="to rot as a model")
+        model = create(upload(own)).json["id"]
+        path = f"/v1/models/{model}/delta"
+        self.assertEqual(server.get(path).body, own)
+        rot(own)
+        reply = server.get(path)
+        self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (500, "damaged_delta", "model"), reply)
+        self.assertIn(model, reply.error["message"])
+        self.assertNotIn("/", reply.error["message"], "no place on the server's disk")
+        self.assertEqual([reply.headers[name] for name in ("etag", "repr-digest", "content-disposition")], [None] * 3)
+        self.assertEqual(reply.headers["x-should-retry"], "false")
+        self.assertIn(hashlib.sha256(own).hexdigest(), server.log())
+        upload(own)
+        self.assertEqual(server.get(path).body, own, "the same bytes heal it")
+
+    def test_a_damaged_upload_becomes_no_model(self):
+        own = with_metadata(delta, note="to rot as a file")
+        file = upload(own)
+        rot(own)
+        before = server.get("/v1/models").body
+        reply = create(file)
+        self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (400, "invalid_delta", "file"), reply)
+        self.assertRegex(reply.error["message"], rf"{file} is damaged .* Upload it again\.$")
+        self.assertEqual(server.get("/v1/models").body, before)
+        again = upload(own)
+        for sound in (again, file):
+            self.assertEqual(create(sound).status, 200)
+
+
 class Import(unittest.TestCase):
     def test_another_project_answers_with_it_as_its_maker_does(self):
         key = server.new_key("elsewhere", "elsewhere")

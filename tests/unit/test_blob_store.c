@@ -7,6 +7,7 @@
 
 #include <cmocka.h>
 #include <dirent.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -99,6 +100,34 @@ static void nothing_is_shared_between_projects(void **state)
     assert_ok(put(PROJECT, "private\n", sha256, err));
     assert_err(blob_path(store, OTHER, sha256, &path, err), ERR_IO);
     assert_err(blob_path(store, BLOB_OWNER_BASE, sha256, &path, err), ERR_IO);
+}
+
+static void a_damaged_blob_is_not_opened(void **state)
+{
+    char sha256[SHA256_HEX], *path, read_back[6];
+    bool damaged;
+    int fd, disk;
+
+    assert_ok(put(PROJECT, "sound\n", sha256, err));
+    assert_ok(blob_open_sound(store, PROJECT, sha256, &fd, &damaged, err));
+    assert_false(damaged);
+    assert_int_equal(read(fd, read_back, 6), 6);
+    assert_memory_equal(read_back, "sound\n", 6);
+    close(fd);
+    assert_ok(blob_path(store, PROJECT, sha256, &path, err));
+    assert_int_equal(chmod(path, 0600), 0);
+    disk = open(path, O_WRONLY);
+    assert_int_equal(write(disk, "S", 1), 1);
+    close(disk);
+    free(path);
+    assert_err(blob_open_sound(store, PROJECT, sha256, &fd, &damaged, err), ERR_IO);
+    assert_true(damaged);
+    assert_int_equal(fd, -1);
+    assert_err(blob_open_sound(store, OTHER, sha256, &fd, &damaged, err), ERR_IO);
+    assert_false(damaged); /* it is not there at all */
+    assert_ok(put(PROJECT, "sound\n", sha256, err));
+    assert_ok(blob_open_sound(store, PROJECT, sha256, &fd, &damaged, err));
+    close(fd);
 }
 
 static void an_empty_blob_is_a_blob(void **state)
@@ -284,6 +313,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_committed_blob_is_there_under_its_digest),
         cmocka_unit_test(nothing_is_shared_between_projects),
+        cmocka_unit_test(a_damaged_blob_is_not_opened),
         cmocka_unit_test(an_empty_blob_is_a_blob),
         cmocka_unit_test(an_aborted_blob_leaves_nothing),
         cmocka_unit_test(a_full_disk_is_a_clean_failure),
