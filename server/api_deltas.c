@@ -1,7 +1,11 @@
 #include "server/api_deltas.h"
 
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/base/log.h"
@@ -19,16 +23,47 @@
 #include "storage/jobs.h"
 #include "storage/models.h"
 
-/* `make` inside api_once, with the whole body as what it asks. */
-static int once(struct http_request *request, struct http_response *response, api_once_fn *make,
-                void *context, struct err *err)
+/* api_once, with the whole body as what is asked. */
+static int run_once(struct http_request *request, struct http_response *response,
+                    struct api_once *once, struct err *err)
 {
     char *what = json_dumps(request->json, JSON_COMPACT | JSON_SORT_KEYS);
     if (!what)
         return err_set(err, ERR_NO_MEMORY, "out of memory");
-    int rc = api_once(request, response, what, strlen(what), make, context, err);
+    once->what = what;
+    once->what_len = strlen(what);
+    int rc = api_once(request, response, once, err);
     free(what);
     return rc;
+}
+
+/* ------------------------------------------------------------------ turns
+ *
+ * Checking a file reads all of it, and holds its handler thread for so long: one file at a time, so
+ * that the other threads stay free for everything else. */
+
+#define WAITING_MAX 2
+#define PATIENCE_SECONDS 2
+
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+static atomic_int waiting;
+
+static int take_turn(struct err *err)
+{
+    struct timespec until;
+    int rc = EBUSY;
+    if (pthread_mutex_trylock(&turn) == 0)
+        return 0;
+    if (atomic_fetch_add(&waiting, 1) < WAITING_MAX) {
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += PATIENCE_SECONDS;
+        rc = pthread_mutex_timedlock(&turn, &until);
+    }
+    atomic_fetch_sub(&waiting, 1);
+    if (rc == 0)
+        return 0;
+    return err_set_code(err, ERR_UNAVAILABLE, "server_busy", "",
+                        "Other deltas are being checked. Try again in a second.");
 }
 
 /* ------------------------------------------------------------------ a file */
@@ -36,6 +71,7 @@ static int once(struct http_request *request, struct http_response *response, ap
 struct import {
     struct http_request *request;
     struct model_new model;
+    struct base base;
 };
 
 static int find_base(struct db *db, const char *digest, struct base *out, struct err *err)
@@ -94,37 +130,57 @@ static int check_bytes(struct http_request *request, const struct file *file, st
                         file->id);
 }
 
-static int look(struct http_request *request, const char *file_id, struct base *base,
+static int look(struct http_request *request, const struct file *file, struct base *base,
                 struct err *err)
 {
     const char *project = request->tenant.project_id;
     struct delta_header header;
-    struct file file = {0};
     char *path = NULL;
     int rc = -1;
-    if (models_import_file(request->db, project, file_id, &file, err) < 0)
-        return -1;
-    if (check_bytes(request, &file, err) == 0 &&
-        blob_path(request->api->blobs, project, file.sha256, &path, err) == 0 &&
+    if (check_bytes(request, file, err) == 0 &&
+        blob_path(request->api->blobs, project, file->sha256, &path, err) == 0 &&
         delta_header_read(path, &header, err) == 0 &&
         find_base(request->db, header.base, base, err) == 0)
         rc = check(request, base, path, err);
     free(path);
-    file_release(&file);
     return rc;
 }
 
+static int find_file(const struct import *import, struct file *file, struct err *err)
+{
+    struct http_request *request = import->request;
+    return models_import_file(request->db, request->tenant.project_id, import->model.file, file,
+                              err);
+}
+
+static int import_check(void *context, struct err *err)
+{
+    struct import *import = context;
+    struct file file = {0};
+    struct err why = {0};
+    int rc = -1;
+    if (find_file(import, &file, err) < 0)
+        return -1;
+    if (take_turn(err) == 0) {
+        rc = look(import->request, &file, &import->base, &why);
+        pthread_mutex_unlock(&turn);
+    }
+    file_release(&file);
+    /* Bytes that are not there are no fault where the file has been deleted meanwhile. */
+    if (why.kind == ERR_IO && find_file(import, &file, err) == 0)
+        file_release(&file);
+    if (err_is_set(&why) && !err_is_set(err))
+        *err = why;
+    return rc;
+}
+
+/* A file's row never changes: where it is there still, it names the bytes that were checked. */
 static int import_row(void *context, json_t **body, struct err *err)
 {
     struct import *import = context;
     struct http_request *request = import->request;
-    struct model_new *new = &import->model;
-    struct base base;
     struct model model;
-    if (look(request, new->file, &base, err) < 0)
-        return -1;
-    new->base = &base;
-    if (models_import(request->db, request->tenant.project_id, new, &model, err) < 0)
+    if (models_import(request->db, request->tenant.project_id, &import->model, &model, err) < 0)
         return -1;
     *body = api_model_json(&model);
     return 0;
@@ -144,7 +200,10 @@ static int import_file(struct http_request *request, struct http_response *respo
                                 others[i]);
     if (api_check_string(&file, 1, 300, &import.model.file, err) < 0)
         return -1;
-    return once(request, response, import_row, &import, err);
+    import.model.base = &import.base;
+    return run_once(
+        request, response,
+        &(struct api_once){.check = import_check, .create = import_row, .context = &import}, err);
 }
 
 /* ------------------------------------------------------------------ two models */
@@ -235,7 +294,8 @@ static int compress_models(struct http_request *request, struct http_response *r
         return -1;
     compress.job.model = compress.base.name;
     compress.job.tuned = &compress.tuned;
-    return once(request, response, compress_row, &compress, err);
+    return run_once(request, response,
+                    &(struct api_once){.create = compress_row, .context = &compress}, err);
 }
 
 int api_deltas_create(struct http_request *request, struct http_response *response, struct err *err)

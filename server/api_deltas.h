@@ -10,8 +10,9 @@
  * the job's fine_tuned_model what comes of it.
  *
  * {"file", "suffix"}: registers an uploaded file of purpose graft-delta as a fine-tuned model. The
- * answer is the model. ERR_INVALID, code invalid_delta, param file: not a delta, or of a base that
- * is not here. */
+ * answer is the model. ERR_INVALID, code invalid_delta, param file: not a delta, of a base that is
+ * not here, or no longer what was uploaded. ERR_UNAVAILABLE, code server_busy: others are being
+ * checked. */
 int api_deltas_create(struct http_request *request, struct http_response *response,
                       struct err *err);
 

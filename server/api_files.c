@@ -215,7 +215,11 @@ int api_files_create(struct http_request *request, struct http_response *respons
     strbuf_init(&what, 4096);
     strbuf_addf(&what, "%s\n%s\n%lld\n%s", file->purpose, sha256, (long long)file->expires_after,
                 file->filename);
-    int rc = api_once(request, response, what.data, what.len, create_row, &create, err);
+    int rc = api_once(
+        request, response,
+        &(struct api_once){
+            .what = what.data, .what_len = what.len, .create = create_row, .context = &create},
+        err);
     strbuf_release(&what);
     return rc;
 }

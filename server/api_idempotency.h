@@ -9,12 +9,21 @@
 #include "server/http_request.h"
 #include "server/http_response.h"
 
-/* Runs inside the tenant's transaction; *body becomes the answer. */
-typedef int api_once_fn(void *context, json_t **body, struct err *err);
+struct api_once {
+    /* All that the request says, from which it is known whether a second one with the key asks the
+     * same. */
+    const char *what;
+    size_t what_len;
+    /* NULL, or what takes long: runs outside of any transaction, before `create`, and not where the
+     * key's answer is there already. What it saw in the database `create` must see again. */
+    int (*check)(void *context, struct err *err);
+    /* Runs inside the tenant's transaction; *body becomes the answer. */
+    int (*create)(void *context, json_t **body, struct err *err);
+    void *context;
+};
 
-/* One transaction around `create`, and the answer 200 with its body. `what`: all that the request
- * says, from which it is known whether a second one with the key asks the same. */
-int api_once(struct http_request *request, struct http_response *response, const char *what,
-             size_t what_len, api_once_fn *create, void *context, struct err *err);
+/* One transaction around `create`, and the answer 200 with its body. */
+int api_once(struct http_request *request, struct http_response *response,
+             const struct api_once *once, struct err *err);
 
 #endif

@@ -61,7 +61,11 @@ int api_jobs_create(struct http_request *request, struct http_response *response
         err_set(err, ERR_NO_MEMORY, "out of memory");
         goto out;
     }
-    rc = api_once(request, response, what, strlen(what), create_rows, &create, err);
+    rc = api_once(
+        request, response,
+        &(struct api_once){
+            .what = what, .what_len = strlen(what), .create = create_rows, .context = &create},
+        err);
 out:
     free(what);
     api_job_request_release(&create.parsed);

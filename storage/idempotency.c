@@ -58,6 +58,32 @@ int idempotency_take(struct db *db, const char *project, const char *key, const 
     return rc;
 }
 
+int idempotency_find(struct db *db, const char *project, const char *key, const char *digest,
+                     enum idempotency *out, int *status, char **body, struct err *err)
+{
+    struct db_result *res = NULL;
+    int rc = 0;
+
+    *out = IDEMPOTENCY_NEW;
+    *status = 0;
+    *body = NULL;
+    if (db_begin(db, project, err) != 0)
+        return -1;
+    if (db_exec(db,
+                "SELECT digest, status, body FROM idempotency_key"
+                " WHERE tenant = $1::uuid AND key = $2 AND status IS NOT NULL"
+                " AND created_at >= now() - interval '24 hours'",
+                DB_ARGS(DB_TEXT(project), DB_TEXT(key)), &res, err) != 0) {
+        db_rollback(db);
+        return -1;
+    }
+    if (db_rows(res) > 0)
+        rc = replay(res, digest, out, status, body, err);
+    db_result_free(res);
+    db_rollback(db); /* it only read */
+    return rc;
+}
+
 int idempotency_store(struct db *db, const char *project, const char *key, int status,
                       const char *body, struct err *err)
 {

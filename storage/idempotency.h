@@ -20,6 +20,11 @@ enum idempotency { IDEMPOTENCY_NEW, IDEMPOTENCY_REPLAY };
  * *body is the stored answer (malloc'ed) and *status its HTTP status. Only inside a transaction. */
 int idempotency_take(struct db *db, const char *project, const char *key, const char *digest,
                      enum idempotency *out, int *status, char **body, struct err *err);
+/* The same question in a transaction of its own, without taking the key or waiting for it: for work
+ * that a repeated request should be spared and that is too long for a transaction. NEW may have
+ * become REPLAY by the time of idempotency_take. */
+int idempotency_find(struct db *db, const char *project, const char *key, const char *digest,
+                     enum idempotency *out, int *status, char **body, struct err *err);
 int idempotency_store(struct db *db, const char *project, const char *key, int status,
                       const char *body, struct err *err);
 

@@ -1,7 +1,9 @@
 """POST /v1/graft/deltas: a delta that was made elsewhere becomes a model, and what is no delta does not."""
 import concurrent.futures
+import contextlib
 import hashlib
 import json
+import os
 import pathlib
 import shutil
 import struct
@@ -157,6 +159,112 @@ class Import(unittest.TestCase):
         self.assertEqual((late.status, late.body), (200, first.body), "whatever has become of the file")
         other = server.post("/v1/graft/deltas", {**body, "suffix": "twice"}, headers={"Idempotency-Key": "delta"})
         self.assertEqual((other.status, other.error["code"]), (400, "idempotency_key_reused"))
+
+    def test_requests_at_once_with_one_key_make_one_model(self):
+        body = {"file": upload(delta), "suffix": "at-once"}
+        def ask(_):
+            while (reply := server.post("/v1/graft/deltas", body, headers={"Idempotency-Key": "at-once"})).status == 503:
+                time.sleep(0.1)
+            return reply
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            replies = list(pool.map(ask, range(8)))
+        self.assertEqual({(reply.status, reply.body) for reply in replies}, {(200, replies[0].body)})
+        self.assertEqual(sum(":at-once:" in model["id"] for model in server.get("/v1/models").json["data"]), 1)
+
+
+class Checks(unittest.TestCase):
+    """A pipe in the place of a blob holds up its check for as long as nobody writes to it."""
+
+    def setUp(self):
+        self.own = with_metadata(delta, note=self.id())
+        self.file = upload(self.own)
+        self.blob, = (server.data / "blobs").rglob(hashlib.sha256(self.own).hexdigest())
+        self.kept = self.blob.with_name("kept")
+        self.pipe = self.blob.with_name("pipe")
+        self.blob.rename(self.kept)
+        os.mkfifo(self.pipe, 0o600)
+        os.link(self.pipe, self.blob)
+
+    def readers(self):
+        """How often the server has the pipe open."""
+        count = 0
+        for fd in pathlib.Path(f"/proc/{server.process.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                count += fd.samefile(self.pipe)
+        return count
+
+    def release(self):
+        """What is opened from now on is the file; who waits at the pipe reads the same bytes there."""
+        self.kept.rename(self.blob)
+        limit = time.monotonic() + 60
+        with open(self.pipe, "wb") as pipe:
+            while self.readers() < 2 and time.monotonic() < limit:  # one to keep, one to hash
+                time.sleep(0.01)
+            pipe.write(self.own)
+        self.pipe.unlink()
+
+    def refused(self, file):
+        reply = create(file)
+        self.assertEqual((reply.status, reply.error["code"], reply.headers["retry-after"]), (503, "server_busy", "1"), reply)
+
+    def test_one_that_takes_long_fails_nobody(self):
+        other = upload(delta)
+        with concurrent.futures.ThreadPoolExecutor(9) as pool:
+            slow = pool.submit(create, self.file, suffix="slow")
+            began = time.monotonic()
+            time.sleep(0.2)
+            for reply in pool.map(create, ["file-nothing"] * 8):
+                self.assertEqual(reply.status, 400, reply)
+            self.assertLess(time.monotonic() - began, 2, "no file, nothing to wait for")
+            list(pool.map(self.refused, [other] * 8))
+            self.assertLess(time.monotonic() - began, 6)
+            self.assertEqual(server.get("/v1/models").status, 200)
+            time.sleep(11 - (time.monotonic() - began))  # no transaction may be idle for 10 s
+            self.release()
+            self.assertEqual(slow.result().status, 200, slow.result())
+        self.assertEqual(create(other).status, 200)
+        self.assertEqual(server.get(f"/v1/models/{slow.result().json['id']}/delta").body, self.own)
+
+    def test_a_key_that_has_its_answer_waits_for_none(self):
+        body, headers = {"file": upload(delta), "suffix": "busy"}, {"Idempotency-Key": "busy"}
+        first = server.post("/v1/graft/deltas", body, headers=headers)
+        self.assertEqual(first.status, 200, first)
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(create, self.file)
+            time.sleep(0.2)
+            began = time.monotonic()
+            again = server.post("/v1/graft/deltas", body, headers=headers)
+            reused = server.post("/v1/graft/deltas", {**body, "suffix": "other"}, headers=headers)
+            self.assertLess(time.monotonic() - began, 1.5)
+            self.release()
+            self.assertEqual(slow.result().status, 200)
+        self.assertEqual((again.status, again.body), (200, first.body))
+        self.assertEqual((reused.status, reused.error["code"]), (400, "idempotency_key_reused"))
+
+    def test_a_file_deleted_while_it_is_checked_becomes_no_model(self):
+        before = server.get("/v1/models").body
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            slow = pool.submit(create, self.file)
+            time.sleep(0.2)
+            self.assertEqual(server.delete(f"/v1/files/{self.file}").status, 200)
+            self.release()
+            reply = slow.result()
+        self.assertEqual((reply.status, reply.error["param"]), (400, "file"), reply)
+        self.assertEqual(reply.error["message"], f"invalid file: {self.file}")
+        self.assertEqual(server.get("/v1/models").body, before)
+
+    def test_bytes_collected_before_the_check_has_come_to_them_are_no_fault(self):
+        file = upload(with_metadata(delta, note="collected while it waits"))
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            slow = pool.submit(create, self.file)
+            time.sleep(0.2)
+            waits = pool.submit(create, file)
+            self.assertEqual(server.delete(f"/v1/files/{file}").status, 200)
+            time.sleep(1.5)  # the collector's grace
+            server.cli("collect", "--data", server.data)
+            self.release()
+            self.assertEqual(slow.result().status, 200)
+        self.assertEqual((waits.result().status, waits.result().error["message"]), (400, f"invalid file: {file}"))
 
 
 class Deletion(unittest.TestCase):

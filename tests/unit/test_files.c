@@ -188,6 +188,34 @@ static void a_failed_request_leaves_its_key_free(void **state)
     assert_ok(post(f->app, f->a.project, "key-2", "other digest", id, err));
 }
 
+static void an_answer_is_found_without_taking_its_key(void **state)
+{
+    struct fixture *f = fixture();
+    const char *a = f->a.project;
+    char id[ID_SIZE], *body;
+    enum idempotency what;
+    int status;
+
+    assert_ok(idempotency_find(f->app, a, "key-4", "digest", &what, &status, &body, err));
+    assert_int_equal(what, IDEMPOTENCY_NEW);
+    assert_ok(post(f->app, a, "key-4", "digest", id, err));
+    assert_ok(idempotency_find(f->app, a, "key-4", "digest", &what, &status, &body, err));
+    assert_int_equal(what, IDEMPOTENCY_REPLAY);
+    assert_int_equal(status, 200);
+    assert_string_equal(body, id);
+    free(body);
+    assert_err(idempotency_find(f->app, a, "key-4", "digest 2", &what, &status, &body, err),
+               ERR_INVALID);
+    assert_ok(
+        idempotency_find(f->app, f->b.project, "key-4", "digest", &what, &status, &body, err));
+    assert_int_equal(what, IDEMPOTENCY_NEW);
+    fixture_admin(f, "UPDATE graft.idempotency_key SET created_at = now() - interval '25 hours'"
+                     " WHERE key = 'key-4'");
+    assert_ok(idempotency_find(f->app, a, "key-4", "digest 2", &what, &status, &body, err));
+    assert_int_equal(what, IDEMPOTENCY_NEW);
+    assert_false(db_in_transaction(f->app));
+}
+
 static void a_key_lasts_a_day(void **state)
 {
     struct fixture *f = fixture();
@@ -253,6 +281,7 @@ int main(void)
         cmocka_unit_test(lists_go_both_ways),
         cmocka_unit_test(a_repeated_request_gets_the_first_answer),
         cmocka_unit_test(a_failed_request_leaves_its_key_free),
+        cmocka_unit_test(an_answer_is_found_without_taking_its_key),
         cmocka_unit_test(a_key_lasts_a_day),
         cmocka_unit_test(requests_at_the_same_time_happen_once),
     };
