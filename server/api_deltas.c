@@ -280,9 +280,12 @@ static int read_compress(struct compress *c, struct err *err)
                             "Missing required parameter: 'calibration_file': with max_kl there "
                             "must be something to measure it on.");
     if (read_base(c->request, "base", &c->base, err) < 0 ||
-        read_base(c->request, "tuned", &c->tuned, err) < 0)
+        read_base(c->request, "tuned", &c->tuned, err) < 0 ||
+        check_pair(&c->base, &c->tuned, err) < 0)
         return -1;
-    return check_pair(&c->base, &c->tuned, err);
+    /* Whether their embeddings differ as well is not known yet. */
+    return api_compression_check(&c->job.compression, "compression", c->request->api->blobs,
+                                 c->base.sha256, false, err);
 }
 
 static int compress_models(struct http_request *request, struct http_response *response,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import struct
 import tempfile
@@ -435,9 +436,20 @@ class Compression(unittest.TestCase):
         first, again = [server.post("/v1/graft/deltas", body, headers={"Idempotency-Key": "two"}) for _ in range(2)]
         self.assertEqual((first.status, first.body), (200, again.body))
 
-    def test_what_can_not_be_had_fails_in_words(self):
-        job = server.wait_job(self.post(compression={"ratio": 1024}).json["id"])
-        self.assertEqual((job["status"], job["error"]["code"]), ("failed", "compression_failed"), job)
+    def test_a_size_that_can_not_be_had_is_refused_with_the_highest_that_can(self):
+        def refused(**compression):
+            reply = self.post(compression=compression)
+            self.assertEqual((reply.status, reply.error["code"], reply.error["param"]),
+                             (400, "decimal_above_max_value", "compression.ratio"), reply)
+            return float(re.search(r"<= ([0-9.]+),", reply.error["message"]).group(1))
+        before = server.get("/v1/fine_tuning/jobs").body
+        for codec in (None, "bitdelta"):
+            most = refused(codec=codec, ratio=1024)
+            refused(codec=codec, ratio=most + 0.02)
+        self.assertEqual(server.get("/v1/fine_tuning/jobs").body, before)
+        job = server.wait_job(self.post(compression={"codec": codec, "ratio": most}).json["id"])
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertGreaterEqual(job["graft"]["report"]["ratio"], most)
 
     def test_what_is_refused_before_there_is_a_job(self):
         server.cli("model", "import", harness.make_model(server.folder / "small", "--layers", "1"), "--name", "small",
