@@ -9,10 +9,13 @@ import re
 import shutil
 import struct
 import tempfile
+import threading
 import time
 import unittest
 
 import harness
+
+GRACE = 2.1  # seconds until what nobody owns is collected: 1, counted in whole ones
 
 
 def setUpModule():
@@ -138,7 +141,7 @@ class Import(unittest.TestCase):
     def test_it_outlives_its_file_and_not_its_deletion(self):
         own = with_metadata(delta, note="for the collector")  # no other model has these bytes
         def kept():
-            time.sleep(1.5)  # the collector's grace
+            time.sleep(GRACE)
             server.cli("collect", "--data", server.data)
             return len(list((server.data / "blobs").rglob(hashlib.sha256(own).hexdigest())))
         file = upload(own)
@@ -150,6 +153,33 @@ class Import(unittest.TestCase):
         self.assertEqual(server.chat(model, "x").status, 404)
         self.assertEqual(kept(), 0)
         self.assertEqual(create(file).error["param"], "file")
+
+    def test_no_race_with_a_deletion_and_the_collector_leaves_a_model_without_bytes(self):
+        owns = [with_metadata(delta, note=f"race {i}") for i in range(40)]
+        files = [upload(own) for own in owns]
+        time.sleep(GRACE)
+        replies, over = [], threading.Event()
+        def collect():
+            while not over.is_set():
+                server.cli("collect", "--data", server.data)
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            collector = pool.submit(collect)
+            for i, file in enumerate(files):
+                made = pool.submit(create, file)
+                time.sleep(0.0005 * (i % 10))
+                deleted = pool.submit(server.delete, f"/v1/files/{file}")
+                self.assertEqual(deleted.result().status, 200)
+                replies.append(made.result())
+            over.set()
+            collector.result()
+        self.assertEqual({reply.status for reply in replies}, {200, 400}, "no race: this shows nothing")
+        server.cli("collect", "--data", server.data)
+        for own, file, reply in zip(owns, files, replies):
+            if reply.status == 200:
+                self.assertEqual(server.get(f"/v1/models/{reply.json['id']}/delta").body, own)
+            else:
+                self.assertEqual((reply.status, reply.error["message"]), (400, f"invalid file: {file}"))
+                self.assertEqual(list((server.data / "blobs").rglob(hashlib.sha256(own).hexdigest())), [])
 
     def test_the_same_key_makes_one_model(self):
         body = {"file": upload(delta), "suffix": "once"}
@@ -255,14 +285,16 @@ class Checks(unittest.TestCase):
         self.assertEqual(server.get("/v1/models").body, before)
 
     def test_bytes_collected_before_the_check_has_come_to_them_are_no_fault(self):
-        file = upload(with_metadata(delta, note="collected while it waits"))
+        own = with_metadata(delta, note="collected while it waits")
+        file = upload(own)
+        blob, = (server.data / "blobs").rglob(hashlib.sha256(own).hexdigest())
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             slow = pool.submit(create, self.file)
             time.sleep(0.2)
             waits = pool.submit(create, file)
+            time.sleep(0.2)
             self.assertEqual(server.delete(f"/v1/files/{file}").status, 200)
-            time.sleep(1.5)  # the collector's grace
-            server.cli("collect", "--data", server.data)
+            blob.unlink()  # as the collector does, which would take too long here
             self.release()
             self.assertEqual(slow.result().status, 200)
         self.assertEqual((waits.result().status, waits.result().error["message"]), (400, f"invalid file: {file}"))
@@ -342,7 +374,7 @@ class Deletion(unittest.TestCase):
             self.assertEqual(server.get(f"/v1/models/{name}/delta").status, 404)
             self.assertEqual(server.chat(name, "x").status, 404)
         self.assertEqual([c["fine_tuned_model_checkpoint"] for c in server.get(path).json["data"]], [earlier])
-        time.sleep(1.5)  # the collector's grace
+        time.sleep(GRACE)
         server.cli("collect", "--data", server.data)
         self.assertEqual(list((server.data / "blobs").rglob(hashlib.sha256(own).hexdigest())), [])
         self.assertEqual(server.chat(earlier, "x").status, 200)

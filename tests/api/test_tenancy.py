@@ -16,6 +16,8 @@ VOLATILE = ("date", "x-request-id", "openai-processing-ms")
 def setUpModule():
     global server, a, b, own, ids, lists_before
     server = harness.Server(poll=0.1, heartbeat=0.5, recovery=0.2)
+    harness.make_model(server.folder / "tuned", "--seed", "7")
+    server.cli("model", "import", server.folder / "tuned", "--name", "tuned-elsewhere", "--data", server.data)
     a, b = server.new_key("acme", "one"), server.new_key("acme", "two")  # one organization: the project is the tenant
     other = server.new_key("other", "one")
     data = harness.examples(harness.FACTS)
@@ -30,14 +32,18 @@ def tearDownModule():
 
 
 def make(key, data, suffix):
-    """A file, a finished job, its event, checkpoint, result file and models."""
+    """A file, a finished job, its event, checkpoint, result file and models; its delta as a file, and the model of that."""
     file = server.upload(data, key=key).json["id"]
     job = server.wait_job(server.create_job(file, epochs=1, suffix=suffix, seed=3, key=key, metadata={"who": suffix}).json["id"], key=key)
     assert job["status"] == "succeeded", job
     event = server.get(f"/v1/fine_tuning/jobs/{job['id']}/events", key=key).json["data"][0]["id"]
     checkpoint = server.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints", key=key).json["data"][0]
+    compressed = server.get(f"/v1/models/{job['fine_tuned_model']}/delta", key=key).body
+    delta = server.upload(compressed, name=f"{suffix}.delta", purpose="graft-delta", key=key).json["id"]
+    imported = server.post("/v1/graft/deltas", {"file": delta, "suffix": suffix}, key=key).json["id"]
     return {"file": file, "result": job["result_files"][0], "job": job["id"], "event": event, "checkpoint": checkpoint["id"],
-            "model": job["fine_tuned_model"], "checkpoint model": checkpoint["fine_tuned_model_checkpoint"]}
+            "model": job["fine_tuned_model"], "checkpoint model": checkpoint["fine_tuned_model_checkpoint"],
+            "delta": delta, "imported model": imported}
 
 
 def never_was(name):
@@ -106,6 +112,27 @@ class Tenancy(unittest.TestCase):
             with self.subTest(f"chat stream {what}"):
                 self.assertEqual(self.same(name, lambda n: server.chat(n, "Where?", key=b, stream=True))[0], 404)
 
+    def test_ids_in_bodies_of_deltas(self):
+        pair = {"base": "tiny", "tuned": "tuned-elsewhere"}
+        asked = [("file", {}), ("base", pair), ("tuned", pair), ("calibration_file", pair)]
+        for what, name in ids.items():
+            for field, body in asked:
+                with self.subTest(f"deltas {field} {what}"):
+                    status = self.same(name, lambda n: server.post("/v1/graft/deltas", {**body, field: n}, key=b))[0]
+                    self.assertEqual(status, 404 if field in ("base", "tuned") else 400)
+
+    def test_the_same_requests_succeed_with_ones_own(self):
+        """Else the refusals above would show nothing."""
+        self.assertEqual(server.post("/v1/graft/deltas", {"file": own["delta"]}, key=b).status, 200)
+        pair = {"base": "tiny", "tuned": "tuned-elsewhere", "calibration_file": own["file"], "compression": {"codec": "bitdelta"}}
+        job = server.post("/v1/graft/deltas", pair, key=b)
+        self.assertEqual(job.status, 200, job)
+        server.post(f"/v1/fine_tuning/jobs/{job.json['id']}/cancel", key=b)
+        for what in ("model", "checkpoint model", "imported model"):
+            with self.subTest(what):
+                self.assertEqual(server.chat(own[what], "Where?", key=b).status, 200)
+                self.assertEqual(server.get(f"/v1/models/{own[what]}/delta", key=b).status, 200)
+
     def test_keys_of_idempotency_are_each_tenants_own(self):
         body = {"model": "tiny", "training_file": ids["file"], "seed": 5}
         first = server.post("/v1/fine_tuning/jobs", body, headers={"Idempotency-Key": "k"}, key=a)
@@ -113,6 +140,10 @@ class Tenancy(unittest.TestCase):
         mine = server.post("/v1/fine_tuning/jobs", {**body, "training_file": own["file"]}, headers={"Idempotency-Key": "k"}, key=b)
         self.assertEqual(mine.status, 200)
         self.assertNotEqual(mine.json["id"], first.json["id"])
+        theirs, mine = [server.post("/v1/graft/deltas", {"file": made["delta"], "suffix": "keyed"}, headers={"Idempotency-Key": "k2"}, key=key)
+                        for made, key in ((ids, a), (own, b))]
+        self.assertEqual((theirs.status, mine.status), (200, 200))
+        self.assertNotEqual(mine.json["id"], theirs.json["id"])
 
     def test_lists_hold_nothing_of_others(self):
         for path, bodies in lists_before.items():
@@ -124,9 +155,12 @@ class Tenancy(unittest.TestCase):
     def test_what_was_asked_for_in_vain_is_still_there(self):
         """Last in the alphabet: after all the attempts of B."""
         for path in (f"/v1/files/{ids['file']}", f"/v1/files/{ids['result']}/content", f"/v1/fine_tuning/jobs/{ids['job']}",
-                     "/v1/models/" + ids["model"], "/v1/models/" + ids["checkpoint model"]):
+                     f"/v1/files/{ids['delta']}/content"):
             self.assertEqual(server.get(path, key=a).status, 200, path)
-        self.assertEqual(server.chat(ids["model"], "Where?", key=a).status, 200)
+        for what in ("model", "checkpoint model", "imported model"):
+            self.assertEqual(server.get(f"/v1/models/{ids[what]}", key=a).status, 200, what)
+            self.assertEqual(server.get(f"/v1/models/{ids[what]}/delta", key=a).status, 200, what)
+            self.assertEqual(server.chat(ids[what], "Where?", key=a).status, 200, what)
 
 
 if __name__ == "__main__":

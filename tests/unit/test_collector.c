@@ -147,6 +147,47 @@ static void a_job_in_the_making_keeps_its_bytes(void **state)
     db_close(other);
 }
 
+/* As above, of the file that an import makes a model of. */
+static void an_import_in_the_making_keeps_its_bytes(void **state)
+{
+    struct fixture *f = fixture();
+    const char *project = f->a.project;
+    char sha256[SHA256_HEX];
+    struct collector_report report;
+    struct model_new new = {0};
+    struct model model;
+    struct base base;
+    struct file file;
+    struct db *other;
+
+    fixture_base(f);
+    assert_ok(bases_get(f->app, "tiny", &base, err));
+    fixture_blob(f, project, "imported\n", sha256);
+    assert_ok(files_create(
+        f->app, project,
+        &(struct file_new){
+            .filename = "delta", .purpose = "graft-delta", .bytes = 9, .sha256 = sha256},
+        &file, err));
+    new.file = file.id;
+    new.base = &base;
+    assert_ok(db_open(&other, f->storage.url, DB_ROLE_APP, err));
+    assert_ok(db_exec(other, "SET lock_timeout = '100ms'", DB_NO_ARGS, NULL, err));
+    assert_ok(db_begin(f->app, project, err));
+    assert_ok(models_import(f->app, project, &new, &model, err));
+    assert_err(files_delete(other, project, file.id, err), ERR_UNAVAILABLE); /* it would wait */
+    run(f, &no_grace, &report);
+    assert_ok(db_commit(f->app, err));
+    assert_ok(files_delete(other, project, file.id, err));
+    run(f, &no_grace, &report);
+    assert_true(there(f, project, sha256));
+    assert_err(models_import(f->app, project, &new, &model, err), ERR_INVALID); /* too late */
+    assert_ok(models_delete(f->app, project, model.name, err));
+    run(f, &no_grace, &report);
+    assert_false(there(f, project, sha256));
+    file_release(&file);
+    db_close(other);
+}
+
 static void a_model_and_its_checkpoints_keep_theirs(void **state)
 {
     struct fixture *f = fixture();
@@ -380,6 +421,7 @@ int main(void)
         cmocka_unit_test(a_blob_goes_with_its_last_row),
         cmocka_unit_test(a_job_keeps_its_bytes_until_it_ends),
         cmocka_unit_test(a_job_in_the_making_keeps_its_bytes),
+        cmocka_unit_test(an_import_in_the_making_keeps_its_bytes),
         cmocka_unit_test(a_model_and_its_checkpoints_keep_theirs),
         cmocka_unit_test(a_last_checkpoint_goes_with_its_own_model_alone),
         cmocka_unit_test(staging_goes_with_its_attempt),
