@@ -380,8 +380,11 @@ static double expected(const struct run *r, double ratio, double kl)
 static int shrink(struct run *r, double ratio, struct err *err)
 {
     struct engine_delta_report best = *r->report;
-    double low = ratio, next = expected(r, low, best.measured_kl);
+    double low = ratio, next;
 
+    if (r->plain.count == 0) /* nothing was lost at any size: the smallest is found */
+        return 0;
+    next = expected(r, low, best.measured_kl);
     for (int i = 0; i < SEARCH_DISTILLED && next > SEARCH_WORTH * low; i++) {
         bool can;
 

@@ -96,6 +96,14 @@ class Tool(unittest.TestCase):
         plot.unlink()
         delta.unlink()
 
+    def test_a_kl_is_kept_to_where_nothing_changed(self):
+        delta = self.folder / "out.delta"
+        done = subprocess.run([harness.GRAFT, "delta", "compress", "--base", self.base, "--tuned", self.base, "-o", delta, "--max-kl",
+                               "0.01", "--calibration", self.rows, "--no-recall"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertLessEqual(json.loads(done.stdout)["measured_kl"], 0.01)
+        delta.unlink()
+
     def test_killed_it_goes_on_from_where_it_was(self):
         words = ("--ratio", "4", "--calibration", self.rows, "--distill-steps", "40")
         whole = subprocess.run(self.argv(*words), capture_output=True, text=True)

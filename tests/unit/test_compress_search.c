@@ -201,6 +201,21 @@ static void test_max_kl_without_a_distillation_that_harms(void **state)
     engine_dataset_free(row);
 }
 
+/* Of a model in which no matrix changed every size costs nothing: none says what others would. */
+static void test_max_kl_of_what_loses_nothing(void **state)
+{
+    struct engine_compress_options options = {
+        .max_kl = 0.01, .distill_steps = 2, .calibration = taught.questions};
+    struct engine_delta_report report;
+
+    CHECK(engine_model_compress(taught.engine, taught.base_path, &options, taught.delta_path,
+                                &report, &err));
+    assert_true(report.measured_kl <= 0);
+    assert_int_equal(report.linear_bytes, 0);
+    CHECK(engine_delta_check(taught.base_path, taught.delta_path, "it", &err));
+    taught_nothing_is_left();
+}
+
 /* When it is stopped a smaller file is being tried: the one that would do goes, too, and the one
  * that was there before stays. */
 static void test_stop_of_a_search(void **state)
@@ -232,6 +247,7 @@ int main(void)
         cmocka_unit_test(test_max_kl_counts_on_distillation),
         cmocka_unit_test(test_max_kl_that_only_distillation_keeps_to),
         cmocka_unit_test(test_max_kl_without_a_distillation_that_harms),
+        cmocka_unit_test(test_max_kl_of_what_loses_nothing),
         cmocka_unit_test(test_stop_of_a_search),
     };
 
