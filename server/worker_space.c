@@ -158,20 +158,22 @@ static bool on_compress_progress(void *context, const char *stage, double share)
     return !err_is_set(&r->stopped);
 }
 
+/* An epoch's delta is one of three and does not hold training up: it is neither distilled nor made
+ * in many sizes. Which size keeps to a KL without distillation, and whether any does, is not known
+ * then: where one is asked for it has the codec's own. */
 static struct engine_compress_options compress_options(struct worker_run *r, bool final)
 {
     const struct job_compression *c = &r->job.compression;
 
-    return (struct engine_compress_options){
-        .codec = c->codec[0] != '\0' ? c->codec : NULL,
-        .ratio = c->ratio,
-        .max_kl = c->max_kl,
-        .distill_steps = final ? c->distill_steps : 0, /* an epoch's is one of three: it waits */
-        .seed = r->job.seed,
-        .calibration = r->training,
-        .held_out = r->validation,
-        .progress = on_compress_progress,
-        .context = r};
+    return (struct engine_compress_options){.codec = c->codec[0] != '\0' ? c->codec : NULL,
+                                            .ratio = c->ratio,
+                                            .max_kl = final ? c->max_kl : 0,
+                                            .distill_steps = final ? c->distill_steps : 0,
+                                            .seed = r->job.seed,
+                                            .calibration = r->training,
+                                            .held_out = r->validation,
+                                            .progress = on_compress_progress,
+                                            .context = r};
 }
 
 /* What can not be had is told in the engine's words, and is not the training file's fault. */

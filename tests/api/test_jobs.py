@@ -228,6 +228,17 @@ class Compression(unittest.TestCase):
         job = self.compressed({"max_kl": 1e-9})
         self.assertEqual((job["status"], job["error"]["code"]), ("failed", "compression_failed"), job)
 
+    def test_checkpoints_do_not_fail_a_job_whose_kl_only_distillation_keeps_to(self):
+        # With bitdelta the largest file that is tried for a KL is the one that it makes unasked.
+        plain, distilled = [self.compressed({"codec": "bitdelta", "distill_steps": steps})["graft"]["report"]["measured_kl"]
+                            for steps in (0, 60)]
+        self.assertLess(distilled, 0.8 * plain)
+        job = self.compressed({"codec": "bitdelta", "max_kl": max((plain * distilled) ** 0.5, plain / 2.5), "distill_steps": 60})
+        self.assertEqual(job["status"], "succeeded", job)
+        self.assertEqual(job["graft"]["report"]["distill_steps"], 60)
+        steps = [point["step_number"] for point in server.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json["data"]]
+        self.assertEqual(steps, [6, 3])
+
     def test_it_is_measured_on_the_validation_file(self):
         validation = server.upload(harness.examples(harness.FACTS[:1]), name="valid.jsonl").json["id"]
         fields = {"compression": {"codec": "bitdelta", "distill_steps": 0}}
