@@ -6,53 +6,20 @@
 #include <string.h>
 
 #include "engine/base/clock.h"
-#include "engine/codec/calibration.h"
-#include "engine/codec/compression.h"
+#include "engine/codec/compress_run.h"
 #include "engine/codec/distill.h"
-#include "engine/codec/draft.h"
 #include "engine/codec/fidelity.h"
-#include "engine/codec/kl_curve.h"
 #include "engine/codec/lora.h"
 #include "engine/codec/report.h"
-#include "engine/codec/resume.h"
 #include "engine/codec/tuned.h"
 #include "engine/engine_parts.h"
 #include "engine/recall.h"
-#include "engine/trainer.h"
 
 #define CALIBRATION_MARGIN 10 /* of the answers' margins beside the Fisher of all tokens */
-#define SEARCH_STEPS 6        /* sizes that are tried for a KL */
-#define SEARCH_LARGEST 4.0    /* ratio to the 16-bit base that a KL may cost at most */
-#define SEARCH_SMALLEST 512.0
-#define SEARCH_HOPE 3.0    /* times the KL asked for, from where distillation may get there */
-#define SEARCH_DISTILLED 2 /* smaller sizes that are tried with distillation */
-#define SEARCH_WORTH 1.1   /* times the ratio that holds: less is not tried for */
-#define PREDICT_LOWEST 4   /* ratio of the largest file predicted; each next is half */
+#define PREDICT_LOWEST 4      /* ratio of the largest file predicted; each next is half */
 #define PREDICT_SIZES 8
 
-/* One compression. */
-struct run {
-    struct engine *engine;
-    const struct model_weights *tuned; /* on the engine's backend; NULL: nothing is run */
-    const struct peft *adapter;        /* that the tuned model is; or NULL */
-    const struct engine_compress_options *options;
-    const struct codec *codec;
-    struct artifact_source source;
-    struct artifact_tensor *tensor; /* source.tensor, owned */
-    struct thread_pool *pool;
-    struct trainer_source calibration, measured;
-    struct calibration statistics; /* empty: none */
-    struct compression *compression;
-    double *error, *norm; /* [count] */
-    int64_t *bytes;       /* [count] */
-    struct engine_delta_report *report;
-    struct resume resume;  /* zeroed: nothing is kept */
-    struct kl_curve plain; /* of what was tried without distillation */
-    struct draft draft;
-    int64_t questions; /* that are asked in the end; 0: none */
-};
-
-static struct stage_listener listener_of(const struct run *r)
+static struct stage_listener listener_of(const struct compress_run *r)
 {
     return (struct stage_listener){r->options->progress, r->options->context};
 }
@@ -98,7 +65,7 @@ static int check_options(const struct engine_compress_options *o, const struct c
 
 /* Unless asked, the codec's own part of the model; or of the matrices alone, where what changed
  * beside them would take too much of that: embeddings, or the names in a very small model. */
-static int own_bytes(const struct run *r, int64_t *bytes, struct err *err)
+static int own_bytes(const struct compress_run *r, int64_t *bytes, struct err *err)
 {
     const struct engine_base_info *info = engine_info(r->engine);
     struct budget budget;
@@ -118,7 +85,7 @@ static int own_bytes(const struct run *r, int64_t *bytes, struct err *err)
     return 0;
 }
 
-static int bytes_asked(const struct run *r, int64_t *bytes, struct err *err)
+static int bytes_asked(const struct compress_run *r, int64_t *bytes, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
 
@@ -130,27 +97,32 @@ static int bytes_asked(const struct run *r, int64_t *bytes, struct err *err)
     return compression_check(r->compression, *bytes, report_room(r->source.count), err);
 }
 
-static int32_t steps_asked(const struct run *r)
+static int32_t steps_asked(const struct compress_run *r)
 {
     return r->options->distill_steps >= 0 ? r->options->distill_steps : r->codec->distill_steps;
 }
 
-static bool distills(const struct run *r)
+bool compress_run_distills(const struct compress_run *r)
 {
     return r->codec->scales && r->calibration.count > 0 && steps_asked(r) > 0;
 }
 
 /* ------------------------------------------------------------------ file and report */
 
-static int report_text(const struct run *r, const struct engine_delta_report *report, char **text,
-                       struct err *err)
+static int report_text(const struct compress_run *r, const struct engine_delta_report *report,
+                       char **text, struct err *err)
 {
     return report_json(text, report, r->options->held_out != NULL, r->source.count, r->bytes,
                        r->error, r->norm, err);
 }
 
+int64_t compress_run_bytes(const struct compress_run *r, double ratio)
+{
+    return (int64_t)((double)engine_info(r->engine)->bytes_16bit / ratio);
+}
+
 /* What was made, as a draft; in the report's place are blanks, until it is known. */
-static int write_draft(struct run *r, struct err *err)
+static int write_draft(struct compress_run *r, struct err *err)
 {
     struct engine_delta_report *report = r->report;
     const struct engine_base_info *info = engine_info(r->engine);
@@ -179,8 +151,7 @@ static int write_draft(struct run *r, struct err *err)
     return 0;
 }
 
-/* The draft, with its report. */
-static int keep(struct run *r, struct err *err)
+int compress_run_keep(struct compress_run *r, struct err *err)
 {
     char *text;
     int rc;
@@ -193,7 +164,7 @@ static int keep(struct run *r, struct err *err)
 }
 
 /* The adapter's own parts. */
-static int import(struct run *r, struct err *err)
+static int import(struct compress_run *r, struct err *err)
 {
     for (int32_t i = 0; i < r->source.count; i++)
         if (compression_changed(r->compression, i) &&
@@ -202,7 +173,7 @@ static int import(struct run *r, struct err *err)
     return 0;
 }
 
-static int make(struct run *r, int64_t bytes, struct err *err)
+int compress_run_make(struct compress_run *r, int64_t bytes, struct err *err)
 {
     if (r->codec->imports) {
         if (import(r, err))
@@ -219,7 +190,7 @@ static int make(struct run *r, int64_t bytes, struct err *err)
 }
 
 /* Scales against the tuned model; nothing where that is not wanted. */
-static int refine(struct run *r, struct err *err)
+static int refine(struct compress_run *r, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
     const struct distill_options options = {.steps = steps_asked(r),
@@ -229,7 +200,7 @@ static int refine(struct run *r, struct err *err)
                                             .resume = r->resume.scales ? &r->resume : NULL};
     double from = clock_now();
 
-    if (!distills(r))
+    if (!compress_run_distills(r))
         return 0;
     if (distill(r->compression, r->codec, r->engine, r->tuned, &r->calibration, &options, err))
         return err_prefix(err, "distillation");
@@ -247,7 +218,7 @@ static void add_point(struct engine_delta_curve *c, int64_t bytes, double kl)
 }
 
 /* As it will be served: the draft is opened like any other file. */
-static int measure(struct run *r, struct err *err)
+static int measure_draft(struct compress_run *r, struct err *err)
 {
     struct engine_delta_report *report = r->report;
     struct engine_delta *delta = NULL;
@@ -280,157 +251,25 @@ out:
     return rc;
 }
 
-/* ------------------------------------------------------------------ one file, or the smallest */
+int compress_run_measure(struct compress_run *r, struct err *err)
+{
+    return write_draft(r, err) || measure_draft(r, err) ? -1 : 0;
+}
 
-/* What make() made, to its end. */
-static int finish(struct run *r, bool distilled, struct err *err)
+int compress_run_finish(struct compress_run *r, bool distilled, struct err *err)
 {
     r->report->distill_steps = 0;
     if (distilled && refine(r, err))
         return -1;
-    return compression_measure(r->compression, r->error, r->norm, err) || write_draft(r, err) ||
-                   measure(r, err)
+    return compression_measure(r->compression, r->error, r->norm, err) ||
+                   compress_run_measure(r, err)
                ? -1
                : 0;
 }
 
-static int make_and_measure(struct run *r, int64_t bytes, bool distilled, struct err *err)
-{
-    return make(r, bytes, err) || finish(r, distilled, err) ? -1 : 0;
-}
-
-static int64_t bytes_of(const struct run *r, double ratio)
-{
-    return (int64_t)((double)engine_info(r->engine)->bytes_16bit / ratio);
-}
-
-static int make_plain(struct run *r, double ratio, struct err *err)
-{
-    if (make(r, bytes_of(r, ratio), err) || write_draft(r, err) || measure(r, err))
-        return -1;
-    kl_curve_add(&r->plain, ratio, r->report->measured_kl);
-    return 0;
-}
-
-static bool holds(const struct run *r)
-{
-    return r->report->measured_kl <= r->options->max_kl;
-}
-
-/* *can: such a size can be had at all. */
-static int try_size(struct run *r, double ratio, bool *can, struct err *err)
-{
-    struct err why = {0};
-
-    *can = compression_check(r->compression, bytes_of(r, ratio), report_room(r->source.count),
-                             &why) == 0;
-    if (*can || why.kind == ERR_INVALID)
-        return 0;
-    if (err)
-        *err = why;
-    return -1;
-}
-
-static int refuse(const struct run *r, struct err *err)
-{
-    return err_set(err, ERR_INVALID,
-                   "a KL of %g nats a token can not be kept to by %s: even 1/%g of the 16-bit "
-                   "model costs %g",
-                   r->options->max_kl, r->codec->name, SEARCH_LARGEST, r->report->measured_kl);
-}
-
-/* The highest of SEARCH_STEPS ratios, evenly spread in their logarithm, that keeps to the KL
- * without distillation: halving the interval, since a larger file costs less. 0: not even the
- * lowest does, but distillation may yet help. */
-static int search(struct run *r, double *ratio, struct err *err)
-{
-    double low = SEARCH_LARGEST, high = SEARCH_SMALLEST; /* low keeps to it */
-
-    *ratio = 0;
-    if (make_plain(r, low, err))
-        return -1;
-    if (!holds(r))
-        return distills(r) && r->report->measured_kl < SEARCH_HOPE * r->options->max_kl
-                   ? 0
-                   : refuse(r, err);
-    for (int i = 0; i < SEARCH_STEPS; i++) {
-        double middle = sqrt(low * high);
-        bool can;
-
-        if (try_size(r, middle, &can, err) || (can && make_plain(r, middle, err)))
-            return -1;
-        if (can && holds(r))
-            low = middle;
-        else
-            high = middle;
-    }
-    *ratio = low;
-    return 0;
-}
-
-/* What distillation took from the KL at one ratio says how much it may be without it, and so how
- * high the ratio. */
-static double expected(const struct run *r, double ratio, double kl)
-{
-    return kl_curve_ratio(&r->plain, kl_curve_kl(&r->plain, ratio) * r->options->max_kl / kl);
-}
-
-/* Smaller than that ratio, since it is distilled. Where what was expected did not hold, half of the
- * way is tried. The smallest file that holds is kept. */
-static int shrink(struct run *r, double ratio, struct err *err)
-{
-    struct engine_delta_report best = *r->report;
-    double low = ratio, next;
-
-    if (r->plain.count == 0) /* nothing was lost at any size: the smallest is found */
-        return 0;
-    next = expected(r, low, best.measured_kl);
-    for (int i = 0; i < SEARCH_DISTILLED && next > SEARCH_WORTH * low; i++) {
-        bool can;
-
-        next = next < SEARCH_SMALLEST ? next : SEARCH_SMALLEST;
-        if (try_size(r, next, &can, err) ||
-            (can && make_and_measure(r, bytes_of(r, next), true, err)))
-            return -1;
-        if (!can || !holds(r)) {
-            next = sqrt(low * next);
-            continue;
-        }
-        if (keep(r, err))
-            return -1;
-        best = *r->report;
-        low = next;
-        next = expected(r, low, best.measured_kl);
-    }
-    best.distill_seconds = r->report->distill_seconds; /* of all that was tried */
-    best.measure_seconds = r->report->measure_seconds;
-    best.tried = r->report->tried;
-    *r->report = best;
-    return 0;
-}
-
-static int smallest(struct run *r, struct err *err)
-{
-    double found = 0, ratio;
-
-    if (search(r, &found, err))
-        return -1;
-    ratio = found > 0 ? found : SEARCH_LARGEST;
-    if (make_and_measure(r, bytes_of(r, ratio), true, err))
-        return -1;
-    if (!holds(r) && found == 0)
-        return refuse(r, err);
-    /* What helps on the rows it is distilled on may harm on those it is measured on. */
-    if (!holds(r) && make_and_measure(r, bytes_of(r, ratio), false, err))
-        return -1;
-    if (keep(r, err))
-        return -1;
-    return r->report->distill_steps > 0 && r->codec->ratio > 0 ? shrink(r, ratio, err) : 0;
-}
-
 /* ------------------------------------------------------------------ the whole of it */
 
-static int take_statistics(struct run *r, struct err *err)
+static int take_statistics(struct compress_run *r, struct err *err)
 {
     const struct calibration_options options = {.seed = r->options->seed,
                                                 .margin = CALIBRATION_MARGIN,
@@ -449,7 +288,7 @@ static int take_statistics(struct run *r, struct err *err)
 }
 
 /* *bytes: of the file; 0: yet to be searched for. */
-static int open_run(struct run *r, int64_t *bytes, struct err *err)
+static int open_run(struct compress_run *r, int64_t *bytes, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
     size_t count;
@@ -477,10 +316,10 @@ static int open_run(struct run *r, int64_t *bytes, struct err *err)
 }
 
 /* What other sizes would cost, for who draws the report: plans alone are made for it. */
-static int predict(struct run *r, struct err *err)
+static int predict(struct compress_run *r, struct err *err)
 {
     size_t room = report_room(r->source.count);
-    int64_t bytes = bytes_of(r, PREDICT_LOWEST);
+    int64_t bytes = compress_run_bytes(r, PREDICT_LOWEST);
 
     for (int i = 0; i < PREDICT_SIZES && r->report->calibration_tokens > 0; i++, bytes /= 2) {
         struct err why = {0};
@@ -494,7 +333,7 @@ static int predict(struct run *r, struct err *err)
     return 0;
 }
 
-static int prepare(struct run *r, struct err *err)
+static int prepare(struct compress_run *r, struct err *err)
 {
     if (take_statistics(r, err) ||
         compression_decompose(r->compression, r->statistics.h, r->statistics.g, err))
@@ -503,7 +342,7 @@ static int prepare(struct run *r, struct err *err)
 }
 
 /* Parts from an interrupted run, or new ones, which are kept for the next. */
-static int make_or_resume(struct run *r, int64_t bytes, struct err *err)
+static int make_or_resume(struct compress_run *r, int64_t bytes, struct err *err)
 {
     const struct resume_key key = {.source = &r->source,
                                    .codec = r->codec,
@@ -516,13 +355,13 @@ static int make_or_resume(struct run *r, int64_t bytes, struct err *err)
     struct resume_facts facts;
     bool found = false;
 
-    if (!r->options->resume || !distills(r))
-        return prepare(r, err) || make(r, bytes, err) ? -1 : 0;
+    if (!r->options->resume || !compress_run_distills(r))
+        return prepare(r, err) || compress_run_make(r, bytes, err) ? -1 : 0;
     if (resume_open(&r->resume, r->draft.place, &key, err) ||
         resume_load_parts(&r->resume, &r->source, r->compression, &facts, &found, err))
         return -1;
     if (!found) {
-        if (prepare(r, err) || make(r, bytes, err))
+        if (prepare(r, err) || compress_run_make(r, bytes, err))
             return -1;
         facts = (struct resume_facts){report->predicted_kl, report->calibration_tokens,
                                       report->predicted};
@@ -536,7 +375,7 @@ static int make_or_resume(struct run *r, int64_t bytes, struct err *err)
     return 0;
 }
 
-static void close_run(struct run *r)
+static void close_run(struct compress_run *r)
 {
     compression_free(r->compression);
     calibration_free(&r->statistics);
@@ -548,22 +387,22 @@ static void close_run(struct run *r)
 }
 
 /* To a draft that is kept. */
-static int run(struct run *r, struct err *err)
+static int run(struct compress_run *r, struct err *err)
 {
     int64_t bytes = 0;
 
     if (open_run(r, &bytes, err))
         return -1;
     if (r->options->max_kl > 0)
-        return prepare(r, err) || smallest(r, err) ? -1 : 0;
+        return prepare(r, err) || compress_search(r, err) ? -1 : 0;
     if (make_or_resume(r, bytes, err))
         return -1;
     calibration_free(&r->statistics); /* no more parts will be made: room for the distillation */
-    return finish(r, true, err) || keep(r, err) ? -1 : 0;
+    return compress_run_finish(r, true, err) || compress_run_keep(r, err) ? -1 : 0;
 }
 
 /* Does each of the three know the answers: the base, the tuned model, and what is to be served? */
-static int ask_all(const struct run *r, struct err *err)
+static int ask_all(const struct compress_run *r, struct err *err)
 {
     const struct stage_listener listener = listener_of(r);
     struct engine_delta_report *report = r->report;
@@ -589,8 +428,8 @@ static int ask_all(const struct run *r, struct err *err)
 }
 
 /* adapter: what is to be compressed is one. */
-static int choose(struct run *r, const struct engine_compress_options *options, bool adapter,
-                  struct err *err)
+static int choose(struct compress_run *r, const struct engine_compress_options *options,
+                  bool adapter, struct err *err)
 {
     r->options = options;
     r->codec = codec_find(options->codec ? options->codec : codec_default());
@@ -601,7 +440,7 @@ static int choose(struct run *r, const struct engine_compress_options *options, 
 }
 
 /* Of what was chosen. */
-static int compress(struct run *r, const char *path, struct engine_delta_report *report,
+static int compress(struct compress_run *r, const char *path, struct engine_delta_report *report,
                     struct err *err)
 {
     double from = clock_now();
@@ -631,9 +470,9 @@ int engine_trainer_compress(struct engine_trainer *trainer,
                             const struct engine_compress_options *options, const char *out_path,
                             struct engine_delta_report *report, struct err *err)
 {
-    struct run r = {.engine = trainer_engine(trainer),
-                    .tuned = trainer_weights(trainer),
-                    .source = {.read = trainer_read, .context = trainer}};
+    struct compress_run r = {.engine = trainer_engine(trainer),
+                             .tuned = trainer_weights(trainer),
+                             .source = {.read = trainer_read, .context = trainer}};
 
     return choose(&r, options, false, err) ? -1 : compress(&r, out_path, report, err);
 }
@@ -667,7 +506,7 @@ int engine_model_compress(struct engine *engine, const char *tuned_path,
                           struct engine_delta_report *report, struct err *err)
 {
     bool runs = options->calibration || options->held_out;
-    struct run r = {.engine = engine, .source = {.read = tuned_read, .any_thread = true}};
+    struct compress_run r = {.engine = engine, .source = {.read = tuned_read, .any_thread = true}};
     struct tuned *tuned;
     int rc;
 
