@@ -16,7 +16,7 @@
 #include "engine/recall.h"
 
 #define CALIBRATION_MARGIN 10 /* of the answers' margins beside the Fisher of all tokens */
-#define PREDICT_LOWEST 4      /* ratio of the largest file predicted; each next is half */
+#define PREDICT_LOWEST 4      /* ratio of the largest file predicted; of each next, twice that */
 #define PREDICT_SIZES 8
 
 static struct stage_listener listener_of(const struct compress_run *r)
@@ -63,34 +63,37 @@ static int check_options(const struct engine_compress_options *o, const struct c
     return 0;
 }
 
-/* Unless asked, the codec's own part of the model; or of the matrices alone, where what changed
- * beside them would take too much of that: embeddings, or the names in a very small model. */
-static int own_bytes(const struct compress_run *r, int64_t *bytes, struct err *err)
+/* That part of the model; or of the matrices alone, where what changed beside them would take too
+ * much of it: embeddings, or the names in a very small model. */
+int64_t compress_run_bytes(const struct compress_run *r, double ratio)
 {
     const struct engine_base_info *info = engine_info(r->engine);
-    struct budget budget;
-    int64_t matrices;
+    int64_t bytes = (int64_t)((double)info->bytes_16bit / ratio);
+    int64_t matrices = (int64_t)(2 * (double)info->linear_parameters / ratio);
 
-    *bytes = INT64_MAX;
-    if (r->codec->ratio <= 0)
-        return 0;
-    if (compression_budget(r->compression, report_room(r->source.count), &budget, err))
-        return -1;
-    *bytes = (int64_t)((double)info->bytes_16bit / r->codec->ratio);
-    matrices = (int64_t)(2 * (double)info->linear_parameters / r->codec->ratio);
-    if (*bytes < budget.overhead + matrices)
-        *bytes = budget.overhead + matrices;
-    if (*bytes < budget.least)
-        *bytes = budget.least;
-    return 0;
+    if (bytes < r->budget.overhead + matrices)
+        bytes = r->budget.overhead + matrices;
+    return bytes > r->budget.least ? bytes : r->budget.least;
+}
+
+double compress_run_highest(const struct compress_run *r)
+{
+    const struct engine_base_info *info = engine_info(r->engine);
+    double model = (double)info->bytes_16bit / (double)r->budget.least;
+    double scales = (double)(r->budget.least - r->budget.overhead);
+    double matrices = 2 * (double)info->linear_parameters / fmax(scales, 1);
+
+    return fmax(model, matrices);
 }
 
 static int bytes_asked(const struct compress_run *r, int64_t *bytes, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
 
-    if (o->ratio == 0 && o->bytes == 0)
-        return own_bytes(r, bytes, err);
+    if (o->ratio == 0 && o->bytes == 0) {
+        *bytes = r->codec->ratio > 0 ? compress_run_bytes(r, r->codec->ratio) : INT64_MAX;
+        return 0;
+    }
     *bytes = o->bytes;
     if (o->ratio != 0)
         *bytes = (int64_t)((double)engine_info(r->engine)->bytes_16bit / o->ratio);
@@ -114,11 +117,6 @@ static int report_text(const struct compress_run *r, const struct engine_delta_r
 {
     return report_json(text, report, r->options->held_out != NULL, r->source.count, r->bytes,
                        r->error, r->norm, err);
-}
-
-int64_t compress_run_bytes(const struct compress_run *r, double ratio)
-{
-    return (int64_t)((double)engine_info(r->engine)->bytes_16bit / ratio);
 }
 
 /* What was made, as a draft; in the report's place are blanks, until it is known. */
@@ -310,6 +308,7 @@ static int open_run(struct compress_run *r, int64_t *bytes, struct err *err)
     options.pool = r->pool;
     /* What can not be had is refused before anything that takes its time. */
     if (compression_open(&r->compression, &r->source, &options, err) ||
+        compression_budget(r->compression, report_room(r->source.count), &r->budget, err) ||
         (o->max_kl == 0 && bytes_asked(r, bytes, err)))
         return -1;
     return 0;
@@ -318,17 +317,17 @@ static int open_run(struct compress_run *r, int64_t *bytes, struct err *err)
 /* What other sizes would cost, for who draws the report: plans alone are made for it. */
 static int predict(struct compress_run *r, struct err *err)
 {
-    size_t room = report_room(r->source.count);
-    int64_t bytes = compress_run_bytes(r, PREDICT_LOWEST);
+    double ratio = PREDICT_LOWEST, highest = compress_run_highest(r);
 
-    for (int i = 0; i < PREDICT_SIZES && r->report->calibration_tokens > 0; i++, bytes /= 2) {
-        struct err why = {0};
+    for (int i = 0; i < PREDICT_SIZES && ratio <= highest; i++, ratio *= 2) {
+        int64_t bytes = compress_run_bytes(r, ratio);
         double kl;
 
-        if (compression_predict(r->compression, bytes, room, &kl, &why) == 0)
-            add_point(&r->report->predicted, bytes, kl);
-        else if (why.kind != ERR_INVALID) /* else: such a size can not be had */
-            return err_set(err, why.kind, "%s", why.message);
+        if (r->report->calibration_tokens == 0)
+            break;
+        if (compression_predict(r->compression, bytes, report_room(r->source.count), &kl, err))
+            return -1;
+        add_point(&r->report->predicted, bytes, kl);
     }
     return 0;
 }

@@ -28,6 +28,7 @@ struct compress_run {
     struct trainer_source calibration, measured;
     struct calibration statistics; /* empty: none */
     struct compression *compression;
+    struct budget budget; /* of its file */
     double *error, *norm; /* [count] */
     int64_t *bytes;       /* [count] */
     struct engine_delta_report *report;
@@ -37,8 +38,11 @@ struct compress_run {
     int64_t questions; /* that are asked in the end; 0: none */
 };
 
-/* Bytes of a file of that ratio to the 16-bit base. */
+/* Bytes of a file of that ratio to the 16-bit base. Where what changed beside the matrices is more
+ * than its share, that and the matrices in this ratio to theirs; never fewer than can be had. */
 int64_t compress_run_bytes(const struct compress_run *run, double ratio);
+/* The ratio from which on these are the fewest that can be had. */
+double compress_run_highest(const struct compress_run *run);
 bool compress_run_distills(const struct compress_run *run); /* it may */
 
 /* Parts for a file of so many bytes. */

@@ -3,7 +3,6 @@
 #include <math.h>
 
 #include "engine/codec/compress_run.h"
-#include "engine/codec/report.h"
 
 #define SEARCH_STEPS 6     /* sizes that are tried for a KL */
 #define SEARCH_LARGEST 4.0 /* ratio to the 16-bit base that a KL may cost at most */
@@ -30,26 +29,17 @@ static bool holds(const struct compress_run *r)
     return r->report->measured_kl <= r->options->max_kl;
 }
 
-/* *can: such a size can be had at all. */
-static int try_size(struct compress_run *r, double ratio, bool *can, struct err *err)
-{
-    struct err why = {0};
-
-    *can = compression_check(r->compression, compress_run_bytes(r, ratio),
-                             report_room(r->source.count), &why) == 0;
-    if (*can || why.kind == ERR_INVALID)
-        return 0;
-    if (err)
-        *err = why;
-    return -1;
-}
-
 static int refuse(const struct compress_run *r, struct err *err)
 {
     return err_set(err, ERR_INVALID,
-                   "a KL of %g nats a token can not be kept to by %s: even 1/%g of the 16-bit "
-                   "model costs %g",
-                   r->options->max_kl, r->codec->name, SEARCH_LARGEST, r->report->measured_kl);
+                   "a KL of %g nats a token can not be kept to by %s: even the largest file that "
+                   "is tried, 1/%.3g of the 16-bit model, costs %g",
+                   r->options->max_kl, r->codec->name, r->report->ratio, r->report->measured_kl);
+}
+
+static double highest(const struct compress_run *r)
+{
+    return fmin(SEARCH_SMALLEST, compress_run_highest(r));
 }
 
 /* The highest of SEARCH_STEPS ratios, evenly spread in their logarithm, that keeps to the KL
@@ -57,7 +47,7 @@ static int refuse(const struct compress_run *r, struct err *err)
  * lowest does, but distillation may yet help. */
 static int search(struct compress_run *r, double *ratio, struct err *err)
 {
-    double low = SEARCH_LARGEST, high = SEARCH_SMALLEST; /* low keeps to it */
+    double low = SEARCH_LARGEST, high = highest(r); /* low keeps to it */
 
     *ratio = 0;
     if (make_plain(r, low, err))
@@ -66,13 +56,12 @@ static int search(struct compress_run *r, double *ratio, struct err *err)
         return compress_run_distills(r) && r->report->measured_kl < SEARCH_HOPE * r->options->max_kl
                    ? 0
                    : refuse(r, err);
-    for (int i = 0; i < SEARCH_STEPS; i++) {
+    for (int i = 0; i < SEARCH_STEPS && high > low; i++) {
         double middle = sqrt(low * high);
-        bool can;
 
-        if (try_size(r, middle, &can, err) || (can && make_plain(r, middle, err)))
+        if (make_plain(r, middle, err))
             return -1;
-        if (can && holds(r))
+        if (holds(r))
             low = middle;
         else
             high = middle;
@@ -85,7 +74,9 @@ static int search(struct compress_run *r, double *ratio, struct err *err)
  * high the ratio. */
 static double expected(const struct compress_run *r, double ratio, double kl)
 {
-    return kl_curve_ratio(&r->plain, kl_curve_kl(&r->plain, ratio) * r->options->max_kl / kl);
+    double plain = kl_curve_kl(&r->plain, ratio) * r->options->max_kl / kl;
+
+    return fmin(kl_curve_ratio(&r->plain, plain), highest(r));
 }
 
 /* Smaller than that ratio, since it is distilled. Where what was expected did not hold, half of the
@@ -99,13 +90,9 @@ static int shrink(struct compress_run *r, double ratio, struct err *err)
         return 0;
     next = expected(r, low, best.measured_kl);
     for (int i = 0; i < SEARCH_DISTILLED && next > SEARCH_WORTH * low; i++) {
-        bool can;
-
-        next = next < SEARCH_SMALLEST ? next : SEARCH_SMALLEST;
-        if (try_size(r, next, &can, err) ||
-            (can && make_and_measure(r, compress_run_bytes(r, next), true, err)))
+        if (make_and_measure(r, compress_run_bytes(r, next), true, err))
             return -1;
-        if (!can || !holds(r)) {
+        if (!holds(r)) {
             next = sqrt(low * next);
             continue;
         }

@@ -201,6 +201,39 @@ static void test_max_kl_without_a_distillation_that_harms(void **state)
     engine_dataset_free(row);
 }
 
+/* Embeddings are kept as they are: more than a quarter of this model. The matrices are searched
+ * over the same ratios as without them. */
+static void test_max_kl_where_embeddings_changed(void **state)
+{
+    const struct engine_train_options train = {.n_epochs = 6,
+                                               .batch_size = 4,
+                                               .learning_rate_multiplier = 20,
+                                               .seed = 1,
+                                               .train_embeddings = true};
+    struct engine_compress_options options = {.max_kl = 0.02, .calibration = taught.questions};
+    struct engine_delta_report report;
+    struct engine_trainer *trainer;
+    struct engine_train_plan plan;
+    struct engine_step now;
+
+    CHECK(
+        engine_trainer_open(&trainer, taught.engine, taught.questions, NULL, &train, &plan, &err));
+    do {
+        CHECK(engine_trainer_step(trainer, &now, &err));
+    } while (!now.finished);
+    CHECK(engine_trainer_compress(trainer, &options, taught.delta_path, &report, &err));
+    print_message("# at most 0.02: KL %.4f, matrices 1/%.1f, all 1/%.1f\n", report.measured_kl,
+                  report.linear_ratio, report.ratio);
+    assert_true(report.ratio < 4);
+    assert_true(report.linear_ratio > 8);
+    assert_true(report.measured_kl > 0.005 && report.measured_kl <= 0.02);
+    assert_true(report.predicted.count > 2);
+    for (int32_t i = 1; i < report.predicted.count; i++)
+        assert_true(report.predicted.bytes[i] < report.predicted.bytes[i - 1]);
+    engine_trainer_free(trainer);
+    taught_nothing_is_left();
+}
+
 /* Of a model in which no matrix changed every size costs nothing: none says what others would. */
 static void test_max_kl_of_what_loses_nothing(void **state)
 {
@@ -247,6 +280,7 @@ int main(void)
         cmocka_unit_test(test_max_kl_counts_on_distillation),
         cmocka_unit_test(test_max_kl_that_only_distillation_keeps_to),
         cmocka_unit_test(test_max_kl_without_a_distillation_that_harms),
+        cmocka_unit_test(test_max_kl_where_embeddings_changed),
         cmocka_unit_test(test_max_kl_of_what_loses_nothing),
         cmocka_unit_test(test_stop_of_a_search),
     };
