@@ -255,6 +255,8 @@ struct engine_delta_report {
 
 bool engine_codec_known(const char *name);
 const char *engine_codec_names(void); /* "graft, bitdelta, …": the default first */
+/* It can be asked for a size: by ratio, bytes or max_kl. */
+bool engine_codec_sized(const char *name);
 /* It makes a delta of any two models; else (lora) only of what has its form already, which is an
  * adapter. Jobs can ask for the former alone. */
 bool engine_codec_makes(const char *name);
@@ -308,10 +310,10 @@ struct engine_delta_size {
     double ratio; /* bytes_16bit of the base / bytes */
 };
 /* The smallest delta that a codec (NULL: the default) makes of a fine-tune of that base file in
- * which everything was trained but the embeddings, or these as well: of a codec with one size of
- * its own, that size. What a compression would be refused for is known before the training. From
- * what the base says of itself, without an engine; any thread. ERR_INVALID: there is no such codec.
- */
+ * which everything was trained but the embeddings, or these as well. What a compression would be
+ * refused for is known before the training. Only of a codec that can be asked for a size: what
+ * another makes may be smaller. From what the base says of itself, without an engine; any thread.
+ * ERR_INVALID: there is no such codec. */
 int engine_delta_least(const char *base_path, const char *codec, bool embeddings,
                        struct engine_delta_size *out, struct err *err);
 

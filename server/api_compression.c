@@ -52,6 +52,19 @@ static int read_budget(const struct api_member *ratio, const struct api_member *
     return 0;
 }
 
+/* Some codecs keep what they keep, whatever that takes. */
+static int check_sized(const struct job_compression *c, const char *ratio, const char *max_kl,
+                       struct err *err)
+{
+    const char *asked = c->ratio > 0 ? ratio : max_kl;
+    if (!c->codec[0] || engine_codec_sized(c->codec) || (c->ratio <= 0 && c->max_kl <= 0))
+        return 0;
+    return err_set_code(err, ERR_INVALID, "invalid_value", asked,
+                        "Invalid '%s': the codec %s has the size that comes of what it keeps. "
+                        "Leave out '%s' and '%s', or choose another codec.",
+                        asked, c->codec, ratio, max_kl);
+}
+
 int api_compression_read(const json_t *object, const char *path, struct job_compression *out,
                          struct err *err)
 {
@@ -68,6 +81,7 @@ int api_compression_read(const json_t *object, const char *path, struct job_comp
     }
     if (read_codec(&members[0], out, err) < 0 ||
         read_budget(&members[1], &members[2], out, err) < 0 ||
+        check_sized(out, paths[1], paths[2], err) < 0 ||
         api_check_integer(&members[3], 0, DISTILL_MAX, &steps, err) < 0)
         return -1;
     out->distill_steps = (int32_t)steps;

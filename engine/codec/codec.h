@@ -52,13 +52,15 @@ struct codec {
     int part_count;
     const char *suffix[CODEC_MAX_PARTS];
     bool inputs, gradients; /* makes use of h, of g */
-    bool imports;           /* its parts are those of an adapter (peft.h): allot() and compress()
-                               refuse, compression_set_parts() takes them */
-    double ratio;           /* 16-bit bytes of a model to bytes of its artifact, unless asked; 0: it
-                               has a size of its own */
-    int32_t distill_steps;  /* unless asked */
-    double common_rate;     /* of a factor that distillation gives all scales of a matrix in common,
-                               in its first step; 0: none */
+    bool own_size; /* its files have the size that comes of what they keep: none can be asked
+                      for, and the bytes of its plans are the most there may be */
+    bool imports;  /* its parts are those of an adapter (peft.h): allot() and compress()
+                      refuse, compression_set_parts() takes them */
+    double ratio;  /* 16-bit bytes of a model to bytes of its artifact, unless asked; 0: as
+                      large as it likes */
+    int32_t distill_steps; /* unless asked */
+    double common_rate;    /* of a factor that distillation gives all scales of a matrix in common,
+                              in its first step; 0: none */
     /* [min(rows, cols)] squared singular values in the metric of h and g; NULL: allot() needs none
      */
     int (*energy)(const struct codec_matrix *matrix, double *energy, struct err *err);

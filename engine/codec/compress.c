@@ -26,19 +26,6 @@ static struct stage_listener listener_of(const struct compress_run *r)
 
 /* ------------------------------------------------------------------ options */
 
-/* A codec that makes no parts of its own. */
-static int check_import(const struct engine_compress_options *o, const struct codec *codec,
-                        bool adapter, struct err *err)
-{
-    if (!adapter)
-        return lora_refuse(err);
-    if (o->ratio != 0 || o->bytes != 0 || o->max_kl != 0)
-        return err_set(err, ERR_INVALID,
-                       "%s has the size of its adapter: ask for none, or choose another codec: %s",
-                       codec->name, codec_makers());
-    return 0;
-}
-
 static int check_options(const struct engine_compress_options *o, const struct codec *codec,
                          struct err *err)
 {
@@ -47,6 +34,11 @@ static int check_options(const struct engine_compress_options *o, const struct c
     if (!codec)
         return err_set(err, ERR_INVALID, "there is no codec \"%.32s\": %s", o->codec,
                        codec_names());
+    if (asked > 0 && codec->own_size)
+        return err_set(err, ERR_INVALID,
+                       "%s has the size that comes of what it keeps; leave out ratio, bytes and "
+                       "max_kl, or choose another codec",
+                       codec->name);
     if (asked > 1)
         return err_set(err, ERR_INVALID, "only one of ratio, bytes and max_kl can be asked for");
     if (o->ratio != 0 && !(o->ratio >= 1 && o->ratio <= 1024))
@@ -432,10 +424,9 @@ static int choose(struct compress_run *r, const struct engine_compress_options *
 {
     r->options = options;
     r->codec = codec_find(options->codec ? options->codec : codec_default());
-    return check_options(options, r->codec, err) ||
-                   (r->codec->imports && check_import(options, r->codec, adapter, err))
-               ? -1
-               : 0;
+    if (check_options(options, r->codec, err))
+        return -1;
+    return r->codec->imports && !adapter ? lora_refuse(err) : 0;
 }
 
 /* Of what was chosen. */
@@ -484,6 +475,13 @@ bool engine_codec_known(const char *name)
 const char *engine_codec_names(void)
 {
     return codec_names();
+}
+
+bool engine_codec_sized(const char *name)
+{
+    const struct codec *codec = codec_find(name);
+
+    return codec && !codec->own_size;
 }
 
 bool engine_codec_makes(const char *name)

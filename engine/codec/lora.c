@@ -159,6 +159,7 @@ const struct codec codec_lora = {
     .name = "lora",
     .part_count = LORA_PARTS,
     .suffix = {"scale", "down", "up"},
+    .own_size = true,
     .imports = true,
     .allot = allot,
     .compress = compress,

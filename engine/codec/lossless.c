@@ -194,6 +194,7 @@ const struct codec codec_lossless = {
     .name = "lossless",
     .part_count = 1,
     .suffix = {"deflated"},
+    .own_size = true,
     .allot = allot,
     .compress = compress_matrix,
     .accept = accept,

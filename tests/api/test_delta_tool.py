@@ -191,7 +191,9 @@ class Tool(unittest.TestCase):
             self.assertEqual(json.loads(done.stdout)["codec"], codec)
         for words, tuned, what in (
                 (["--codec", "lora"], self.tuned, "adapter_config.json"),
-                (["--codec", "lora", "--ratio", "16"], adapter, "the size of its adapter"),
+                (["--codec", "lora", "--ratio", "16"], adapter, "lora has the size that comes of what it keeps"),
+                (["--codec", "lossless", "--bytes", "100"], adapter, "leave out ratio, bytes and max_kl"),
+                (["--codec", "lossless", "--max-kl", "1", "--calibration", self.rows], adapter, "leave out ratio, bytes and max_kl"),
                 (["--codec", "lora"], dora, "use_dora"),
                 (["--codec", "graft"], dora, "use_dora")):
             done = compress(*words, tuned=tuned)

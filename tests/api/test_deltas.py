@@ -501,6 +501,8 @@ class Compression(unittest.TestCase):
                 (400, "invalid_value", "compression", {"base": None, "tuned": None, "file": "file-x", "compression": {}}),
                 (400, "invalid_value", "compression.codec", {"compression": {"codec": "zip"}}),
                 (400, "invalid_value", "compression.codec", {"compression": {"codec": "lora"}}),
+                (400, "invalid_value", "compression.ratio", {"compression": {"codec": "lossless", "ratio": 2}}),
+                (400, "invalid_value", "compression.max_kl", {"compression": {"codec": "lossless", "max_kl": 1}}),
                 (400, "unknown_parameter", "compression.x", {"compression": {"x": 1}}),
                 (400, "missing_required_parameter", "calibration_file", {"compression": {"max_kl": 0.1}}),
                 (400, None, "calibration_file", {"calibration_file": "file-nothing"}),

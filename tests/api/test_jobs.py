@@ -257,6 +257,14 @@ class Compression(unittest.TestCase):
         self.assertNotIn(str(server.data), reply.error["message"])
         return float(reply.error["message"].split("<= ")[1].split(", but")[0])
 
+    def test_no_size_is_taken_for_a_codec_that_has_its_own(self):
+        file = server.upload(harness.examples(harness.FACTS)).json["id"]
+        for asked in ({"ratio": 1}, {"max_kl": 1}):
+            reply = server.create_job(file, epochs=1, graft={"compression": {"codec": "lossless", **asked}})
+            self.assertEqual((reply.status, reply.error["code"], reply.error["param"]),
+                             (400, "invalid_value", f"graft.compression.{next(iter(asked))}"), reply)
+            self.assertIn("lossless has the size that comes of what it keeps. Leave out", reply.error["message"])
+
     def test_a_size_that_can_not_be_had_is_refused_before_anything_is_trained(self):
         limit = self.refused(1024)
         job = self.compressed({"ratio": limit, "distill_steps": 0})

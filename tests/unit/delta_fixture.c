@@ -110,5 +110,5 @@ bool delta_fixture_maker(int index, char name[DELTA_FIXTURE_NAME])
 
 bool delta_fixture_sizes(const char *codec)
 {
-    return codec_find(codec)->ratio > 0 || strcmp(codec, "bitdelta") == 0;
+    return !codec_find(codec)->own_size;
 }

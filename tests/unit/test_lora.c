@@ -510,7 +510,7 @@ static void what_lora_can_not_do_is_said(void **state)
     err_clear(&err);
     assert_int_equal(
         engine_model_compress(engine, adapter_path, &options, delta_path, &report, &err), -1);
-    assert_non_null(strstr(err.message, "the size of its adapter"));
+    assert_non_null(strstr(err.message, "lora has the size that comes of what it keeps"));
     err_clear(&err);
     assert_int_equal(engine_delta_least(base_path, "lora", false, &least, &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
