@@ -32,8 +32,9 @@ int compression_open(struct compression **out, const struct artifact_source *sou
 void compression_free(struct compression *compression);
 
 /* What each matrix is worth. h, g: [count] second moments by tensor (codec.h), which must outlive
- * the last compression_run; NULL: none. Before it, only compression_budget and compression_changed
- * may be asked. */
+ * the last compression_run; NULL: none. Needed before compression_run and compression_predict,
+ * which plan by it, and nothing else: parts that were made before are set, measured and written
+ * without. */
 int compression_decompose(struct compression *compression, float *const *h, float *const *g,
                           struct err *err);
 /* Of a file with a report of report_len. */
