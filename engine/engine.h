@@ -207,7 +207,7 @@ struct engine_compress_options {
     int32_t distill_steps; /* -1: the codec's own number; 0: none */
     int64_t seed;
     /* Keep beside the file, until it is there, what an interrupted compression needs, and go on
-     * from that. Of no use with max_kl. */
+     * from that. ERR_INVALID where nothing is distilled, or with max_kl: nothing is kept then. */
     bool resume;
     /* Rows that look like what will be asked, the training file for example: what is lost is
      * weighed by them, and scales are distilled on them. NULL: neither. */

@@ -26,6 +26,23 @@ static struct stage_listener listener_of(const struct compress_run *r)
 
 /* ------------------------------------------------------------------ options */
 
+static int32_t steps_asked(const struct engine_compress_options *o, const struct codec *codec)
+{
+    return o->distill_steps >= 0 ? o->distill_steps : codec->distill_steps;
+}
+
+/* Parts before distillation are kept, and its steps. NULL: there will be some. */
+static const char *nothing_kept(const struct engine_compress_options *o, const struct codec *codec)
+{
+    if (o->max_kl > 0)
+        return "a search for max_kl starts over";
+    if (!codec->scales)
+        return "this codec is not distilled";
+    if (!o->calibration)
+        return "without calibration rows nothing is distilled";
+    return steps_asked(o, codec) > 0 ? NULL : "no steps of distillation are asked for";
+}
+
 static int check_options(const struct engine_compress_options *o, const struct codec *codec,
                          struct err *err)
 {
@@ -52,6 +69,9 @@ static int check_options(const struct engine_compress_options *o, const struct c
     if (o->max_kl > 0 && !o->calibration && !o->held_out)
         return err_set(err, ERR_INVALID,
                        "max_kl needs rows to measure on: calibration or held out");
+    if (o->resume && nothing_kept(o, codec))
+        return err_set(err, ERR_INVALID, "resume has nothing to go on from: %s",
+                       nothing_kept(o, codec));
     return 0;
 }
 
@@ -92,14 +112,9 @@ static int bytes_asked(const struct compress_run *r, int64_t *bytes, struct err 
     return compression_check(r->compression, *bytes, report_room(r->source.count), err);
 }
 
-static int32_t steps_asked(const struct compress_run *r)
-{
-    return r->options->distill_steps >= 0 ? r->options->distill_steps : r->codec->distill_steps;
-}
-
 bool compress_run_distills(const struct compress_run *r)
 {
-    return r->codec->scales && r->calibration.count > 0 && steps_asked(r) > 0;
+    return r->codec->scales && r->calibration.count > 0 && steps_asked(r->options, r->codec) > 0;
 }
 
 /* ------------------------------------------------------------------ file and report */
@@ -183,7 +198,7 @@ int compress_run_make(struct compress_run *r, int64_t bytes, struct err *err)
 static int refine(struct compress_run *r, struct err *err)
 {
     const struct engine_compress_options *o = r->options;
-    const struct distill_options options = {.steps = steps_asked(r),
+    const struct distill_options options = {.steps = steps_asked(r->options, r->codec),
                                             .seed = o->seed,
                                             .pool = r->pool,
                                             .listener = listener_of(r),
@@ -340,7 +355,7 @@ static int make_or_resume(struct compress_run *r, int64_t bytes, struct err *err
                                    .backend = r->engine->backend,
                                    .bytes = bytes,
                                    .seed = r->options->seed,
-                                   .steps = steps_asked(r),
+                                   .steps = steps_asked(r->options, r->codec),
                                    .calibration = &r->calibration};
     struct engine_delta_report *report = r->report;
     struct resume_facts facts;

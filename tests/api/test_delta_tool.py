@@ -139,6 +139,19 @@ class Tool(unittest.TestCase):
             self.assertIn("statistics", done.stderr.split())
             (self.folder / "out.delta").unlink()
 
+    def test_resume_is_refused_where_nothing_is_kept(self):
+        before, rows = self.files(), ("--calibration", self.rows)
+        for words, what in ((["--max-kl", "0.01", *rows], "a search for max_kl starts over"),
+                            ([], "without calibration rows"),
+                            (["--held-out", self.rows], "without calibration rows"),
+                            (["--distill-steps", "0", *rows], "no steps of distillation"),
+                            (["--codec", "delta-come", *rows], "this codec is not distilled"),
+                            (["--codec", "lossless", *rows], "this codec is not distilled")):
+            done = subprocess.run(self.argv("--resume", *words), capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stdout), (1, ""), words)
+            self.assertIn("resume has nothing to go on from: " + what, done.stderr)
+            self.assertEqual(self.files(), before)
+
     def test_what_asks_it_to_stop_leaves_nothing_behind(self):
         before = self.files()
         for signum in (signal.SIGINT, signal.SIGTERM):
