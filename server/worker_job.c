@@ -112,7 +112,6 @@ static int step(struct worker_run *r, struct err *err)
     worker_watch_end();
     if (rc != 0)
         return -1;
-    r->last_known = true;
     r->step = r->last.step;
     r->step_seconds =
         r->step_seconds == 0 ? r->last.seconds : 0.9 * r->step_seconds + 0.1 * r->last.seconds;
@@ -129,6 +128,17 @@ static int step(struct worker_run *r, struct err *err)
     return 0;
 }
 
+/* What comes behind training may take as long as training did, and is begun anew by the next
+ * attempt: training is not, where there is more of it than is worth a checkpoint. */
+static int save_trained(struct worker_run *r, struct err *err)
+{
+    bool due = clock_now() >= r->saved_at + r->cx->settings->recovery / 2;
+
+    if (r->saved_step == r->step || (!due && !worker_stopping()))
+        return 0;
+    return worker_space_recovery(r, err);
+}
+
 /* ERR_CANCELLED without a cancelled job means that the worker stops: the caller tells them apart.
  */
 static int train(struct worker_run *r, struct err *err)
@@ -140,7 +150,7 @@ static int train(struct worker_run *r, struct err *err)
         if (step(r, err) != 0)
             return -1;
     }
-    return worker_run_flush(r, err);
+    return worker_run_flush(r, err) != 0 || save_trained(r, err) != 0 ? -1 : 0;
 }
 
 /* ------------------------------------------------------------------ the end */
@@ -261,13 +271,8 @@ static int finish(struct worker_run *r, struct err *err)
     WORKER_RUN_PATIENTLY(rc, r, err, jobs_progress(r->cx->db, &r->lease, r->step, 0, err));
     if (rc == 0)
         WORKER_RUN_PATIENTLY(rc, r, err, jobs_mark_compressing(r->cx->db, &r->lease, err));
-    if (rc != 0 || worker_space_artifact(r, err) != 0 || tell_report(r, err) != 0)
-        return -1;
-    /* Asking may take as long as training did: what is behind us must not be lost to it. */
-    if (r->last_known && clock_now() >= r->saved_at + r->cx->settings->recovery / 2 &&
-        worker_space_recovery(r, err) != 0)
-        return -1;
-    if (measure_recall_if_it_fits(r, err) != 0 ||
+    if (rc != 0 || worker_space_artifact(r, err) != 0 || tell_report(r, err) != 0 ||
+        save_trained(r, err) != 0 || measure_recall_if_it_fits(r, err) != 0 ||
         (r->trainer != NULL && worker_space_result_file(r, err) != 0) ||
         worker_run_flush(r, err) != 0)
         return -1;

@@ -19,6 +19,7 @@
     100000                   /* events kept while the database is away; then training waits for it \
                               */
 #define RESULT_MAX (1 << 30) /* bytes of a result file */
+#define RECENT 20            /* events read at once, from the newest back */
 #define PAGE 500
 
 struct waiting {
@@ -232,6 +233,66 @@ int worker_metrics_step(struct worker_metrics *m, const struct engine_step *step
         (m->count < GATHER_MAX || m->count % GATHER_MAX != 0))
         return 0;
     return try_flush(m, err);
+}
+
+/* ------------------------------------------------------------------ reading */
+
+static double number_in(const json_t *data, const char *key)
+{
+    const json_t *v = json_object_get(data, key);
+
+    return json_is_number(v) ? json_number_value(v) : NAN;
+}
+
+/* *step: it was told of that one; 0: of none. */
+static int read_event(const struct event *event, struct engine_step *out, int32_t *step,
+                      struct err *err)
+{
+    json_t *data;
+
+    *step = 0;
+    if (strcmp(event->type, "metrics") != 0)
+        return 0;
+    data = json_text_load(event->data, strlen(event->data), 0, err);
+    if (data == NULL)
+        return err_prefix(err, "event %s", event->id);
+    *step = (int32_t)json_integer_value(json_object_get(data, "step"));
+    *out = (struct engine_step){
+        .step = *step,
+        .train_loss = number_in(data, "train_loss"),
+        .train_mean_token_accuracy = number_in(data, "train_mean_token_accuracy"),
+        .valid_loss = number_in(data, "valid_loss"),
+        .valid_mean_token_accuracy = number_in(data, "valid_mean_token_accuracy"),
+        .full_valid_loss = number_in(data, "full_valid_loss"),
+        .full_valid_mean_token_accuracy = number_in(data, "full_valid_mean_token_accuracy")};
+    json_decref(data);
+    return 0;
+}
+
+/* From the newest back: it is asked for the last there is. */
+int worker_metrics_read_step(struct db *db, const struct lease *lease, int32_t step,
+                             struct engine_step *out, struct err *err)
+{
+    char after[ID_SIZE] = "";
+    int32_t found = 0;
+    bool more = true;
+
+    while (more) {
+        struct event_list page = {0};
+        int rc = events_list(db, lease->project, lease->job, after[0] != '\0' ? after : NULL,
+                             RECENT, &page, err);
+
+        for (int i = 0; rc == 0 && i < page.count && found != step; i++) {
+            snprintf(after, sizeof after, "%s", page.items[i].id);
+            rc = read_event(&page.items[i], out, &found, err);
+        }
+        more = page.has_more && found != step;
+        event_list_release(&page);
+        if (rc != 0)
+            return -1;
+    }
+    return found == step ? 0
+                         : err_set(err, ERR_NOT_FOUND, "nothing was told of step %d", (int)step);
 }
 
 /* ------------------------------------------------------------------ the result file */

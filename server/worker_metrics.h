@@ -39,6 +39,10 @@ int worker_metrics_flush(struct worker_metrics *metrics, struct err *err);
  * data as JSON text; malloc'ed. */
 int worker_metrics_format(const struct engine_step *step, char **message, char **data,
                           struct err *err);
+/* What an earlier attempt told of a step, as far as a checkpoint shows it; NAN: it was not
+ * measured. ERR_NOT_FOUND: nothing was told. */
+int worker_metrics_read_step(struct db *db, const struct lease *lease, int32_t step,
+                             struct engine_step *out, struct err *err);
 void worker_metrics_of_step(const struct engine_step *step, struct checkpoint_metrics *out);
 
 /* step,train_loss,train_accuracy,valid_loss,valid_mean_token_accuracy: a line for each step, as a

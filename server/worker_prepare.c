@@ -281,6 +281,16 @@ static int load(struct worker_run *r, const char *path, struct err *err)
     return rc;
 }
 
+/* No step will be made of which the last checkpoint could tell. */
+static int read_last(struct worker_run *r, struct err *err)
+{
+    int rc;
+
+    WORKER_RUN_PATIENTLY(rc, r, err,
+                         worker_metrics_read_step(r->cx->db, &r->lease, r->step, &r->last, err));
+    return rc;
+}
+
 int worker_prepare_resume(struct worker_run *r, struct err *err)
 {
     const struct job_recovery *from = &r->job.recovery;
@@ -296,6 +306,8 @@ int worker_prepare_resume(struct worker_run *r, struct err *err)
     if (load(r, path, &why) == 0) {
         r->step = r->saved_step = (int32_t)from->step;
         log_info("%s goes on from step %d", r->lease.job, (int)r->step);
+        if (r->step == r->plan.total_steps)
+            rc = read_last(r, err);
     } else if (why.kind == ERR_DEVICE) {
         *err = why;
         rc = -1;

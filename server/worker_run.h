@@ -35,8 +35,8 @@ struct worker_run {
     struct engine_train_plan plan;
 
     int32_t step, saved_step; /* made so far; in the newest recovery checkpoint */
-    struct engine_step last;
-    bool last_known; /* `last` was made by this attempt */
+    struct engine_step
+        last; /* of an attempt that resumed: once it has made one, or behind the last */
     double saved_at, progress_at;
     double step_seconds; /* smoothed */
     char recovery[96];   /* the newest recovery checkpoint's name; "" */
@@ -80,8 +80,8 @@ int worker_prepare_data(struct worker_run *run, struct err *err);
 int worker_prepare_trainer(struct worker_run *run, struct err *err);
 /* Instead, for a job that trains nothing: does it fit? */
 int worker_prepare_compression(struct worker_run *run, struct err *err);
-/* Goes on from the job's newest recovery checkpoint, where there is one. One that can not be read
- * costs time, not the job. */
+/* Goes on from the job's newest recovery checkpoint, where there is one: behind the last step with
+ * what was told of it. One that can not be read costs time, not the job. */
 int worker_prepare_resume(struct worker_run *run, struct err *err);
 
 /* ------------------------------------------------------------------ worker_space.c */

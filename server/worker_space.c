@@ -415,8 +415,7 @@ int worker_space_artifact(struct worker_run *r, struct err *err)
 {
     if (with_patience(r, "the fine-tuned model", compress_result, err) != 0)
         return -1;
-    /* An attempt that resumed behind the last step has its predecessor's row already. */
-    return r->last_known ? add_checkpoint(r, err) : 0;
+    return r->trainer != NULL ? add_checkpoint(r, err) : 0;
 }
 
 static int write_result_file(struct worker_run *r, struct err *err)

@@ -445,6 +445,36 @@ class Resume(unittest.TestCase):
         told = [e["message"] for e in events_of(job["id"]) if e["type"] == "message"]
         self.assertEqual(len(told), len(set(told)))
 
+    def test_a_worker_killed_while_it_compresses_costs_no_step(self):
+        other = harness.Server(recovery=0, heartbeat=0.5, fence=5, sweep=0.5, poll=0.1)
+        try:
+            file, validation = [other.upload(harness.examples(facts)).json["id"] for facts in (harness.FACTS, harness.FACTS[:4])]
+            compression = {"codec": "bitdelta", "distill_steps": 200}
+            jobs, points = [], []
+            for killed in (False, True):
+                job = other.create_job(file, epochs=2, seed=11, validation_file=validation, graft={"compression": compression}).json["id"]
+                limit = time.monotonic() + 60
+                while killed and other.get(f"/v1/fine_tuning/jobs/{job}").json["graft"]["state"] != "compressing":
+                    self.assertLess(time.monotonic(), limit, other.log())
+                    time.sleep(0.02)
+                for pid in other.workers("train") if killed else ():
+                    os.kill(pid, signal.SIGKILL)
+                jobs.append(other.wait_job(job))
+                self.assertEqual(jobs[-1]["status"], "succeeded", jobs[-1])
+                points.append(other.get(f"/v1/fine_tuning/jobs/{job}/checkpoints").json["data"])
+            self.assertEqual([job["graft"]["attempt"] for job in jobs], [1, 2])
+            self.assertEqual([line.split()[-1] for line in other.log(10000).splitlines() if " goes on from step " in line], ["6"])
+            told = [[(point["step_number"], point["metrics"].keys()) for point in of] for of in points]
+            self.assertEqual(told[0], told[1])
+            for undisturbed, resumed in zip(*points):
+                self.assertIn("full_valid_loss", resumed["metrics"])
+                for name, value in undisturbed["metrics"].items():
+                    self.assertAlmostEqual(resumed["metrics"][name], value, places=5)
+            deltas = [other.get(f"/v1/models/{job['fine_tuned_model']}/delta").body for job in jobs]
+            self.assertEqual(deltas[0], deltas[1])
+        finally:
+            other.stop()
+
     def test_a_restarted_server_goes_on(self):
         job = start(harness.examples(MORE_FACTS), epochs=40)
         time.sleep(1)
