@@ -275,6 +275,12 @@ int engine_trainer_compress(struct engine_trainer *trainer,
 int engine_model_compress(struct engine *engine, const char *tuned_path,
                           const struct engine_compress_options *options, const char *out_path,
                           struct engine_delta_report *report, struct err *err);
+/* Bytes of the device's memory that it takes, roughly, the engine's base included, but neither the
+ * delta nor files that are only mapped; with so many tokens of calibration rows (0: none), which
+ * the options need not name. */
+int64_t engine_compress_bytes(const struct engine_base_info *info,
+                              const struct engine_options *engine,
+                              const struct engine_compress_options *options, int64_t tokens);
 /* What a delta file says of itself, as one JSON object; *json is malloc'ed. Needs no base. */
 int engine_delta_describe(const char *path, char **json, struct err *err);
 

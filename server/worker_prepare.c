@@ -95,18 +95,41 @@ static int open_engine(struct worker_run *r, struct err *err)
     return rc;
 }
 
+/* What a compression of two models needs, with so many tokens of calibration rows and for a delta
+ * of so many bytes. */
+static int check_compression(struct worker_run *r, const struct engine_base_info *info,
+                             int64_t tokens, int64_t delta, struct err *err)
+{
+    const struct job_compression *c = &r->job.compression;
+    const struct engine_compress_options compression = {
+        .codec = c->codec[0] != '\0' ? c->codec : NULL, .distill_steps = c->distill_steps};
+    const struct engine_options options = engine_options(r);
+
+    return check_memory(r, engine_compress_bytes(info, &options, &compression, tokens) + delta,
+                        "compressing one model's difference to another", err);
+}
+
+/* Before it is opened. */
+static int check_model(struct worker_run *r, struct err *err)
+{
+    const struct engine_options options = engine_options(r);
+    struct engine_base_info info;
+
+    if (engine_base_read(r->base_path, &info, err) != 0)
+        return -1;
+    return r->tuned_path != NULL
+               ? check_compression(r, &info, 0, 0, err)
+               : check_memory(r, engine_weight_bytes(&info, &options), "the model", err);
+}
+
 int worker_prepare_data(struct worker_run *r, struct err *err)
 {
     struct engine_dataset_options training = {.file_id = r->job.training_file};
     struct engine_dataset_options validation = {.file_id = r->job.validation_file,
                                                 .validation = true};
     struct engine_dataset_report report;
-    const struct engine_options options = engine_options(r);
-    struct engine_base_info info;
 
-    if (engine_base_read(r->base_path, &info, err) != 0 ||
-        check_memory(r, engine_weight_bytes(&info, &options), "the model", err) != 0 ||
-        open_engine(r, err) != 0)
+    if (check_model(r, err) != 0 || open_engine(r, err) != 0)
         return -1;
     if (r->training_path != NULL && engine_dataset_open(&r->training, r->engine, r->training_path,
                                                         &training, &r->report, err) != 0)
@@ -261,10 +284,9 @@ int worker_prepare_trainer(struct worker_run *r, struct err *err)
 
 int worker_prepare_compression(struct worker_run *r, struct err *err)
 {
-    const struct engine_options options = engine_options(r);
-    int64_t weights = engine_weight_bytes(engine_info(r->engine), &options);
+    int64_t delta = devices_is_cpu(r->cx->device) ? artifact_bytes(r) : 0;
 
-    if (check_memory(r, 2 * weights, "compressing one model's difference to another", err) != 0)
+    if (check_compression(r, engine_info(r->engine), r->report.tokens, delta, err) != 0)
         return -1;
     return check_disk(r, err); /* without checkpoints: only the result counts */
 }

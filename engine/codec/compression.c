@@ -45,10 +45,8 @@ static const struct artifact_tensor *tensor_at(const struct compression *c, int3
 
 /* In doubles: the difference and its vectors, statistics and their roots (factor.h), and rounding.
  */
-static int64_t work_bytes(const struct artifact_tensor *t)
+int64_t compression_work_bytes(int64_t rows, int64_t cols)
 {
-    int64_t rows = t->rows, cols = t->cols;
-
     return 8 * (6 * rows * cols + 3 * (rows * rows + cols * cols));
 }
 
@@ -83,7 +81,9 @@ static int32_t wave_at(const struct compression *c, int32_t at)
     int64_t bytes = 0;
 
     while (count < threads && at + count < c->matrices) {
-        bytes += work_bytes(tensor_at(c, at + count));
+        const struct artifact_tensor *t = tensor_at(c, at + count);
+
+        bytes += compression_work_bytes(t->rows, t->cols);
         if (count > 0 && bytes > COMPRESSION_MEMORY)
             break;
         count++;

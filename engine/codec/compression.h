@@ -18,6 +18,9 @@
 
 #define COMPRESSION_MEMORY ((int64_t)1 << 29)
 
+/* What the work on one matrix takes at most. */
+int64_t compression_work_bytes(int64_t rows, int64_t cols);
+
 struct compression;
 
 struct compression_options {

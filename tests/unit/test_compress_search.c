@@ -234,6 +234,19 @@ static void test_max_kl_where_embeddings_changed(void **state)
     taught_nothing_is_left();
 }
 
+static void test_max_kl_of_a_codec_that_has_its_own_size(void **state)
+{
+    const struct engine_compress_options options = {
+        .codec = "lossless", .max_kl = 1, .calibration = taught.questions};
+    struct engine_delta_report report;
+    struct err why = {0};
+
+    assert_int_equal(
+        engine_trainer_compress(taught.trainer, &options, taught.delta_path, &report, &why), -1);
+    assert_int_equal(why.kind, ERR_INVALID);
+    assert_non_null(strstr(why.message, "leave out ratio, bytes and max_kl"));
+}
+
 /* Of a model in which no matrix changed every size costs nothing: none says what others would. */
 static void test_max_kl_of_what_loses_nothing(void **state)
 {
@@ -281,6 +294,7 @@ int main(void)
         cmocka_unit_test(test_max_kl_that_only_distillation_keeps_to),
         cmocka_unit_test(test_max_kl_without_a_distillation_that_harms),
         cmocka_unit_test(test_max_kl_where_embeddings_changed),
+        cmocka_unit_test(test_max_kl_of_a_codec_that_has_its_own_size),
         cmocka_unit_test(test_max_kl_of_what_loses_nothing),
         cmocka_unit_test(test_stop_of_a_search),
     };
