@@ -273,25 +273,39 @@ static int check_artifact(const char *path, const char *sha256, struct err *err)
     return 0;
 }
 
-/* Where nobody can tell, as much as you like. */
+/* Where nobody can tell, as much as you like: a lost device has no memory at all, and says what has
+ * become of it when it is used. */
 static int64_t memory_there(const struct worker_base *base)
 {
     int64_t bytes = 0, bytes_free = 0;
 
     if (engine_memory(base->engine, &bytes, &bytes_free))
-        return bytes_free;
+        return bytes > 0 ? bytes_free : INT64_MAX;
     capacity_machine(&bytes, &bytes_free);
     return bytes > 0 ? bytes_free - MEMORY_MARGIN : INT64_MAX;
 }
 
-/* The system gives a process more than there is, and kills it when it is used. */
+/* What unload() could make free. */
+static int64_t memory_idle(const struct worker_models *m, const struct worker_base *keep)
+{
+    int64_t bytes = 0;
+
+    for (const struct worker_delta *d = m->deltas; d != NULL; d = d->next)
+        bytes += d->pins == 0 ? d->bytes : 0;
+    for (const struct worker_base *b = m->bases; b != NULL; b = b->next)
+        bytes += b->active == 0 && b != keep ? b->bytes : 0;
+    return bytes;
+}
+
+/* The system gives a process more than there is, and kills it when it is used. Nobody's model is
+ * unloaded for one that would not fit even then. */
 static int check_memory(struct worker_models *m, const struct worker_base *base, int64_t bytes,
                         struct err *err)
 {
     int64_t there;
 
     while (bytes > (there = memory_there(base))) {
-        if (!unload(m, bytes - there, base))
+        if (bytes - there > memory_idle(m, base) || !unload(m, bytes - there, base))
             return err_set_code(err, ERR_NO_MEMORY, "insufficient_memory", "model",
                                 "The fine-tuned model needs about %" PRId64
                                 " MiB of memory and its worker has %" PRId64
@@ -310,9 +324,9 @@ static int open_delta(struct worker_models *m, struct worker_delta *d, const cha
 
     if (engine_delta_measure(d->base->engine, path, &memory, err) != 0)
         return -1;
-    make_room_for_delta(m, memory.bytes, NULL);
     if (check_memory(m, d->base, memory.opening_bytes, err) != 0)
         return -1;
+    make_room_for_delta(m, memory.bytes, NULL);
     do {
         worker_watch_begin("opening a delta", 0);
         rc = engine_delta_open(&d->engine_delta, d->base->engine, path, err);

@@ -101,8 +101,10 @@ static int check_compression(struct worker_run *r, const struct engine_base_info
                              int64_t tokens, int64_t delta, struct err *err)
 {
     const struct job_compression *c = &r->job.compression;
-    const struct engine_compress_options compression = {
-        .codec = c->codec[0] != '\0' ? c->codec : NULL, .distill_steps = c->distill_steps};
+    const struct engine_compress_options compression = {.codec =
+                                                            c->codec[0] != '\0' ? c->codec : NULL,
+                                                        .max_kl = c->max_kl,
+                                                        .distill_steps = c->distill_steps};
     const struct engine_options options = engine_options(r);
 
     return check_memory(r, engine_compress_bytes(info, &options, &compression, tokens) + delta,

@@ -77,5 +77,7 @@ int64_t engine_compress_bytes(const struct engine_base_info *info,
         return bytes + made;
     made += statistics(info, codec);
     distilled = distillation(info, codec, options, tokens);
+    if (options->max_kl > 0) /* sizes are tried one after the other, by the same statistics */
+        distilled += statistics(info, codec);
     return bytes + (made > distilled ? made : distilled);
 }

@@ -21,11 +21,12 @@ struct measuring {
     int64_t tokens, answer_tokens;
 };
 
-static int32_t longest_of(const struct trainer_source *examples)
+/* Of those that are measured. */
+static int32_t longest_of(const struct trainer_source *examples, int64_t stride)
 {
     int32_t longest = 1;
 
-    for (int64_t i = 0; i < examples->count; i++) {
+    for (int64_t i = 0; i < examples->count; i += stride) {
         struct dataset_example e = examples->example(examples->context, i);
 
         longest = e.length > longest ? e.length : longest;
@@ -33,10 +34,10 @@ static int32_t longest_of(const struct trainer_source *examples)
     return longest;
 }
 
-static int open_measuring(struct measuring *m, struct err *err)
+static int open_measuring(struct measuring *m, int64_t stride, struct err *err)
 {
     const struct model *model = m->args->engine->model;
-    int32_t longest = longest_of(m->args->examples);
+    int32_t longest = longest_of(m->args->examples, stride);
     size_t rows, logits;
 
     m->vocabulary = model_get_config(model)->vocabulary;
@@ -203,7 +204,7 @@ int fidelity_measure(struct fidelity *out, const struct fidelity_args *args, str
 {
     struct measuring m = {.args = args};
     int64_t stride = stride_of(&m);
-    int rc = open_measuring(&m, err);
+    int rc = open_measuring(&m, stride, err);
 
     for (int64_t i = 0; !rc && i < args->examples->count; i += stride) {
         struct dataset_example e = args->examples->example(args->examples->context, i);

@@ -73,12 +73,25 @@ static void test_rows_cost_what_is_done_with_them(void **state)
     assert_int_equal(mib(&of_8b, NULL, -1, 1000), mib(&of_8b, "graft", -1, 1000));
 }
 
+/* Where sizes are tried, statistics stay while one is distilled. */
+static void test_a_search_keeps_its_statistics(void **state)
+{
+    struct engine_compress_options options = {.codec = "graft", .distill_steps = -1};
+    int64_t once = engine_compress_bytes(&of_135m, &cpu, &options, 500), distilled;
+
+    distilled = mib(&of_135m, "bitdelta", -1, 500); /* it takes no statistics */
+    options.max_kl = 0.01;
+    assert_true(engine_compress_bytes(&of_135m, &cpu, &options, 500) / MIB >= distilled + 1100);
+    assert_true(engine_compress_bytes(&of_135m, &cpu, &options, 500) > once);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_no_less_than_was_measured),
         cmocka_unit_test(test_mapped_models_do_not_count),
         cmocka_unit_test(test_rows_cost_what_is_done_with_them),
+        cmocka_unit_test(test_a_search_keeps_its_statistics),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

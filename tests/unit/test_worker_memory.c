@@ -216,6 +216,60 @@ static void a_load_fails_only_where_all_is_in_use(void **state)
     worker_models_free(models);
 }
 
+/* It would not fit even without the others. */
+static void for_what_never_fits_nothing_goes(void **state)
+{
+    struct worker_models *models = open_models("shim:0", PLENTY, PLENTY);
+    struct worker_base *base = base_of(models, 0);
+    struct worker_delta *first = pin(models, base, 0), *large;
+    const struct noisy_delta noise = {.codec = "lossless", .seed = 40};
+    char path[64], sha[65];
+
+    use(models, base, 1);
+    snprintf(path, sizeof path, "%s/large", folder);
+    assert_int_equal(noisy_delta_write(base->engine, &noise, path, &err), 0);
+    assert_int_equal(file_sha256(path, sha, NULL, &err), 0);
+    shim_memory_limit(shim_memory_used());
+    assert_int_equal(worker_models_pin(models, base, "tenant", sha, path, &large, &err), -1);
+    assert_string_equal(err.code, "insufficient_memory");
+    err_clear(&err);
+    assert_int_equal(stats_of(models).deltas, 2);
+    shim_memory_limit(0);
+    worker_models_unpin(first);
+    worker_models_free(models);
+}
+
+static void ignore(void *context, const struct engine_event *event)
+{
+}
+
+/* A worker that says so ends, and another begins; one that unloads everything first does neither.
+ */
+static void a_lost_device_is_no_shortage(void **state)
+{
+    const struct engine_message message = {.role = "user", .content = "x"};
+    const struct engine_request request = {
+        .messages = &message, .message_count = 1, .top_p = 1, .max_tokens = 2};
+    struct worker_models *models = open_models("shim:0", PLENTY, PLENTY);
+    struct worker_base *base = base_of(models, 0);
+    struct worker_delta *delta;
+    int32_t active;
+    uint64_t id;
+
+    use(models, base, 0);
+    shim_fail(SHIM_FAULT_LAUNCH, 1);
+    assert_int_equal(engine_session_submit(base->session, &request, &id, &err), 0);
+    assert_int_equal(engine_session_step(base->session, ignore, NULL, &active, &err), -1);
+    assert_int_equal(err.kind, ERR_DEVICE);
+    err_clear(&err);
+    assert_int_equal(try_pin(models, base, 1, &delta), -1);
+    assert_int_equal(err.kind, ERR_DEVICE);
+    err_clear(&err);
+    assert_int_equal(stats_of(models).deltas, 1);
+    worker_models_free(models);
+    shim_fail(SHIM_FAULT_LAUNCH, 0);
+}
+
 static void a_base_without_memory_takes_that_of_an_idle_one(void **state)
 {
     struct worker_models *models = open_models("shim:0", PLENTY, PLENTY);
@@ -305,6 +359,8 @@ int main(void)
         cmocka_unit_test(what_a_delta_takes_is_known_before),
         cmocka_unit_test(a_load_without_memory_takes_that_of_the_longest_unused),
         cmocka_unit_test(a_load_fails_only_where_all_is_in_use),
+        cmocka_unit_test(for_what_never_fits_nothing_goes),
+        cmocka_unit_test(a_lost_device_is_no_shortage),
         cmocka_unit_test(a_base_without_memory_takes_that_of_an_idle_one),
     };
 

@@ -128,8 +128,8 @@ void *device_alloc(struct device *device, size_t bytes, struct err *err)
 
 void device_memory(struct device *device, int64_t *bytes, int64_t *bytes_free)
 {
-    *bytes = shim_memory();
-    *bytes_free = shim_memory() - shim.used[device->ordinal];
+    *bytes = device->lost ? 0 : shim_memory();
+    *bytes_free = device->lost ? 0 : shim_memory() - shim.used[device->ordinal];
 }
 
 void device_free(struct device *device, void *memory)
