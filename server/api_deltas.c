@@ -1,11 +1,7 @@
 #include "server/api_deltas.h"
 
-#include <errno.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "engine/base/log.h"
@@ -17,6 +13,7 @@
 #include "server/api_job_json.h"
 #include "server/api_jobs.h"
 #include "server/api_models.h"
+#include "server/api_turn.h"
 #include "server/delta_header.h"
 #include "server/field_table.h"
 #include "storage/blob_store.h"
@@ -37,36 +34,9 @@ static int run_once(struct http_request *request, struct http_response *response
     return rc;
 }
 
-/* ------------------------------------------------------------------ turns
- *
- * Checking a file reads all of it, and holds its handler thread for so long: one file at a time, so
- * that the other threads stay free for everything else. */
-
-#define WAITING_MAX 2
-#define PATIENCE_SECONDS 2
-
-static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
-static atomic_int waiting;
-
-static int take_turn(struct err *err)
-{
-    struct timespec until;
-    int rc = EBUSY;
-    if (pthread_mutex_trylock(&turn) == 0)
-        return 0;
-    if (atomic_fetch_add(&waiting, 1) < WAITING_MAX) {
-        clock_gettime(CLOCK_REALTIME, &until);
-        until.tv_sec += PATIENCE_SECONDS;
-        rc = pthread_mutex_timedlock(&turn, &until);
-    }
-    atomic_fetch_sub(&waiting, 1);
-    if (rc == 0)
-        return 0;
-    return err_set_code(err, ERR_UNAVAILABLE, "server_busy", "",
-                        "Other deltas are being checked. Try again in a second.");
-}
-
 /* ------------------------------------------------------------------ a file */
+
+static struct api_turn turn = API_TURN_INIT; /* to check one */
 
 struct import {
     struct http_request *request;
@@ -161,9 +131,9 @@ static int import_check(void *context, struct err *err)
     int rc = -1;
     if (find_file(import, &file, err) < 0)
         return -1;
-    if (take_turn(err) == 0) {
+    if (api_turn_take(&turn, err) == 0) {
         rc = look(import->request, &file, &import->base, &why);
-        pthread_mutex_unlock(&turn);
+        api_turn_end(&turn);
     }
     file_release(&file);
     /* Bytes that are not there are no fault where the file has been deleted meanwhile. */

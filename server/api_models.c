@@ -7,6 +7,7 @@
 #include "engine/base/log.h"
 #include "server/api_check.h"
 #include "server/api_context.h"
+#include "server/api_turn.h"
 #include "storage/blob_store.h"
 #include "storage/models.h"
 
@@ -82,13 +83,20 @@ static int name_bytes(struct http_response *response, const char *sha256, struct
     return http_response_header(response, "repr-digest", digest, err);
 }
 
+static struct api_turn turn = API_TURN_INIT; /* to hash one */
+
 static int open_delta(struct http_request *request, const struct model *model, int *fd,
                       struct err *err)
 {
     struct err why = {0};
     bool damaged;
-    if (blob_open_sound(request->api->blobs, request->tenant.project_id, model->artifact_sha256, fd,
-                        &damaged, &why) == 0)
+    int rc;
+    if (api_turn_take(&turn, err) < 0)
+        return -1;
+    rc = blob_open_sound(request->api->blobs, request->tenant.project_id, model->artifact_sha256,
+                         fd, &damaged, &why);
+    api_turn_end(&turn);
+    if (rc == 0)
         return 0;
     if (!damaged) {
         *err = why;
