@@ -237,6 +237,16 @@ int worker_metrics_step(struct worker_metrics *m, const struct engine_step *step
 
 /* ------------------------------------------------------------------ reading */
 
+/* *data: what a step's event says, a new reference; NULL: it is another kind of event. */
+static int load_step(const struct event *event, json_t **data, struct err *err)
+{
+    *data = NULL;
+    if (strcmp(event->type, "metrics") != 0)
+        return 0;
+    *data = json_text_load(event->data, strlen(event->data), 0, err);
+    return *data != NULL ? 0 : err_prefix(err, "event %s", event->id);
+}
+
 static double number_in(const json_t *data, const char *key)
 {
     const json_t *v = json_object_get(data, key);
@@ -251,11 +261,10 @@ static int read_event(const struct event *event, struct engine_step *out, int32_
     json_t *data;
 
     *step = 0;
-    if (strcmp(event->type, "metrics") != 0)
-        return 0;
-    data = json_text_load(event->data, strlen(event->data), 0, err);
+    if (load_step(event, &data, err) != 0)
+        return -1;
     if (data == NULL)
-        return err_prefix(err, "event %s", event->id);
+        return 0;
     *step = (int32_t)json_integer_value(json_object_get(data, "step"));
     *out = (struct engine_step){
         .step = *step,
@@ -310,11 +319,10 @@ static int put_line(struct strbuf *csv, const struct event *event, struct err *e
 {
     json_t *data;
 
-    if (strcmp(event->type, "metrics") != 0)
-        return 0;
-    data = json_text_load(event->data, strlen(event->data), 0, err);
+    if (load_step(event, &data, err) != 0)
+        return -1;
     if (data == NULL)
-        return err_prefix(err, "event %s", event->id);
+        return 0;
     strbuf_addf(csv, "%" JSON_INTEGER_FORMAT, json_integer_value(json_object_get(data, "step")));
     put_cell(csv, data, "train_loss");
     put_cell(csv, data, "train_mean_token_accuracy");
