@@ -1,7 +1,6 @@
 /* The compressions of engine.h on a tiny model that was taught twelve answers: the report is filled
  * in and true, a size that is asked for is met, and what can not be had is refused by name. No
  * TSan: minutes of training, and its threads are those of test_compression and test_trainer. */
-#include <dirent.h>
 #include <math.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -25,6 +24,7 @@
 #include "engine/engine.h"
 #include "engine/safetensors.h"
 #include "tests/unit/delta_fixture.h"
+#include "tests/unit/folder_entries.h"
 #include "tests/unit/taught_model.h"
 #include "tests/unit/tiny_model.h"
 
@@ -216,23 +216,11 @@ static void test_drafts_of_others_stay(void **state)
     taught_nothing_is_left();
 }
 
-static int entries(const char *folder)
-{
-    DIR *dir = opendir(folder);
-    int count = 0;
-
-    assert_non_null(dir);
-    while (readdir(dir) != NULL)
-        count++;
-    closedir(dir);
-    return count;
-}
-
 /* Root may write anywhere but where there is no folder, or a folder has the name. */
 static void test_place_that_can_not_be_written(void **state)
 {
     const struct engine_compress_options plain = {.ratio = 10};
-    int before = entries(taught.folder), in_tuned = entries(taught.tuned_dir);
+    int before = folder_entries(taught.folder), in_tuned = folder_entries(taught.tuned_dir);
     char place[3][192];
 
     snprintf(place[0], sizeof place[0], "%s/none/delta.safetensors", taught.folder);
@@ -254,8 +242,8 @@ static void test_place_that_can_not_be_written(void **state)
         if (strstr(why.message, place[i / 2]) == NULL)
             fail_msg("\"%s\" does not name %s", why.message, place[i / 2]);
         assert_int_equal(told.stages, 0); /* refused before there is anything to lose */
-        assert_int_equal(entries(taught.folder), before);
-        assert_int_equal(entries(taught.tuned_dir), in_tuned);
+        assert_int_equal(folder_entries(taught.folder), before);
+        assert_int_equal(folder_entries(taught.tuned_dir), in_tuned);
     }
 }
 

@@ -1,6 +1,5 @@
 /* Base and delta as one directory: it loads, it is there whole or not at all, and what was there
  * before stays. */
-#include <dirent.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -18,6 +17,7 @@
 #include "engine/base/file_io.h"
 #include "engine/engine.h"
 #include "tests/unit/check.h"
+#include "tests/unit/folder_entries.h"
 #include "tests/unit/tiny_model.h"
 
 /* Half of what is written of it, in F32. */
@@ -26,18 +26,6 @@ static const struct tiny_model base = {.seed = 1, .dtype = DTYPE_BF16},
 static const struct engine_options cpu = {.device = "cpu", .threads = 1};
 static char folder[] = "/tmp/graft-export-XXXXXX";
 static char base_dir[64], tuned_dir[64], delta_path[64], out_dir[64], out_slash[64];
-
-static int entries(const char *path)
-{
-    DIR *dir = opendir(path);
-    int count = 0;
-
-    assert_non_null(dir);
-    while (readdir(dir) != NULL)
-        count++;
-    closedir(dir);
-    return count;
-}
 
 /* Of a directory's own weights. */
 static void digest_of(const char *dir, char digest[65])
@@ -52,23 +40,23 @@ static void digest_of(const char *dir, char digest[65])
 static void it_loads(void **state)
 {
     char first[65], again[65];
-    int before = entries(folder);
+    int before = folder_entries(folder);
 
     CHECK(engine_delta_apply(base_dir, delta_path, out_dir, &err));
-    assert_int_equal(entries(folder), before + 1);
+    assert_int_equal(folder_entries(folder), before + 1);
     digest_of(out_dir, first);
     CHECK(file_remove_tree(out_dir, &err));
     CHECK(engine_delta_apply(base_dir, delta_path, out_slash, &err));
     digest_of(out_dir, again);
     assert_string_equal(first, again);
     CHECK(file_remove_tree(out_dir, &err));
-    assert_int_equal(entries(folder), before);
+    assert_int_equal(folder_entries(folder), before);
 }
 
 /* As on a disk that is full when most is written: the next try finds its place empty. */
 static void a_directory_that_does_not_fit_leaves_nothing(void **state)
 {
-    int before = entries(folder);
+    int before = folder_entries(folder);
     struct rlimit unlimited, limited;
     struct err why = {0};
     char model[96];
@@ -88,7 +76,7 @@ static void a_directory_that_does_not_fit_leaves_nothing(void **state)
     assert_int_equal(rc, -1);
     assert_int_equal(why.kind, ERR_NO_SPACE);
     assert_non_null(strstr(why.message, out_dir));
-    assert_int_equal(entries(folder), before);
+    assert_int_equal(folder_entries(folder), before);
     CHECK(engine_delta_apply(base_dir, delta_path, out_dir, &err));
     CHECK(file_remove_tree(out_dir, &err));
 }
@@ -96,7 +84,7 @@ static void a_directory_that_does_not_fit_leaves_nothing(void **state)
 /* Even an empty one: it is somebody's. */
 static void what_is_there_stays(void **state)
 {
-    int before = entries(folder);
+    int before = folder_entries(folder);
 
     for (int i = 0; i < 2; i++) {
         struct err why = {0};
@@ -106,7 +94,7 @@ static void what_is_there_stays(void **state)
                          -1);
         assert_int_equal(why.kind, ERR_INVALID);
         assert_non_null(strstr(why.message, "exists"));
-        assert_int_equal(entries(folder), before + 1);
+        assert_int_equal(folder_entries(folder), before + 1);
         assert_int_equal(rmdir(out_dir), 0);
     }
 }
