@@ -335,7 +335,7 @@ int api_chat_create(struct http_request *request, struct http_response *response
     if (a->later == NULL)
         goto out;
     s = (struct ipc_submit){.tenant = request->tenant.project_id,
-                            .base_digest = model.base_digest,
+                            .base_sha256 = model.base_sha256,
                             .base_path = base_path,
                             .delta_sha256 = model.artifact_sha256,
                             .delta_path = delta_path != NULL ? delta_path : "",

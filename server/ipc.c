@@ -45,7 +45,7 @@ void ipc_put_submit(struct strbuf *out, const struct ipc_submit *s)
 
     ipc_wire_put_u64(out, s->id);
     ipc_wire_put_string(out, s->tenant);
-    ipc_wire_put_string(out, s->base_digest);
+    ipc_wire_put_string(out, s->base_sha256);
     ipc_wire_put_string(out, s->base_path);
     ipc_wire_put_string(out, s->delta_sha256);
     ipc_wire_put_string(out, s->delta_path);
@@ -153,7 +153,7 @@ static void read_submit(struct ipc_wire_reader *r, struct ipc_message *m)
 
     s->id = m->id = ipc_wire_u64(r);
     s->tenant = ipc_wire_string(r);
-    s->base_digest = ipc_wire_string(r);
+    s->base_sha256 = ipc_wire_string(r);
     s->base_path = ipc_wire_string(r);
     s->delta_sha256 = ipc_wire_string(r);
     s->delta_path = ipc_wire_string(r);

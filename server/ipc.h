@@ -17,7 +17,7 @@
 #include "engine/base/strbuf.h"
 #include "engine/engine.h"
 
-#define IPC_VERSION 2
+#define IPC_VERSION 3
 #define IPC_FRAME_MAX (16u << 20) /* bytes: the largest JSON body, with room */
 #define IPC_MESSAGES_MAX 4096
 #define IPC_STOP_MAX 4
@@ -36,8 +36,8 @@ enum ipc_type {
 struct ipc_submit {
     uint64_t id; /* chosen by the server, unique on this connection */
     const char *tenant;
-    const char *base_digest;  /* of the model's values */
-    const char *base_path;    /* in the store: the base's name in caches */
+    const char *base_sha256; /* of the base's file: its name in caches */
+    const char *base_path;
     const char *delta_sha256; /* of the artifact, as the server resolved it for this request; "" for
                                  the base */
     const char *delta_path;

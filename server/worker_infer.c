@@ -102,7 +102,7 @@ static int start_answer(struct infer *w, const struct ipc_submit *s, struct answ
                                            .user = a};
 
     a->id = s->id;
-    if (worker_models_base(w->models, s->base_digest, s->base_path, &a->base, err) != 0)
+    if (worker_models_base(w->models, s->base_sha256, s->base_path, &a->base, err) != 0)
         return -1;
     if (request.delta_later && keep_delta(a, s, err) != 0)
         return -1;
@@ -269,7 +269,7 @@ static void on_event(void *context, const struct engine_event *event)
 /* The batch can not go on: its requests end, and it is loaded again by the next one. */
 static void drop_batch(struct infer *w, struct worker_base *base, const struct err *why)
 {
-    log_error("batch of base %.12s failed: %s", base->digest, why->message);
+    log_error("batch of base %.12s failed: %s", base->sha256, why->message);
     for (struct answer *a = w->answers, *next; a != NULL; a = next) {
         next = a->next;
         if (a->base != base)

@@ -59,7 +59,6 @@ static void free_base(struct worker_base *b)
 {
     engine_session_free(b->session);
     engine_free(b->engine);
-    free(b->path);
     free(b);
 }
 
@@ -117,7 +116,7 @@ static void make_room_for_base(struct worker_models *m, int64_t more)
         if (now.base_bytes + more <= m->options.base_bytes ||
             (oldest = oldest_base(m, NULL)) == NULL)
             return;
-        log_info("unloading base %.12s to make room", oldest->digest);
+        log_info("unloading base %.12s to make room", oldest->sha256);
         worker_models_drop(m, oldest);
     }
 }
@@ -153,7 +152,7 @@ static bool unload(struct worker_models *m, int64_t bytes, const struct worker_b
         any = true;
         freed += delta != NULL ? delta->bytes : base->bytes;
         log_info("out of memory: unloading %s %.12s", delta != NULL ? "delta" : "base",
-                 delta != NULL ? delta->sha256 : base->digest);
+                 delta != NULL ? delta->sha256 : base->sha256);
         if (delta != NULL)
             remove_delta(m, delta);
         else
@@ -175,13 +174,26 @@ static bool try_again(struct worker_models *m, int64_t bytes, const struct worke
 
 /* A file that the store vouches for and the engine refuses is not the client's fault, and what the
  * engine says of it names its place: that is for the log. */
-static int hide_place(struct err *err, const char *what, const char *digest)
+static int hide_place(struct err *err, const char *what, const char *sha256)
 {
     if (err->kind != ERR_INVALID && err->kind != ERR_IO)
         return -1;
-    log_error("%s %.12s: %s", what, digest, err->message);
+    log_error("%s %.12s: %s", what, sha256, err->message);
     err_clear(err);
-    return err_set(err, ERR_INTERNAL, "%s %.12s can not be loaded", what, digest);
+    return err_set(err, ERR_INTERNAL, "%s %.12s can not be loaded", what, sha256);
+}
+
+/* What lies at `path` is what the database says it is, or it is not used. */
+static int check_file(const char *path, const char *what, const char *sha256, struct err *err)
+{
+    char found[SHA256_HEX];
+
+    if (file_sha256(path, found, NULL, err) != 0)
+        return hide_place(err, what, sha256);
+    if (strcmp(found, sha256) != 0)
+        return err_set(err, ERR_INTERNAL, "%s %.12s is damaged on disk: it hashes to %.12s", what,
+                       sha256, found);
+    return 0;
 }
 
 /* ------------------------------------------------------------------ bases */
@@ -207,47 +219,44 @@ static int open_engine(struct worker_models *m, struct worker_base *b, const cha
     return rc;
 }
 
-static int load_base(struct worker_models *m, const char *digest, const char *path,
+static int load_base(struct worker_models *m, const char *sha256, const char *path,
                      struct worker_base **out, struct err *err)
 {
     struct engine_base_info info;
     struct worker_base *b;
 
     m->loads++;
+    if (check_file(path, "base", sha256, err) != 0)
+        return -1;
     if (engine_base_read(path, &info, err) != 0)
-        return hide_place(err, "base", digest);
-    if (strcmp(info.digest, digest) != 0)
-        return err_set(err, ERR_INTERNAL, "base file has digest %.12s, not %.12s", info.digest,
-                       digest);
+        return hide_place(err, "base", sha256);
     b = calloc(1, sizeof *b);
-    if (b == NULL || (b->path = strdup(path)) == NULL) {
-        free(b);
+    if (b == NULL)
         return err_set(err, ERR_NO_MEMORY, "base model: out of memory");
-    }
-    memcpy(b->digest, info.digest, sizeof b->digest);
+    memcpy(b->sha256, sha256, strnlen(sha256, sizeof b->sha256 - 1));
     b->bytes = engine_weight_bytes(&info, &m->options.engine);
     make_room_for_base(m, b->bytes);
     while (open_engine(m, b, path, err) != 0) {
         if (try_again(m, b->bytes, NULL, err))
             continue;
         free_base(b);
-        return hide_place(err, "base", digest);
+        return hide_place(err, "base", sha256);
     }
     b->next = m->bases;
     m->bases = b;
-    log_info("loaded base %.12s, %lld parameters", b->digest, (long long)info.parameters);
+    log_info("loaded base %.12s, %lld parameters", b->sha256, (long long)info.parameters);
     *out = b;
     return 0;
 }
 
-int worker_models_base(struct worker_models *m, const char *digest, const char *path,
+int worker_models_base(struct worker_models *m, const char *sha256, const char *path,
                        struct worker_base **out, struct err *err)
 {
     struct worker_base *b = m->bases;
 
-    while (b != NULL && strcmp(b->path, path) != 0)
+    while (b != NULL && strcmp(b->sha256, sha256) != 0)
         b = b->next;
-    if (b == NULL && load_base(m, digest, path, &b, err) != 0)
+    if (b == NULL && load_base(m, sha256, path, &b, err) != 0)
         return -1;
     b->used = ++m->clock;
     *out = b;
@@ -255,23 +264,6 @@ int worker_models_base(struct worker_models *m, const char *digest, const char *
 }
 
 /* ------------------------------------------------------------------ deltas */
-
-/* What lies at `path` is what the database says it is, or it is not used. */
-static int check_artifact(const char *path, const char *sha256, struct err *err)
-{
-    char found[65];
-    int64_t bytes;
-
-    if (access(path, R_OK) != 0 && errno == ENOENT)
-        return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
-                            "the model was deleted");
-    if (file_sha256(path, found, &bytes, err) != 0)
-        return hide_place(err, "delta", sha256);
-    if (strcmp(found, sha256) != 0)
-        return err_set(err, ERR_INTERNAL, "artifact %.12s is damaged on disk: it hashes to %.12s",
-                       sha256, found);
-    return 0;
-}
 
 /* Where nobody can tell, as much as you like: a lost device has no memory at all, and says what has
  * become of it when it is used. */
@@ -342,7 +334,10 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
     struct worker_delta *d;
 
     m->loads++;
-    if (check_artifact(path, sha256, err) != 0)
+    if (access(path, R_OK) != 0 && errno == ENOENT)
+        return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
+                            "the model was deleted");
+    if (check_file(path, "delta", sha256, err) != 0)
         return -1;
     d = calloc(1, sizeof *d);
     if (d == NULL)

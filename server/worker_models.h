@@ -1,13 +1,13 @@
 /* worker_models.h: what an infer worker keeps loaded: base models, each with its engine and its
  * continuous batch, and the deltas on them.
  *
- * A base is named by its file: a place in the store ends in the SHA-256 of what lies there, which
- * never changes. The digest of its values would not do, since two imports of the same values may
- * differ in tokenizer, chat template or rope_theta. A delta is named by (base, tenant, SHA-256 of
- * its artifact). Neither goes by a name that could come to mean something else, and no delta is
- * shared by two tenants. Both are loaded when first asked for, stay while in use, and go
- * least-recently-used first when the loaded ones exceed their bytes: before the next is loaded, by
- * what its header says it will take, and again after it. The one just asked for always stays.
+ * A base is named by the SHA-256 of its file. The digest of its values would not do, since two
+ * imports of the same values may differ in tokenizer, chat template or rope_theta. A delta is named
+ * by (base, tenant, SHA-256 of its artifact). Neither goes by a name that could come to mean
+ * something else, what is loaded is hashed first, and no delta is shared by two tenants. Both are
+ * loaded when first asked for, stay while in use, and go least-recently-used first when the loaded
+ * ones exceed their bytes: before the next is loaded, by what its header says it will take, and
+ * again after it. The one just asked for always stays.
  *
  * A load that finds no memory is tried again for as long as something that nobody uses can go,
  * whatever the bytes say: deltas, then bases, each the longest unused first. It fails only where
@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 #include "engine/base/err.h"
+#include "engine/base/sha256.h"
 #include "engine/engine.h"
 
 struct worker_models_options {
@@ -36,8 +37,7 @@ struct worker_delta;
 
 struct worker_base {
     struct worker_base *next;
-    char *path;      /* its name here */
-    char digest[65]; /* of its values, for logs and deltas */
+    char sha256[SHA256_HEX];
     struct engine *engine;
     struct engine_session *session;
     int64_t bytes;
@@ -51,8 +51,8 @@ int worker_models_open(struct worker_models **out, const struct worker_models_op
                        struct err *err);
 void worker_models_free(struct worker_models *models);
 
-/* The base at `path`, loaded where it is not there; its values must have this digest. */
-int worker_models_base(struct worker_models *models, const char *digest, const char *path,
+/* The base at `path`, loaded where it is not there; its file must have this SHA-256. */
+int worker_models_base(struct worker_models *models, const char *sha256, const char *path,
                        struct worker_base **out, struct err *err);
 /* The delta, pinned until worker_models_unpin. Its file's SHA-256 is checked when it is loaded; an
  * artifact of another base is refused. */

@@ -162,7 +162,7 @@ static int submit_text(struct seen *seen, const char *text, uint64_t *id, struct
 {
     const struct engine_message message = {"user", text};
     const struct ipc_submit request = {.tenant = "t",
-                                       .base_digest = "d",
+                                       .base_sha256 = "d",
                                        .base_path = "/b",
                                        .delta_sha256 = "",
                                        .delta_path = "",

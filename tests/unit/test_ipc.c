@@ -35,7 +35,7 @@ static void put_example_submit(void)
     static const char *const stop[] = {"\n", "END"};
     const struct ipc_submit s = {.id = UINT64_C(0x1122334455667788),
                                  .tenant = "t-1",
-                                 .base_digest = "ab",
+                                 .base_sha256 = "ab",
                                  .base_path = "/b",
                                  .delta_sha256 = "cd",
                                  .delta_path = "/d",

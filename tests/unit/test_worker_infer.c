@@ -26,7 +26,7 @@
 #define REQUESTS 64
 
 static char folder[] = "/tmp/graft-infer-XXXXXX";
-static char base_path[64], digest[65];
+static char base_path[64], base_sha256[65];
 static char delta_path[DELTAS][64], sha256[DELTAS][65];
 
 /* ------------------------------------------------------------------ the other end */
@@ -126,7 +126,7 @@ static void put_submit(uint64_t id, int which, int32_t max_tokens)
     const struct engine_message message = {.role = "user", .content = "Where does person 1 live?"};
     const struct ipc_submit submit = {.id = id,
                                       .tenant = "tenant",
-                                      .base_digest = digest,
+                                      .base_sha256 = base_sha256,
                                       .base_path = base_path,
                                       .delta_sha256 = which < 0 ? "" : sha256[which],
                                       .delta_path = which < 0 ? "" : delta_path[which],
@@ -279,11 +279,11 @@ static int setup(void **state)
     snprintf(source, sizeof source, "%s/tiny", folder);
     snprintf(base_path, sizeof base_path, "%s/base", folder);
     if (tiny_model_write(source, &tiny, &err) != 0 ||
-        engine_import(source, base_path, &info, &err) != 0 || write_deltas(&err) != 0) {
+        engine_import(source, base_path, &info, &err) != 0 ||
+        file_sha256(base_path, base_sha256, NULL, &err) != 0 || write_deltas(&err) != 0) {
         fprintf(stderr, "%s\n", err.message);
         return -1;
     }
-    memcpy(digest, info.digest, sizeof digest);
     return 0;
 }
 

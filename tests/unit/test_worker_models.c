@@ -21,7 +21,11 @@
 #include "tests/unit/tiny_model.h"
 
 static char folder[] = "/tmp/graft-models-XXXXXX";
-static char base_path[64], digest[65];
+static char base_path[64], digest[65], base_sha256[65];
+static const struct worker_models_options options = {.base_bytes = 1 << 30,
+                                                     .delta_bytes = 1 << 30,
+                                                     .engine = {.device = "cpu", .threads = 1},
+                                                     .max_sequences = 8};
 static struct worker_models *models;
 static struct err err;
 
@@ -50,8 +54,8 @@ static void a_base_is_loaded_once(void **state)
 {
     struct worker_base *first, *second;
 
-    assert_int_equal(worker_models_base(models, digest, base_path, &first, &err), 0);
-    assert_int_equal(worker_models_base(models, digest, base_path, &second, &err), 0);
+    assert_int_equal(worker_models_base(models, base_sha256, base_path, &first, &err), 0);
+    assert_int_equal(worker_models_base(models, base_sha256, base_path, &second, &err), 0);
     assert_ptr_equal(first, second);
 }
 
@@ -78,10 +82,6 @@ static int32_t prompt_tokens(struct worker_base *base)
 /* The digest is of values alone: two imports of the same ones may speak differently. */
 static void bases_of_one_digest_answer_each_with_its_own_template(void **state)
 {
-    static const char brief[] = "{% for message in messages %}{{'<|im_start|>' + message['role'] + "
-                                "'\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-                                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-                                "{% endif %}";
     struct worker_base *first, *second;
     struct worker_models_stats stats;
     struct engine_base_info info;
@@ -89,15 +89,15 @@ static void bases_of_one_digest_answer_each_with_its_own_template(void **state)
     const struct noisy_delta noise = {.codec = "graft", .seed = 6};
     char source[64], other[64], delta[64], sha256[65];
 
-    snprintf(source, sizeof source, "%s/tiny/chat_template.jinja", folder);
+    snprintf(source, sizeof source, "%s/tiny", folder);
     snprintf(other, sizeof other, "%s/other", folder);
     snprintf(delta, sizeof delta, "%s/of-both", folder);
-    assert_int_equal(file_write_durable(source, brief, sizeof brief - 1, &err), 0);
-    snprintf(source, sizeof source, "%s/tiny", folder);
+    assert_int_equal(tiny_model_brief_template(source, &err), 0);
     assert_int_equal(engine_import(source, other, &info, &err), 0);
     assert_string_equal(info.digest, digest);
-    assert_int_equal(worker_models_base(models, digest, base_path, &first, &err), 0);
-    assert_int_equal(worker_models_base(models, digest, other, &second, &err), 0);
+    assert_int_equal(file_sha256(other, sha256, NULL, &err), 0);
+    assert_int_equal(worker_models_base(models, base_sha256, base_path, &first, &err), 0);
+    assert_int_equal(worker_models_base(models, sha256, other, &second, &err), 0);
     assert_ptr_not_equal(first, second);
     worker_models_stats(models, &stats);
     assert_int_equal(stats.bases, 2);
@@ -120,7 +120,7 @@ static void a_damaged_artifact_names_no_place(void **state)
     char sha256[65];
     const char *path;
 
-    assert_int_equal(worker_models_base(models, digest, base_path, &base, &err), 0);
+    assert_int_equal(worker_models_base(models, base_sha256, base_path, &base, &err), 0);
     path = file("no safetensors at all", sha256); /* its digest is right: the engine refuses it */
     refused(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), ERR_INTERNAL);
     path = file("", sha256);
@@ -141,7 +141,7 @@ static void an_artifact_with_another_bit_is_refused(void **state)
     size_t size;
 
     snprintf(path, sizeof path, "%s/delta", folder);
-    assert_int_equal(worker_models_base(models, digest, base_path, &base, &err), 0);
+    assert_int_equal(worker_models_base(models, base_sha256, base_path, &base, &err), 0);
     for (int i = 0; delta_fixture_codec(i, codec); i++) {
         const struct noisy_delta noise = {.codec = codec, .seed = 3};
 
@@ -178,7 +178,7 @@ static void a_delta_that_is_deleted_in_use_goes_on(void **state)
     char sha256[65], path[64];
 
     snprintf(path, sizeof path, "%s/deleted", folder);
-    assert_int_equal(worker_models_base(models, digest, base_path, &base, &err), 0);
+    assert_int_equal(worker_models_base(models, base_sha256, base_path, &base, &err), 0);
     assert_int_equal(noisy_delta_write(base->engine, &noise, path, &err), 0);
     assert_int_equal(file_sha256(path, sha256, NULL, NULL), 0);
     assert_int_equal(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), 0);
@@ -201,12 +201,29 @@ static void a_damaged_base_names_no_place(void **state)
     refused(worker_models_base(models, sha256, "/nowhere/b", &base, &err), ERR_INTERNAL);
 }
 
+/* The last bit of its weights: all that is said of them in the header is still true. */
+static void a_base_with_another_bit_answers_nobody(void **state)
+{
+    struct worker_models *fresh;
+    struct worker_base *base;
+    char path[64], *data;
+    size_t size;
+
+    snprintf(path, sizeof path, "%s/rotten", folder);
+    assert_int_equal(file_read_all(base_path, 1 << 26, &data, &size, &err), 0);
+    assert_int_equal(worker_models_open(&fresh, &options, &err), 0);
+    data[size - 1] ^= 1;
+    assert_int_equal(file_write_durable(path, data, size, &err), 0);
+    refused(worker_models_base(fresh, base_sha256, path, &base, &err), ERR_INTERNAL);
+    data[size - 1] ^= 1;
+    assert_int_equal(file_write_durable(path, data, size, &err), 0);
+    assert_int_equal(worker_models_base(fresh, base_sha256, path, &base, &err), 0);
+    worker_models_free(fresh);
+    free(data);
+}
+
 static int setup(void **state)
 {
-    const struct worker_models_options options = {.base_bytes = 1 << 30,
-                                                  .delta_bytes = 1 << 30,
-                                                  .engine = {.device = "cpu", .threads = 1},
-                                                  .max_sequences = 8};
     struct tiny_model tiny = {.seed = 5};
     struct engine_base_info info;
     char source[64];
@@ -218,6 +235,7 @@ static int setup(void **state)
     snprintf(base_path, sizeof base_path, "%s/base", folder);
     if (tiny_model_write(source, &tiny, &err) != 0 ||
         engine_import(source, base_path, &info, &err) != 0 ||
+        file_sha256(base_path, base_sha256, NULL, &err) != 0 ||
         worker_models_open(&models, &options, &err) != 0) {
         fprintf(stderr, "%s\n", err.message);
         return -1;
@@ -242,6 +260,7 @@ int main(void)
         cmocka_unit_test(an_artifact_with_another_bit_is_refused),
         cmocka_unit_test(a_delta_that_is_deleted_in_use_goes_on),
         cmocka_unit_test(a_damaged_base_names_no_place),
+        cmocka_unit_test(a_base_with_another_bit_answers_nobody),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -204,3 +204,15 @@ out:
     strbuf_release(&config);
     return rc;
 }
+
+int tiny_model_brief_template(const char *dir, struct err *err)
+{
+    static const char brief[] = "{% for message in messages %}{{'<|im_start|>' + message['role'] + "
+                                "'\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+                                "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+                                "{% endif %}";
+    char path[512];
+
+    snprintf(path, sizeof path, "%s/chat_template.jinja", dir);
+    return file_write_durable(path, brief, sizeof brief - 1, err);
+}

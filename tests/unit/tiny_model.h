@@ -42,6 +42,10 @@ struct tiny_model {
  * tokenizer_config.json, chat_template.jinja in it. */
 int tiny_model_write(const char *dir, const struct tiny_model *model, struct err *err);
 
+/* Another chat template for the model in the folder, without a system prompt: imported it is
+ * another base of the same values. */
+int tiny_model_brief_template(const char *dir, struct err *err);
+
 /* Element `index` of the tensor `name`, before it is rounded to the model's dtype. */
 float tiny_model_value(const char *name, int64_t index, int64_t columns, uint64_t seed);
 
