@@ -6,6 +6,7 @@
 
 #include "engine/base/log.h"
 #include "engine/engine.h"
+#include "server/api_blob.h"
 #include "server/api_check.h"
 #include "server/api_compression.h"
 #include "server/api_context.h"
@@ -81,23 +82,15 @@ static int check(struct http_request *request, const struct base *base, const ch
 /* A file that has rotted since it came may well have the shape of a delta still. */
 static int check_bytes(struct http_request *request, const struct file *file, struct err *err)
 {
-    struct err why = {0};
-    bool damaged;
+    const struct blob_wanted want = {.owner = request->tenant.project_id,
+                                     .sha256 = file->sha256,
+                                     .name = file->id,
+                                     .param = "file"};
     int fd;
-    if (blob_open_sound(request->api->blobs, request->tenant.project_id, file->sha256, &fd,
-                        &damaged, &why) == 0) {
-        close(fd);
-        return 0;
-    }
-    if (!damaged) {
-        *err = why;
+    if (api_blob_open(request, &want, file->bytes, &fd, err) < 0)
         return -1;
-    }
-    log_error("%s: %s", file->id, why.message);
-    return err_set_code(err, ERR_INVALID, "invalid_delta", "file",
-                        "The file %s is damaged on the server's disk: its bytes are no longer "
-                        "those that were uploaded. Upload it again.",
-                        file->id);
+    close(fd);
+    return 0;
 }
 
 static int look(struct http_request *request, const struct file *file, struct base *base,

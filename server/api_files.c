@@ -1,13 +1,12 @@
 #include "server/api_files.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/base/sha256.h"
 #include "engine/base/strbuf.h"
+#include "server/api_blob.h"
 #include "server/api_check.h"
 #include "server/api_context.h"
 #include "server/api_idempotency.h"
@@ -266,20 +265,13 @@ int api_files_content(struct http_request *request, struct http_response *respon
 {
     const char *project = request->tenant.project_id;
     struct file file = {0};
-    char *path = NULL;
     int fd, rc = -1;
-    if (files_get(request->db, project, request->path_params[0], &file, err) < 0 ||
-        blob_path(request->api->blobs, project, file.sha256, &path, err) < 0)
-        goto out;
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) {
-        err_set_errno(err, errno, "file %s", file.id);
-        goto out;
-    }
-    rc = http_response_file(response, fd, file.bytes, "application/octet-stream", file.filename,
-                            err);
-out:
-    free(path);
+    if (files_get(request->db, project, request->path_params[0], &file, err) < 0)
+        return -1;
+    const struct blob_wanted want = {.owner = project, .sha256 = file.sha256, .name = file.id};
+    if (api_blob_open(request, &want, file.bytes, &fd, err) == 0)
+        rc = http_response_file(response, fd, file.bytes, "application/octet-stream", file.filename,
+                                err);
     file_release(&file);
     return rc;
 }

@@ -5,9 +5,9 @@
 #include <unistd.h>
 
 #include "engine/base/log.h"
+#include "server/api_blob.h"
 #include "server/api_check.h"
 #include "server/api_context.h"
-#include "server/api_turn.h"
 #include "storage/blob_store.h"
 #include "storage/models.h"
 
@@ -83,42 +83,20 @@ static int name_bytes(struct http_response *response, const char *sha256, struct
     return http_response_header(response, "repr-digest", digest, err);
 }
 
-static struct api_turn turn = API_TURN_INIT; /* to hash one */
-
-static int open_delta(struct http_request *request, const struct model *model, int *fd,
-                      struct err *err)
-{
-    struct err why = {0};
-    bool damaged;
-    int rc;
-    if (api_turn_take(&turn, err) < 0)
-        return -1;
-    rc = blob_open_sound(request->api->blobs, request->tenant.project_id, model->artifact_sha256,
-                         fd, &damaged, &why);
-    api_turn_end(&turn);
-    if (rc == 0)
-        return 0;
-    if (!damaged) {
-        *err = why;
-        return -1;
-    }
-    log_error("delta of %s: %s", model->name, why.message);
-    return err_set_code(err, ERR_IO, "damaged_delta", "model",
-                        "The delta of `%.200s` is damaged on the server's disk: its bytes are no "
-                        "longer those that were stored.",
-                        model->name);
-}
-
 static int send_delta(struct http_request *request, struct http_response *response,
                       const struct model *model, struct err *err)
 {
+    const struct blob_wanted want = {.owner = request->tenant.project_id,
+                                     .sha256 = model->artifact_sha256,
+                                     .name = model->name,
+                                     .param = "model"};
     char name[MODEL_NAME_SIZE + 16];
     int fd;
     snprintf(name, sizeof(name), "%s.safetensors", model->name);
     for (char *p = name; *p; p++)
         if (*p == ':' || *p == '/') /* for file systems that will not have them */
             *p = '-';
-    if (open_delta(request, model, &fd, err) < 0)
+    if (api_blob_open(request, &want, model->artifact_bytes, &fd, err) < 0)
         return -1;
     if (name_bytes(response, model->artifact_sha256, err) < 0) {
         close(fd);

@@ -21,7 +21,7 @@ int api_turn_take(struct api_turn *turn, struct err *err)
     if (rc == 0)
         return 0;
     return err_set_code(err, ERR_UNAVAILABLE, "server_busy", "",
-                        "Other deltas are being checked. Try again in a second.");
+                        "Other files are being checked. Try again in a second.");
 }
 
 void api_turn_end(struct api_turn *turn)

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "engine/base/log.h"
 #include "server/capacity.h"
@@ -17,29 +18,37 @@
 
 /* ------------------------------------------------------------------ files */
 
-static int find_blob(struct worker_run *r, const char *owner, const char *sha256, const char *what,
-                     char **path, struct err *err)
+static int find_blob(struct worker_run *r, const struct blob_wanted *want, char **path,
+                     struct err *err)
 {
-    if (sha256[0] == '\0')
-        return 0;
-    if (blob_path(r->cx->blobs, owner, sha256, path, err) != 0)
-        return err_prefix(err, "%s", what);
-    return 0;
+    int fd;
+
+    if (blob_open_sound(r->cx->blobs, want, &fd, err) != 0)
+        return -1;
+    close(fd);
+    return blob_path(r->cx->blobs, want->owner, want->sha256, path, err);
 }
 
+/* What a job reads is what was stored, or it fails before hours have gone into it. */
 int worker_prepare_files(struct worker_run *r, struct err *err)
 {
     const struct job *j = &r->job;
+    const char *project = r->lease.project;
+    const struct {
+        struct blob_wanted want;
+        char **path;
+    } file[] = {
+        {{BLOB_OWNER_BASE, j->base_sha256, j->base_name, "model"}, &r->base_path},
+        {{BLOB_OWNER_BASE, j->tuned_sha256, j->tuned_model, "tuned_model"}, &r->tuned_path},
+        {{project, j->training_sha256, j->training_file, "training_file"}, &r->training_path},
+        {{project, j->validation_sha256, j->validation_file, "validation_file"},
+         &r->validation_path},
+        {{project, j->start_sha256, j->model, "model"}, &r->start_path},
+    };
 
-    if (find_blob(r, BLOB_OWNER_BASE, j->base_sha256, "base model", &r->base_path, err) != 0 ||
-        find_blob(r, BLOB_OWNER_BASE, j->tuned_sha256, "tuned model", &r->tuned_path, err) != 0 ||
-        find_blob(r, r->lease.project, j->training_sha256, "training file", &r->training_path,
-                  err) != 0 ||
-        find_blob(r, r->lease.project, j->validation_sha256, "validation file", &r->validation_path,
-                  err) != 0 ||
-        find_blob(r, r->lease.project, j->start_sha256, "fine-tuned model to continue from",
-                  &r->start_path, err) != 0)
-        return -1;
+    for (size_t i = 0; i < sizeof file / sizeof file[0]; i++)
+        if (file[i].want.sha256[0] != '\0' && find_blob(r, &file[i].want, file[i].path, err) != 0)
+            return -1;
     return blob_staging_dir(r->cx->blobs, r->lease.job, r->lease.attempt, &r->staging, err);
 }
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "engine/base/file_io.h"
+#include "engine/base/log.h"
 #include "storage/blob_backend.h"
 #include "storage/ids.h"
 
@@ -292,33 +293,41 @@ int blob_path(struct blob_store *store, const char *owner, const char *sha256, c
     return store->backend.ops->get(store->backend.self, owner, sha256, path, err);
 }
 
-int blob_open_sound(struct blob_store *store, const char *owner, const char *sha256, int *fd,
-                    bool *damaged, struct err *err)
+/* The digest of what is open as fd: not by the blob's path, where a commit may put another file
+ * meanwhile. */
+static int hash_open(int fd, char found[SHA256_HEX], struct err *err)
 {
-    char *path = NULL, opened[32], found[SHA256_HEX];
-    int rc = -1;
+    char opened[32];
+
+    snprintf(opened, sizeof opened, "/proc/self/fd/%d", fd);
+    return file_sha256(opened, found, NULL, err);
+}
+
+int blob_open_sound(struct blob_store *store, const struct blob_wanted *want, int *fd,
+                    struct err *err)
+{
+    char *path = NULL, found[SHA256_HEX];
 
     *fd = -1;
-    *damaged = false;
-    if (blob_path(store, owner, sha256, &path, err) != 0)
+    if (blob_path(store, want->owner, want->sha256, &path, err) != 0)
         return -1;
     *fd = open(path, O_RDONLY | O_CLOEXEC);
     free(path);
     if (*fd < 0)
-        return err_set_errno(err, errno, "open blob %s of %s", sha256, owner);
-    /* Not by its path, where a commit may put another file meanwhile. */
-    snprintf(opened, sizeof opened, "/proc/self/fd/%d", *fd);
-    if (file_sha256(opened, found, NULL, err) == 0) {
-        *damaged = strcmp(found, sha256) != 0;
-        rc = *damaged ? err_set(err, ERR_IO, "blob %s of %s is damaged on disk: it hashes to %.12s",
-                                sha256, owner, found)
-                      : 0;
+        return err_set_errno(err, errno, "open blob %s of %s", want->sha256, want->owner);
+    if (hash_open(*fd, found, err) == 0) {
+        if (strcmp(found, want->sha256) == 0)
+            return 0;
+        log_error("%s: blob %s of %s is damaged on disk: it hashes to %s", want->name, want->sha256,
+                  want->owner, found);
+        err_set_code(err, ERR_IO, "damaged_file", want->param,
+                     "The bytes of `%.200s` on the server's disk are no longer those that were "
+                     "stored, so they are not used. The same bytes stored again heal it.",
+                     want->name);
     }
-    if (rc != 0) {
-        close(*fd);
-        *fd = -1;
-    }
-    return rc;
+    close(*fd);
+    *fd = -1;
+    return -1;
 }
 
 int blob_delete(struct blob_store *store, const char *owner, const char *sha256, struct err *err)

@@ -17,7 +17,6 @@
 #ifndef GRAFT_STORAGE_BLOB_STORE_H
 #define GRAFT_STORAGE_BLOB_STORE_H
 
-#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -56,11 +55,17 @@ int blob_adopt(struct blob_store *store, const char *owner, const char *path,
  * where it is absent: the row that names it had promised that it is there. */
 int blob_path(struct blob_store *store, const char *owner, const char *sha256, char **path,
               struct err *err);
+struct blob_wanted {
+    const char *owner, *sha256;
+    const char *name;  /* what a client calls it, for messages: a file's id, a model's name */
+    const char *param; /* of the request that names it: "file", "model"; NULL: none */
+};
+
 /* The blob, open for reading, after all of it has been hashed: whatever is then read from *fd are
- * the bytes of that digest. ERR_IO and *damaged where they are others, which is the disk's doing;
- * the same content committed again heals it. */
-int blob_open_sound(struct blob_store *store, const char *owner, const char *sha256, int *fd,
-                    bool *damaged, struct err *err);
+ * the bytes of that digest. ERR_IO, code damaged_file and worded for a client, where they are
+ * others, which is the disk's doing; the same content committed again heals it. */
+int blob_open_sound(struct blob_store *store, const struct blob_wanted *want, int *fd,
+                    struct err *err);
 int blob_delete(struct blob_store *store, const char *owner, const char *sha256,
                 struct err *err); /* absent is fine */
 

@@ -301,6 +301,8 @@ static struct job_error job_error_of(const struct err *why)
                                    "it.",
             ""};
     default:
+        if (why->kind == ERR_IO && why->code[0] != '\0')
+            return (struct job_error){why->code, why->message, why->param};
         return (struct job_error){"server_error",
                                   "The job failed due to an internal error of the server.", ""};
     }

@@ -266,6 +266,16 @@ class Server:
         finally:
             connection.close()
 
+    def rot(self, sha256):
+        """Flips the last bit of what the server keeps under this digest; another time, and it is as before."""
+        blob, = (self.data / "blobs").rglob(sha256)
+        blob.chmod(0o600)
+        with open(blob, "r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            last, = file.read(1)
+            file.seek(-1, os.SEEK_END)
+            file.write(bytes([last ^ 1]))
+
     # -------------------------------------------------------------- the API's main path
 
     def upload(self, data, name="train.jsonl", purpose="fine-tune", key=OWN):

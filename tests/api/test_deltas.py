@@ -54,15 +54,6 @@ def with_metadata(data, **changes):
     return struct.pack("<Q", len(text)) + text + data[8 + size:]
 
 
-def rot(data):
-    """Flips a bit of these bytes, the last, where the server keeps them: they are a delta still."""
-    blob, = (server.data / "blobs").rglob(hashlib.sha256(data).hexdigest())
-    blob.chmod(0o600)
-    with open(blob, "r+b") as file:
-        file.seek(len(data) - 1)
-        file.write(bytes([data[-1] ^ 1]))
-
-
 class Rot(unittest.TestCase):
     """The disk gives back other bytes than it was given."""
 
@@ -71,9 +62,9 @@ class Rot(unittest.TestCase):
         model = create(upload(own)).json["id"]
         path = f"/v1/models/{model}/delta"
         self.assertEqual(server.get(path).body, own)
-        rot(own)
+        server.rot(hashlib.sha256(own).hexdigest())
         reply = server.get(path)
-        self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (500, "damaged_delta", "model"), reply)
+        self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (500, "damaged_file", "model"), reply)
         self.assertIn(model, reply.error["message"])
         self.assertNotIn("/", reply.error["message"], "no place on the server's disk")
         self.assertEqual([reply.headers[name] for name in ("etag", "repr-digest", "content-disposition")], [None] * 3)
@@ -85,11 +76,11 @@ class Rot(unittest.TestCase):
     def test_a_damaged_upload_becomes_no_model(self):
         own = with_metadata(delta, note="to rot as a file")
         file = upload(own)
-        rot(own)
+        server.rot(hashlib.sha256(own).hexdigest())
         before = server.get("/v1/models").body
         reply = create(file)
-        self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (400, "invalid_delta", "file"), reply)
-        self.assertRegex(reply.error["message"], rf"{file} is damaged .* Upload it again\.$")
+        self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (500, "damaged_file", "file"), reply)
+        self.assertRegex(reply.error["message"], rf"`{file}` .* The same bytes stored again heal it\.$")
         self.assertEqual(server.get("/v1/models").body, before)
         again = upload(own)
         for sound in (again, file):

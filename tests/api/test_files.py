@@ -240,6 +240,16 @@ class Lost(unittest.TestCase):
         self.assertEqual(reply.status, 500)
         self.assertNotIn(digest.encode(), reply.body)
 
+    def test_bytes_that_have_rotted_are_not_sent(self):
+        for data in (b"to rot", b"a large one" * 2_000_000):
+            file = send(part("purpose", b"user_data"), part("file", data, "x")).json["id"]
+            server.rot(hashlib.sha256(data).hexdigest())
+            reply = server.get(f"/v1/files/{file}/content")
+            self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (500, "damaged_file", None), reply)
+            self.assertIn(f"`{file}`", reply.error["message"])
+            send(part("purpose", b"user_data"), part("file", data, "x"))
+            self.assertEqual(server.get(f"/v1/files/{file}/content").body, data, "the same bytes heal it")
+
 
 class Delete(unittest.TestCase):
     def test_deleted_is_gone(self):

@@ -285,10 +285,12 @@ class Compression(unittest.TestCase):
 
 class Failure(unittest.TestCase):
     def fails(self, data, code, words):
-        job = server.wait_job(start(data)["id"])
+        self.ends(start(data), code, "training_file", words)
+
+    def ends(self, job, code, param, words):
+        job = server.wait_job(job["id"])
         self.assertEqual(job["status"], "failed", job)
-        self.assertEqual(job["error"]["code"], code, job)
-        self.assertEqual(job["error"]["param"], "training_file")
+        self.assertEqual((job["error"]["code"], job["error"]["param"]), (code, param), job)
         self.assertIn(words, job["error"]["message"])
         self.assertIsNone(job["fine_tuned_model"])
         self.assertEqual(job["result_files"], [])
@@ -306,6 +308,19 @@ class Failure(unittest.TestCase):
         lines = harness.examples(harness.FACTS).decode().splitlines()
         lines[4] = '{"messages": [{"content": "a"}, {"role": "assistant", "content": "b"}]}'
         self.fails("\n".join(lines).encode(), "invalid_training_file", "Example 5")
+
+    def test_nothing_is_trained_on_bytes_that_have_rotted(self):
+        data = harness.examples(harness.FACTS[::-1])
+        file = server.upload(data).json["id"]
+        server.rot(hashlib.sha256(data).hexdigest())  # the last bit: a line break becomes a character
+        self.ends(server.create_job(file).json, "damaged_file", "training_file", f"`{file}`")
+
+    def test_nothing_is_trained_on_a_base_that_has_rotted(self):
+        base, = (path for path in (server.data / "blobs" / "base").rglob("*") if path.is_file())
+        file = server.upload(harness.examples(harness.FACTS)).json["id"]
+        server.rot(base.name)
+        self.addCleanup(server.rot, base.name)
+        self.ends(server.create_job(file).json, "damaged_file", "model", f"`{server.model}`")
 
 
 class Warnings(unittest.TestCase):

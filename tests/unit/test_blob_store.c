@@ -105,12 +105,13 @@ static void nothing_is_shared_between_projects(void **state)
 static void a_damaged_blob_is_not_opened(void **state)
 {
     char sha256[SHA256_HEX], *path, read_back[6];
-    bool damaged;
+    struct err why = {0};
+    const struct blob_wanted own = {PROJECT, sha256, "file-one", "file"};
+    const struct blob_wanted others = {OTHER, sha256, "file-one", "file"};
     int fd, disk;
 
     assert_ok(put(PROJECT, "sound\n", sha256, err));
-    assert_ok(blob_open_sound(store, PROJECT, sha256, &fd, &damaged, err));
-    assert_false(damaged);
+    assert_ok(blob_open_sound(store, &own, &fd, err));
     assert_int_equal(read(fd, read_back, 6), 6);
     assert_memory_equal(read_back, "sound\n", 6);
     close(fd);
@@ -120,13 +121,18 @@ static void a_damaged_blob_is_not_opened(void **state)
     assert_int_equal(write(disk, "S", 1), 1);
     close(disk);
     free(path);
-    assert_err(blob_open_sound(store, PROJECT, sha256, &fd, &damaged, err), ERR_IO);
-    assert_true(damaged);
+    assert_int_equal(blob_open_sound(store, &own, &fd, &why), -1);
     assert_int_equal(fd, -1);
-    assert_err(blob_open_sound(store, OTHER, sha256, &fd, &damaged, err), ERR_IO);
-    assert_false(damaged); /* it is not there at all */
+    assert_string_equal(why.code, "damaged_file");
+    assert_string_equal(why.param, "file");
+    assert_non_null(strstr(why.message, "`file-one`"));
+    assert_null(strchr(why.message, '/'));
+    err_clear(&why);
+    assert_int_equal(blob_open_sound(store, &others, &fd, &why), -1); /* not there at all */
+    assert_int_equal(why.kind, ERR_IO);
+    assert_string_equal(why.code, "");
     assert_ok(put(PROJECT, "sound\n", sha256, err));
-    assert_ok(blob_open_sound(store, PROJECT, sha256, &fd, &damaged, err));
+    assert_ok(blob_open_sound(store, &own, &fd, err));
     close(fd);
 }
 
