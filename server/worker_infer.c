@@ -282,6 +282,11 @@ static void drop_batch(struct infer *w, struct worker_base *base, const struct e
 
 static void step_all(struct infer *w)
 {
+    struct worker_base *damaged;
+    struct err why = {0};
+
+    while ((damaged = worker_models_damaged(w->models, &why)) != NULL)
+        drop_batch(w, damaged, &why);
     for (struct worker_base *b = worker_models_first(w->models), *next; b != NULL; b = next) {
         struct err err = {0};
         int32_t active;

@@ -1,18 +1,19 @@
 #include "server/worker_models.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <inttypes.h>
 #include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
 #include "server/capacity.h"
 #include "server/devices.h"
+#include "server/worker_check.h"
 #include "server/worker_watch.h"
+
+#define REFUSED 64
 
 struct worker_delta {
     struct worker_delta *next;
@@ -31,6 +32,8 @@ struct worker_models {
     struct worker_delta *deltas;
     uint64_t clock;
     int64_t loads;
+    struct file_identity refused[REFUSED]; /* the last that were found damaged */
+    int next_refused;
 };
 
 #define MEMORY_MARGIN (INT64_C(64) << 20) /* bytes left to the system */
@@ -57,6 +60,7 @@ static void remove_delta(struct worker_models *m, struct worker_delta *delta)
 
 static void free_base(struct worker_base *b)
 {
+    worker_check_free(b->check);
     engine_session_free(b->session);
     engine_free(b->engine);
     free(b);
@@ -183,17 +187,66 @@ static int hide_place(struct err *err, const char *what, const char *sha256)
     return err_set(err, ERR_INTERNAL, "%s %.12s can not be loaded", what, sha256);
 }
 
-/* What lies at `path` is what the database says it is, or it is not used. */
-static int check_file(const char *path, const char *what, const char *sha256, struct err *err)
+/* ------------------------------------------------------------------ damage */
+
+static int damaged_file(const char *what, const char *sha256, struct err *err)
 {
+    err_clear(err);
+    return err_set_code(err, ERR_IO, "damaged_file", "model",
+                        "The model's %s (%.12s) is damaged on the server's disk and is not used. "
+                        "The same bytes stored again heal it.",
+                        what, sha256);
+}
+
+static void remember_refused(struct worker_models *m, const struct file_identity *file)
+{
+    m->refused[m->next_refused] = *file;
+    m->next_refused = (m->next_refused + 1) % REFUSED;
+}
+
+static bool is_refused(const struct worker_models *m, const char *path)
+{
+    struct file_identity file;
+
+    if (!file_identify(path, &file))
+        return false;
+    for (int i = 0; i < REFUSED; i++)
+        if (file_identity_equal(&m->refused[i], &file))
+            return true;
+    return false;
+}
+
+/* What lies at `path` is what the database says it is, or it is not used. */
+static int check_delta(struct worker_models *m, const char *path, const char *sha256,
+                       struct err *err)
+{
+    struct file_identity file;
     char found[SHA256_HEX];
 
+    if (!file_identify(path, &file))
+        return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
+                            "the model was deleted");
     if (file_sha256(path, found, NULL, err) != 0)
-        return hide_place(err, what, sha256);
-    if (strcmp(found, sha256) != 0)
-        return err_set(err, ERR_INTERNAL, "%s %.12s is damaged on disk: it hashes to %.12s", what,
-                       sha256, found);
-    return 0;
+        log_error("delta %.12s: %s", sha256, err->message);
+    else if (strcmp(found, sha256) != 0)
+        log_error("delta %.12s is damaged on disk: it hashes to %.12s", sha256, found);
+    else
+        return 0;
+    remember_refused(m, &file);
+    return damaged_file("delta", sha256, err);
+}
+
+struct worker_base *worker_models_damaged(struct worker_models *m, struct err *why)
+{
+    struct worker_base *b = m->bases;
+
+    while (b != NULL && worker_check_state(b->check) != WORKER_CHECK_DAMAGED)
+        b = b->next;
+    if (b != NULL) {
+        remember_refused(m, &b->file);
+        damaged_file("base", b->sha256, why);
+    }
+    return b;
 }
 
 /* ------------------------------------------------------------------ bases */
@@ -225,15 +278,20 @@ static int load_base(struct worker_models *m, const char *sha256, const char *pa
     struct engine_base_info info;
     struct worker_base *b;
 
+    if (is_refused(m, path))
+        return damaged_file("base", sha256, err);
     m->loads++;
-    if (check_file(path, "base", sha256, err) != 0)
-        return -1;
     if (engine_base_read(path, &info, err) != 0)
         return hide_place(err, "base", sha256);
     b = calloc(1, sizeof *b);
     if (b == NULL)
         return err_set(err, ERR_NO_MEMORY, "base model: out of memory");
     memcpy(b->sha256, sha256, strnlen(sha256, sizeof b->sha256 - 1));
+    (void)file_identify(path, &b->file);
+    if (worker_check_start(&b->check, path, sha256, err) != 0) {
+        free_base(b);
+        return hide_place(err, "base", sha256);
+    }
     b->bytes = engine_weight_bytes(&info, &m->options.engine);
     make_room_for_base(m, b->bytes);
     while (open_engine(m, b, path, err) != 0) {
@@ -333,11 +391,10 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
 {
     struct worker_delta *d;
 
+    if (is_refused(m, path))
+        return damaged_file("delta", sha256, err);
     m->loads++;
-    if (access(path, R_OK) != 0 && errno == ENOENT)
-        return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
-                            "the model was deleted");
-    if (check_file(path, "delta", sha256, err) != 0)
+    if (check_delta(m, path, sha256, err) != 0)
         return -1;
     d = calloc(1, sizeof *d);
     if (d == NULL)

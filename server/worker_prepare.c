@@ -5,12 +5,15 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "server/capacity.h"
 #include "server/devices.h"
+#include "server/worker.h"
 #include "server/worker_run.h"
 #include "server/worker_watch.h"
 
+#define HEAL_SECONDS 1
 #define MEMORY_MARGIN (INT64_C(64) << 20) /* bytes left to the system */
 /* Another process may have had the memory for a moment: the first time the same is tried again, and
  * gives the same bits. */
@@ -18,36 +21,101 @@
 
 /* ------------------------------------------------------------------ files */
 
+static int warn(struct worker_run *r, const char *key, const char *text, struct err *err)
+{
+    return worker_metrics_tell(
+        r->metrics, &(struct event_new){.level = "warn", .message = text, .key = key}, err);
+}
+
+static int still_ours(void *context, struct err *err)
+{
+    const struct worker_run *r = context;
+
+    if (worker_stopping())
+        return err_set(err, ERR_UNAVAILABLE, "the worker is stopping");
+    return worker_heartbeat_check(r->heartbeat, err);
+}
+
 static int find_blob(struct worker_run *r, const struct blob_wanted *want, char **path,
                      struct err *err)
 {
     int fd;
 
-    if (blob_open_sound(r->cx->blobs, want, &fd, err) != 0)
+    free(*path); /* of the time before */
+    if (blob_path(r->cx->blobs, want->owner, want->sha256, path, err) != 0 ||
+        blob_open_sound(r->cx->blobs, want, &fd, err) != 0)
         return -1;
     close(fd);
-    return blob_path(r->cx->blobs, want->owner, want->sha256, path, err);
+    return 0;
 }
 
-/* What a job reads is what was stored, or it fails before hours have gone into it. */
+/* Until what lies at `path` is another file than it was; false: patience is at its end. */
+static bool wait_for_change(struct worker_run *r, const char *path, double until, struct err *err)
+{
+    struct file_identity was = {0}, is = {0};
+
+    (void)file_identify(path, &was);
+    while (clock_now() < until) {
+        worker_sleep(HEAL_SECONDS);
+        if (still_ours(r, err) != 0)
+            return false;
+        if (file_identify(path, &is) && !file_identity_equal(&was, &is))
+            return true;
+    }
+    return false;
+}
+
+/* A damaged base fails every job of every client, and one that has come far loses what it has:
+ * an operator may heal it meanwhile, by importing the same again. */
+static int find_patiently(struct worker_run *r, const struct blob_wanted *want, char **path,
+                          struct err *err)
+{
+    double until = clock_now() + r->cx->settings->disk_patience;
+    bool wait = strcmp(want->owner, BLOB_OWNER_BASE) == 0 || r->job.recovery.name[0] != '\0';
+    struct err stopped = {0};
+    char text[256];
+
+    while (find_blob(r, want, path, err) != 0) {
+        if (!wait || strcmp(err->code, "damaged_file") != 0)
+            return -1;
+        snprintf(text, sizeof text,
+                 "The bytes of `%.80s` on the server's disk are damaged: the job waits for them to "
+                 "be stored again, for %.0f s at most.",
+                 want->name, r->cx->settings->disk_patience);
+        if (warn(r, "damaged-file", text, &stopped) != 0 ||
+            !wait_for_change(r, *path, until, &stopped)) {
+            if (err_is_set(&stopped))
+                *err = stopped;
+            return -1;
+        }
+        err_clear(err);
+    }
+    return 0;
+}
+
+/* What a job reads is what was stored, or it fails before hours have gone into it. The bases last:
+ * they may be large. */
 int worker_prepare_files(struct worker_run *r, struct err *err)
 {
     const struct job *j = &r->job;
     const char *project = r->lease.project;
-    const struct {
+    struct {
         struct blob_wanted want;
         char **path;
     } file[] = {
-        {{BLOB_OWNER_BASE, j->base_sha256, j->base_name, "model"}, &r->base_path},
-        {{BLOB_OWNER_BASE, j->tuned_sha256, j->tuned_model, "tuned_model"}, &r->tuned_path},
-        {{project, j->training_sha256, j->training_file, "training_file"}, &r->training_path},
-        {{project, j->validation_sha256, j->validation_file, "validation_file"},
+        {{project, j->training_sha256, j->training_file, "training_file", still_ours, r},
+         &r->training_path},
+        {{project, j->validation_sha256, j->validation_file, "validation_file", still_ours, r},
          &r->validation_path},
-        {{project, j->start_sha256, j->model, "model"}, &r->start_path},
+        {{project, j->start_sha256, j->model, "model", still_ours, r}, &r->start_path},
+        {{BLOB_OWNER_BASE, j->base_sha256, j->base_name, "model", still_ours, r}, &r->base_path},
+        {{BLOB_OWNER_BASE, j->tuned_sha256, j->tuned_model, "tuned", still_ours, r},
+         &r->tuned_path},
     };
 
     for (size_t i = 0; i < sizeof file / sizeof file[0]; i++)
-        if (file[i].want.sha256[0] != '\0' && find_blob(r, &file[i].want, file[i].path, err) != 0)
+        if (file[i].want.sha256[0] != '\0' &&
+            find_patiently(r, &file[i].want, file[i].path, err) != 0)
             return -1;
     return blob_staging_dir(r->cx->blobs, r->lease.job, r->lease.attempt, &r->staging, err);
 }
@@ -170,12 +238,6 @@ static int64_t artifact_bytes(const struct worker_run *r)
     if (matrices < info->bytes_16bit / 16)
         matrices = info->bytes_16bit / 16;
     return matrices + (embeddings ? 2 * others : 0) + (INT64_C(1) << 20);
-}
-
-static int warn(struct worker_run *r, const char *key, const char *text, struct err *err)
-{
-    return worker_metrics_tell(
-        r->metrics, &(struct event_new){.level = "warn", .message = text, .key = key}, err);
 }
 
 /* The result must fit, or training would be for nothing. Two recovery checkpoints lie side by side

@@ -10,13 +10,14 @@
 #include <unistd.h>
 
 #include "engine/base/file_io.h"
-#include "engine/base/log.h"
 #include "storage/blob_backend.h"
+#include "storage/blob_sound.h"
 #include "storage/ids.h"
 
 struct blob_store {
     char *root;
     struct blob_backend backend;
+    struct blob_sound *sound;
     int64_t keep_free; /* bytes */
 };
 
@@ -77,6 +78,11 @@ int blob_store_open_local(struct blob_store **out, const char *root, struct err 
     *out = NULL;
     if (store == NULL)
         return err_set(err, ERR_NO_MEMORY, "open the blob store: out of memory");
+    store->sound = blob_sound_new();
+    if (store->sound == NULL) {
+        err_set(err, ERR_NO_MEMORY, "open the blob store: out of memory");
+        goto fail;
+    }
     if (file_make_dirs(root, 0700, err) != 0)
         goto fail;
     store->root = realpath(root, NULL);
@@ -114,6 +120,7 @@ void blob_store_close(struct blob_store *store)
         return;
     if (store->backend.ops != NULL)
         store->backend.ops->close(store->backend.self);
+    blob_sound_free(store->sound);
     free(store->root);
     free(store);
 }
@@ -293,41 +300,48 @@ int blob_path(struct blob_store *store, const char *owner, const char *sha256, c
     return store->backend.ops->get(store->backend.self, owner, sha256, path, err);
 }
 
-/* The digest of what is open as fd: not by the blob's path, where a commit may put another file
- * meanwhile. */
-static int hash_open(int fd, char found[SHA256_HEX], struct err *err)
+static int open_path(const char *path, const struct blob_wanted *want, int *fd, struct err *err)
 {
-    char opened[32];
+    *fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (*fd < 0)
+        return err_set_errno(err, errno, "open blob %s of %s", want->sha256, want->owner);
+    return 0;
+}
 
-    snprintf(opened, sizeof opened, "/proc/self/fd/%d", fd);
-    return file_sha256(opened, found, NULL, err);
+/* The same content was committed after it had been opened. */
+static bool was_replaced(const char *path, int fd)
+{
+    struct file_identity there, opened;
+
+    return file_identify(path, &there) && file_identify_fd(fd, &opened) &&
+           there.inode != opened.inode;
 }
 
 int blob_open_sound(struct blob_store *store, const struct blob_wanted *want, int *fd,
                     struct err *err)
 {
-    char *path = NULL, found[SHA256_HEX];
+    char *path = NULL;
+    int rc;
 
     *fd = -1;
     if (blob_path(store, want->owner, want->sha256, &path, err) != 0)
         return -1;
-    *fd = open(path, O_RDONLY | O_CLOEXEC);
-    free(path);
-    if (*fd < 0)
-        return err_set_errno(err, errno, "open blob %s of %s", want->sha256, want->owner);
-    if (hash_open(*fd, found, err) == 0) {
-        if (strcmp(found, want->sha256) == 0)
-            return 0;
-        log_error("%s: blob %s of %s is damaged on disk: it hashes to %s", want->name, want->sha256,
-                  want->owner, found);
-        err_set_code(err, ERR_IO, "damaged_file", want->param,
-                     "The bytes of `%.200s` on the server's disk are no longer those that were "
-                     "stored, so they are not used. The same bytes stored again heal it.",
-                     want->name);
+    rc = open_path(path, want, fd, err);
+    if (rc == 0)
+        rc = blob_sound_check(store->sound, *fd, want, err);
+    if (rc != 0 && err->kind == ERR_IO && *fd >= 0 && was_replaced(path, *fd)) {
+        close(*fd);
+        err_clear(err);
+        rc = open_path(path, want, fd, err);
+        if (rc == 0)
+            rc = blob_sound_check(store->sound, *fd, want, err);
     }
-    close(*fd);
-    *fd = -1;
-    return -1;
+    if (rc != 0 && *fd >= 0) {
+        close(*fd);
+        *fd = -1;
+    }
+    free(path);
+    return rc;
 }
 
 int blob_delete(struct blob_store *store, const char *owner, const char *sha256, struct err *err)

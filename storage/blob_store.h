@@ -21,6 +21,7 @@
 #include <stdint.h>
 
 #include "engine/base/err.h"
+#include "engine/base/file_io.h"
 #include "engine/base/sha256.h"
 
 #define BLOB_OWNER_BASE "base"
@@ -57,13 +58,15 @@ int blob_path(struct blob_store *store, const char *owner, const char *sha256, c
               struct err *err);
 struct blob_wanted {
     const char *owner, *sha256;
-    const char *name;  /* what a client calls it, for messages: a file's id, a model's name */
-    const char *param; /* of the request that names it: "file", "model"; NULL: none */
+    const char *name;     /* what a client calls it, for messages: a file's id, a model's name */
+    const char *param;    /* of the request that names it: "file", "model"; NULL: none */
+    file_go_on_fn *go_on; /* asked while it is hashed; NULL: nobody */
+    void *context;
 };
 
-/* The blob, open for reading, after all of it has been hashed: whatever is then read from *fd are
- * the bytes of that digest. ERR_IO, code damaged_file and worded for a client, where they are
- * others, which is the disk's doing; the same content committed again heals it. */
+/* The blob, open for reading, after all of it has been hashed (blob_sound.h). ERR_IO, code
+ * damaged_file and worded for a client, where the disk gives back other bytes or none; the same
+ * content committed again heals it, also while it is read here. */
 int blob_open_sound(struct blob_store *store, const struct blob_wanted *want, int *fd,
                     struct err *err);
 int blob_delete(struct blob_store *store, const char *owner, const char *sha256,

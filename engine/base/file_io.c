@@ -13,6 +13,9 @@
 #include "engine/base/progress.h"
 #include "engine/base/sha256.h"
 
+#define PORTION (1 << 16)             /* bytes that are read at once */
+#define ASK_BYTES (INT64_C(16) << 20) /* some hundredths of a second */
+
 int file_read_all(const char *path, size_t max, char **data, size_t *len, struct err *err)
 {
     struct stat st;
@@ -186,35 +189,34 @@ int file_remove_tree(const char *dir, struct err *err)
     return 0;
 }
 
-int file_sha256(const char *path, char hex[65], int64_t *bytes, struct err *err)
+int file_sha256_fd(int fd, const char *name, file_go_on_fn *go_on, void *context, char hex[65],
+                   int64_t *bytes, struct err *err)
 {
-    struct sha256 *h = NULL;
-    char *buf = NULL;
-    int64_t total = 0;
-    int fd, rc = -1;
+    struct sha256 *h = sha256_new();
+    char *buf = malloc(PORTION);
+    int64_t total = 0, asked = 0;
+    ssize_t n = 1;
+    int rc = -1;
 
-    fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0)
-        return err_set_errno(err, errno, "open %s", path);
-    h = sha256_new();
-    buf = malloc(1 << 16);
     if (h == NULL || buf == NULL) {
-        err_set(err, ERR_NO_MEMORY, "hash %s: out of memory", path);
+        err_set(err, ERR_NO_MEMORY, "hash %s: out of memory", name);
         goto out;
     }
-    for (;;) {
-        ssize_t n = read(fd, buf, 1 << 16);
-
-        if (n < 0 && errno == EINTR)
-            continue;
+    while (n > 0) {
+        do
+            n = read(fd, buf, PORTION);
+        while (n < 0 && errno == EINTR);
         if (n < 0) {
-            err_set_errno(err, errno, "read %s", path);
+            err_set_errno(err, errno, "read %s", name);
             goto out;
         }
-        if (n == 0)
-            break;
         sha256_update(h, buf, (size_t)n);
         total += n;
+        if (go_on != NULL && total - asked >= ASK_BYTES) {
+            asked = total;
+            if (go_on(context, err) != 0)
+                goto out;
+        }
     }
     sha256_final_hex(h, hex);
     if (bytes != NULL)
@@ -223,8 +225,60 @@ int file_sha256(const char *path, char hex[65], int64_t *bytes, struct err *err)
 out:
     sha256_free(h);
     free(buf);
+    return rc;
+}
+
+int file_sha256(const char *path, char hex[65], int64_t *bytes, struct err *err)
+{
+    int fd = open(path, O_RDONLY | O_CLOEXEC), rc;
+
+    if (fd < 0)
+        return err_set_errno(err, errno, "open %s", path);
+    rc = file_sha256_fd(fd, path, NULL, NULL, hex, bytes, err);
     close(fd);
     return rc;
+}
+
+/* ------------------------------------------------------------------ identity */
+
+static int64_t nanoseconds(const struct timespec *t)
+{
+    return (int64_t)t->tv_sec * 1000000000 + t->tv_nsec;
+}
+
+static struct file_identity identity_of(const struct stat *st)
+{
+    return (struct file_identity){.device = (uint64_t)st->st_dev,
+                                  .inode = (uint64_t)st->st_ino,
+                                  .bytes = st->st_size,
+                                  .modified = nanoseconds(&st->st_mtim),
+                                  .changed = nanoseconds(&st->st_ctim)};
+}
+
+bool file_identify(const char *path, struct file_identity *out)
+{
+    struct stat st;
+
+    if (stat(path, &st) != 0)
+        return false;
+    *out = identity_of(&st);
+    return true;
+}
+
+bool file_identify_fd(int fd, struct file_identity *out)
+{
+    struct stat st;
+
+    if (fstat(fd, &st) != 0)
+        return false;
+    *out = identity_of(&st);
+    return true;
+}
+
+bool file_identity_equal(const struct file_identity *a, const struct file_identity *b)
+{
+    return a->device == b->device && a->inode == b->inode && a->bytes == b->bytes &&
+           a->modified == b->modified && a->changed == b->changed;
 }
 
 int file_map_open(struct file_map *map, const char *path, struct err *err)

@@ -267,14 +267,15 @@ class Server:
             connection.close()
 
     def rot(self, sha256):
-        """Flips the last bit of what the server keeps under this digest; another time, and it is as before."""
+        """Flips a bit in the middle of what the server keeps under this digest; another time, and it is as before."""
         blob, = (self.data / "blobs").rglob(sha256)
         blob.chmod(0o600)
         with open(blob, "r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            last, = file.read(1)
-            file.seek(-1, os.SEEK_END)
-            file.write(bytes([last ^ 1]))
+            middle = blob.stat().st_size // 2
+            file.seek(middle)
+            bits, = file.read(1)
+            file.seek(middle)
+            file.write(bytes([bits ^ 1]))
 
     # -------------------------------------------------------------- the API's main path
 

@@ -312,15 +312,39 @@ class Failure(unittest.TestCase):
     def test_nothing_is_trained_on_bytes_that_have_rotted(self):
         data = harness.examples(harness.FACTS[::-1])
         file = server.upload(data).json["id"]
-        server.rot(hashlib.sha256(data).hexdigest())  # the last bit: a line break becomes a character
+        server.rot(hashlib.sha256(data).hexdigest())
         self.ends(server.create_job(file).json, "damaged_file", "training_file", f"`{file}`")
 
-    def test_nothing_is_trained_on_a_base_that_has_rotted(self):
+    def test_a_job_waits_for_a_base_that_has_rotted_to_be_healed(self):
         base, = (path for path in (server.data / "blobs" / "base").rglob("*") if path.is_file())
         file = server.upload(harness.examples(harness.FACTS)).json["id"]
         server.rot(base.name)
-        self.addCleanup(server.rot, base.name)
-        self.ends(server.create_job(file).json, "damaged_file", "model", f"`{server.model}`")
+        try:
+            job = server.create_job(file).json["id"]
+            limit = time.monotonic() + 60
+            while not [e for e in events_of(job) if e["level"] == "warn" and f"`{server.model}`" in e["message"]]:
+                self.assertLess(time.monotonic(), limit, server.log())
+                time.sleep(0.05)
+        finally:
+            server.rot(base.name)
+        self.assertEqual(server.wait_job(job)["status"], "succeeded")
+
+    def test_a_job_does_not_wait_for_ever(self):
+        other = harness.Server(disk_patience=1, poll=0.1)
+        try:
+            base, = (path for path in (other.data / "blobs" / "base").rglob("*") if path.is_file())
+            other.rot(base.name)
+            job = other.wait_job(other.create_job(other.upload(harness.examples(harness.FACTS)).json["id"]).json["id"])
+            self.assertEqual((job["status"], job["error"]["code"], job["error"]["param"]), ("failed", "damaged_file", "model"))
+            self.assertIn(f"`{other.model}`", job["error"]["message"])
+            reply = other.chat(other.model, "x")
+            self.assertIn(reply.status, (200, 500), "an answer may be out before the file is read to its end")
+            limit = time.monotonic() + 20
+            while (reply := other.chat(other.model, "x")).status == 200:
+                self.assertLess(time.monotonic(), limit, "a base with other weights answers")
+            self.assertEqual((reply.status, reply.error["code"], reply.error["param"]), (500, "damaged_file", "model"), reply)
+        finally:
+            other.stop()
 
 
 class Warnings(unittest.TestCase):

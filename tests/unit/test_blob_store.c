@@ -106,8 +106,10 @@ static void a_damaged_blob_is_not_opened(void **state)
 {
     char sha256[SHA256_HEX], *path, read_back[6];
     struct err why = {0};
-    const struct blob_wanted own = {PROJECT, sha256, "file-one", "file"};
-    const struct blob_wanted others = {OTHER, sha256, "file-one", "file"};
+    const struct blob_wanted own = {
+        .owner = PROJECT, .sha256 = sha256, .name = "file-one", .param = "file"};
+    const struct blob_wanted others = {
+        .owner = OTHER, .sha256 = sha256, .name = "file-one", .param = "file"};
     int fd, disk;
 
     assert_ok(put(PROJECT, "sound\n", sha256, err));

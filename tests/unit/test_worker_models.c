@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -15,6 +16,7 @@
 #include "engine/base/file_io.h"
 #include "engine/base/json_text.h"
 #include "engine/base/rng.h"
+#include "server/worker_check.h"
 #include "server/worker_models.h"
 #include "tests/unit/delta_fixture.h"
 #include "tests/unit/noisy_delta.h"
@@ -126,7 +128,7 @@ static void a_damaged_artifact_names_no_place(void **state)
     path = file("", sha256);
     refused(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), ERR_INTERNAL);
     sha256[0] = sha256[0] == '0' ? '1' : '0';
-    refused(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), ERR_INTERNAL);
+    refused(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), ERR_IO);
     refused(worker_models_pin(models, base, "tenant", sha256, "/nowhere/a", &delta, &err),
             ERR_NOT_FOUND);
 }
@@ -156,13 +158,12 @@ static void an_artifact_with_another_bit_is_refused(void **state)
 
             assert_true(fd >= 0);
             assert_int_equal(pwrite(fd, &byte, 1, (off_t)(bit / 8)), 1);
-            refused(worker_models_pin(models, base, "other", sha256, path, &other, &err),
-                    ERR_INTERNAL);
+            refused(worker_models_pin(models, base, "other", sha256, path, &other, &err), ERR_IO);
             assert_int_equal(pwrite(fd, &data[bit / 8], 1, (off_t)(bit / 8)), 1);
             close(fd);
         }
         assert_int_equal(truncate(path, (off_t)size - 1), 0);
-        refused(worker_models_pin(models, base, "other", sha256, path, &other, &err), ERR_INTERNAL);
+        refused(worker_models_pin(models, base, "other", sha256, path, &other, &err), ERR_IO);
         worker_models_unpin(delta);
         free(data);
     }
@@ -201,9 +202,13 @@ static void a_damaged_base_names_no_place(void **state)
     refused(worker_models_base(models, sha256, "/nowhere/b", &base, &err), ERR_INTERNAL);
 }
 
-/* The last bit of its weights: all that is said of them in the header is still true. */
-static void a_base_with_another_bit_answers_nobody(void **state)
+/* A bit of its weights: all that is said of them in the header is still true, and that they
+ * are others is found while it is loaded already. Asked again it is refused at once, until another
+ * file is there. */
+static void a_base_with_another_bit_is_dropped(void **state)
 {
+    const struct timespec moment = {.tv_nsec = 1000000};
+    struct worker_models_stats stats;
     struct worker_models *fresh;
     struct worker_base *base;
     char path[64], *data;
@@ -212,12 +217,27 @@ static void a_base_with_another_bit_answers_nobody(void **state)
     snprintf(path, sizeof path, "%s/rotten", folder);
     assert_int_equal(file_read_all(base_path, 1 << 26, &data, &size, &err), 0);
     assert_int_equal(worker_models_open(&fresh, &options, &err), 0);
-    data[size - 1] ^= 1;
-    assert_int_equal(file_write_durable(path, data, size, &err), 0);
-    refused(worker_models_base(fresh, base_sha256, path, &base, &err), ERR_INTERNAL);
-    data[size - 1] ^= 1;
+    data[size / 2] ^= 1;
     assert_int_equal(file_write_durable(path, data, size, &err), 0);
     assert_int_equal(worker_models_base(fresh, base_sha256, path, &base, &err), 0);
+    for (int i = 0; i < 20000 && worker_models_damaged(fresh, &err) == NULL; i++)
+        nanosleep(&moment, NULL);
+    assert_ptr_equal(worker_models_damaged(fresh, &err), base);
+    assert_string_equal(err.code, "damaged_file");
+    worker_models_drop(fresh, base);
+    assert_null(worker_models_damaged(fresh, &err));
+    for (int i = 0; i < 2; i++) {
+        err_clear(&err);
+        refused(worker_models_base(fresh, base_sha256, path, &base, &err), ERR_IO);
+    }
+    worker_models_stats(fresh, &stats);
+    assert_int_equal(stats.loads, 1);
+    data[size / 2] ^= 1;
+    assert_int_equal(file_write_durable(path, data, size, &err), 0);
+    assert_int_equal(worker_models_base(fresh, base_sha256, path, &base, &err), 0);
+    while (worker_check_state(base->check) == WORKER_CHECK_RUNS)
+        nanosleep(&moment, NULL);
+    assert_null(worker_models_damaged(fresh, &err));
     worker_models_free(fresh);
     free(data);
 }
@@ -260,7 +280,7 @@ int main(void)
         cmocka_unit_test(an_artifact_with_another_bit_is_refused),
         cmocka_unit_test(a_delta_that_is_deleted_in_use_goes_on),
         cmocka_unit_test(a_damaged_base_names_no_place),
-        cmocka_unit_test(a_base_with_another_bit_answers_nobody),
+        cmocka_unit_test(a_base_with_another_bit_is_dropped),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
