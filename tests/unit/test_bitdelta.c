@@ -270,9 +270,9 @@ static void masks_are_drawn_evenly(void **state)
     free(data);
 }
 
-static void sets_of_signs_and_slopes_are_those_of_the_difference(void **state)
+static void sets_of_signs_are_those_of_the_difference(void **state)
 {
-    float delta[ROWS * COLS], back[ROWS * COLS], gradient[ROWS * COLS], slope[ROWS];
+    float delta[ROWS * COLS], back[ROWS * COLS];
     struct delta_tensor view;
     struct packed p;
     void *memory;
@@ -282,24 +282,54 @@ static void sets_of_signs_and_slopes_are_those_of_the_difference(void **state)
     assert_int_equal(codec_bitdelta.expand(p.part, ROWS, COLS, back, NULL), 0);
     assert_int_equal(codec_bitdelta.view(p.part, ROWS, COLS, &view, &memory, NULL), 0);
     assert_non_null(view.more_bits);
-    for (int i = 0; i < ROWS * COLS; i++)
-        gradient[i] = (float)(i % 7 - 3);
-    assert_int_equal(codec_bitdelta.slope(p.part, ROWS, COLS, gradient, slope, NULL), 0);
-    for (int r = 0; r < ROWS; r++) {
-        double sum = 0;
-
+    for (int r = 0; r < ROWS; r++)
         for (int c = 0; c < COLS; c++) {
             int64_t at = r * WORDS + c / 32;
             int one = (int)(view.bits[at] >> c % 32 & 1),
                 other = (int)(view.more_bits[at] >> c % 32 & 1);
 
             assert_true(back[r * COLS + c] == view.scale[r] * (float)(one + other - 1));
-            sum += (double)back[r * COLS + c] * (double)gradient[r * COLS + c];
         }
-        assert_true(fabs(slope[r] - sum) <= 1e-5 * (fabs(sum) + 1e-3));
-    }
     free(memory);
     release(&p);
+}
+
+/* A scale is a factor of its row, or of the matrix where there is one for all: the slope of its
+ * logarithm is the sum of gradient * difference. */
+static void expect_slopes(const struct packed *p)
+{
+    float back[ROWS * COLS], gradient[ROWS * COLS], slope[ROWS] = {NAN, NAN, NAN};
+    int scales = codec_bitdelta.scales(p->part, ROWS, COLS);
+    double want[ROWS] = {0};
+
+    assert_int_equal(scales, p->part[1].shape[0]);
+    assert_int_equal(codec_bitdelta.expand(p->part, ROWS, COLS, back, NULL), 0);
+    for (int i = 0; i < ROWS * COLS; i++) {
+        gradient[i] = (float)(i % 7 - 3);
+        want[scales == 1 ? 0 : i / COLS] += (double)back[i] * (double)gradient[i];
+    }
+    assert_int_equal(codec_bitdelta.slope(p->part, ROWS, COLS, gradient, slope, NULL), 0);
+    for (int s = 0; s < scales; s++)
+        assert_true(fabs((double)slope[s] - want[s]) <= 1e-5 * (fabs(want[s]) + 1e-3));
+}
+
+static void slopes_are_those_of_the_difference(void **state)
+{
+    float delta[ROWS * COLS];
+
+    fill(delta);
+    for (int some = 0; some < 2; some++) {
+        struct packed p;
+
+        if (some)
+            compress_some(delta, 11, &p);
+        else
+            assert_int_equal(compress(delta, &p, NULL), 0);
+        expect_slopes(&p);
+        p.part[1].shape[0] = 1;
+        expect_slopes(&p);
+        release(&p);
+    }
 }
 
 static void masks_from_outside_are_checked(void **state)
@@ -378,7 +408,8 @@ int main(void)
         cmocka_unit_test(parts_from_outside_are_checked),
         cmocka_unit_test(kept_entries_have_their_signs_and_their_mean),
         cmocka_unit_test(masks_are_drawn_evenly),
-        cmocka_unit_test(sets_of_signs_and_slopes_are_those_of_the_difference),
+        cmocka_unit_test(sets_of_signs_are_those_of_the_difference),
+        cmocka_unit_test(slopes_are_those_of_the_difference),
         cmocka_unit_test(masks_from_outside_are_checked),
         cmocka_unit_test(a_value_that_is_dropped_must_be_a_number),
         cmocka_unit_test(a_size_is_kept_to),
