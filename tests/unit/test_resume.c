@@ -46,12 +46,42 @@ static const struct artifact_source source = {
     .base_digest = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
     .read = read_values};
 
+/* The last weight of all is another. */
+static int read_other_values(void *context, int32_t index, int64_t from, int64_t count, float *base,
+                             float *tuned, struct err *err)
+{
+    int64_t last = (int64_t)tensors[COUNT - 1].rows * tensors[COUNT - 1].cols - 1;
+
+    read_values(context, index, from, count, base, tuned, err);
+    if (index == COUNT - 1 && from <= last && last < from + count)
+        tuned[last - from] += 0.01f;
+    return 0;
+}
+
 static struct dataset_example one_example(const void *context, int64_t index)
 {
     static const int32_t token[] = {1, 2, 3};
     static const float weight[] = {0, 1, 1};
 
     return (struct dataset_example){.token = token, .weight = weight, .length = 3};
+}
+
+static struct dataset_example other_token(const void *context, int64_t index)
+{
+    static const int32_t token[] = {1, 2, 4};
+    struct dataset_example e = one_example(context, index);
+
+    e.token = token;
+    return e;
+}
+
+static struct dataset_example other_weight(const void *context, int64_t index)
+{
+    static const float weight[] = {0, 0, 1};
+    struct dataset_example e = one_example(context, index);
+
+    e.weight = weight;
+    return e;
 }
 
 static const struct trainer_source rows = {.example = one_example, .count = 1};
@@ -185,15 +215,22 @@ static void it_comes_back(void **state)
     compression_free(made);
 }
 
-/* Begun on one kind of device, in one precision, it would end with the bits of neither. */
+/* Of other weights, rows or options; and begun on one kind of device, in one precision, it would
+ * end with the bits of neither. */
 static void another_compression_begins_anew(void **state)
 {
     const struct backend bf16 = {.ops = &cpu, .activation = DTYPE_BF16};
     const struct backend device = {.ops = &cuda, .activation = DTYPE_F32};
+    enum { KEYS = 10 };
+    const struct trainer_source more = {.example = one_example, .count = 2},
+                                token = {.example = other_token, .count = 1},
+                                weight = {.example = other_weight, .count = 1};
+    struct artifact_source tuned = source;
     struct compression *made = keep_all();
-    struct resume_key key[6];
+    struct resume_key key[KEYS];
 
-    for (int i = 0; i < 6; i++)
+    tuned.read = read_other_values;
+    for (int i = 0; i < KEYS; i++)
         key[i] = usual_key();
     key[0].backend = &bf16;
     key[1].backend = &device;
@@ -201,7 +238,11 @@ static void another_compression_begins_anew(void **state)
     key[3].bytes++;
     key[4].seed++;
     key[5].steps++;
-    for (int i = 0; i < 6; i++) {
+    key[6].source = &tuned;
+    key[7].calibration = &more;
+    key[8].calibration = &token;
+    key[9].calibration = &weight;
+    for (int i = 0; i < KEYS; i++) {
         assert_false(parts_found(key[i], made));
         assert_int_equal(vectors_found(key[i]), 0);
     }
