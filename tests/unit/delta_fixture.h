@@ -18,9 +18,9 @@ int delta_fixture_write(const struct artifact_source *source, const char *codec,
 
 /* Name of codec `index`, as all there are are tested; false: there are not so many. */
 bool delta_fixture_codec(int index, char name[DELTA_FIXTURE_NAME]);
-/* It takes a size that it is given. */
-bool delta_fixture_sizes(const char *codec);
 /* The same of those that make a delta of any difference, which are the first. */
 bool delta_fixture_maker(int index, char name[DELTA_FIXTURE_NAME]);
+/* It takes a size that it is given. */
+bool delta_fixture_sizes(const char *codec);
 
 #endif
