@@ -74,6 +74,17 @@ static struct artifact_source source(void)
 
 static const struct artifact_expectation want = {tensors, COUNT, digest};
 
+/* Of the matrices, by a codec that was not asked for a size: nothing where it says so, else about
+ * twice as much as it did once. */
+static double may_lose(const char *codec)
+{
+    if (codec_find(codec)->own_size)
+        return 1e-6;
+    if (strcmp(codec, "graft") == 0)
+        return 0.02;
+    return strcmp(codec, "delta-come") == 0 ? 0.2 : 0.6;
+}
+
 static void comes_back(const char *codec)
 {
     const char *said = "{\"a\":\"\\\\b\"}  ";
@@ -82,7 +93,7 @@ static void comes_back(const char *codec)
     struct artifact *artifact;
     struct stat st;
     float out[512];
-    double error = 0, norm = 0;
+    double error = 0, norm = 0, matrix_error = 0, matrix_norm = 0;
 
     assert_int_equal(delta_fixture_write(&from, codec, 0, said, path, &report, NULL), 0);
     assert_int_equal(stat(path, &st), 0);
@@ -103,8 +114,14 @@ static void comes_back(const char *codec)
                 assert_true((out[i] >= 0) == (delta >= 0));
             error += (out[i] - delta) * (out[i] - delta);
             norm += delta * delta;
+            if (tensors[t].kind == ARTIFACT_MATRIX) {
+                matrix_error += (out[i] - delta) * (out[i] - delta);
+                matrix_norm += delta * delta;
+            }
         }
     }
+    print_message("# %s loses %.3g\n", codec, sqrt(matrix_error / matrix_norm));
+    assert_true(sqrt(matrix_error / matrix_norm) < may_lose(codec));
     assert_true(fabs(report.relative_error - sqrt(error / norm)) < 1e-4);
     artifact_free(artifact);
 }
@@ -656,7 +673,9 @@ static int remove_folder(void **state)
     return file_remove_tree(folder, NULL);
 }
 
-/* Whole and, where a codec takes what it is given, small; and all that planes can be. */
+/* Whole and, where a codec can be told to, small; and all that planes can be. Small bitdelta is
+ * what write_sparse() makes: of matrices of this size it saves less than a header is estimated by.
+ */
 static void write_corpus(const char *to)
 {
     struct artifact_source from = source();
@@ -667,7 +686,7 @@ static void write_corpus(const char *to)
         snprintf(path, sizeof(path), "%s/%s", to, codec);
         assert_int_equal(delta_fixture_write(&from, codec, 0, "{\"a\":1} ", path, &report, NULL),
                          0);
-        if (codec_find(codec)->ratio <= 0)
+        if (!delta_fixture_sizes(codec) || strcmp(codec, "bitdelta") == 0)
             continue;
         snprintf(path, sizeof(path), "%s/%s_small", to, codec);
         assert_int_equal(
