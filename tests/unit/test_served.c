@@ -428,7 +428,8 @@ static void test_mixes_on_cuda(void **state)
 
 static int setup(void **state)
 {
-    struct tiny_model model = {.context = 512, .seed = 3};
+    /* 160: two of Delta-CoMe's groups, the second not full */
+    struct tiny_model model = {.context = 512, .seed = 3, .intermediate = 160};
     char source[128];
 
     json_text_setup();
