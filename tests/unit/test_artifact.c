@@ -23,6 +23,7 @@
 #include "engine/codec/sparse_signs.h"
 #include "engine/safetensors.h"
 #include "tests/unit/delta_fixture.h"
+#include "tests/unit/format_reader.h"
 
 /* Odd sizes on purpose: nothing may rely on rows or columns being even. */
 static const struct artifact_tensor tensors[] = {
@@ -402,28 +403,6 @@ static void write_base(void)
     safetensors_writer_free(writer);
 }
 
-#define READER_LINES 100 /* a format that takes more is not simple */
-
-/* The text between "```python" and "```" of the format's description, as a file. */
-static void extract_reader(const char *to)
-{
-    char *text, *begin, *end;
-    int lines = 0;
-    size_t len;
-
-    assert_int_equal(file_read_all("api-spec/delta-format.md", 1 << 20, &text, &len, NULL), 0);
-    begin = strstr(text, "```python\n");
-    assert_non_null(begin);
-    begin += strlen("```python\n");
-    end = strstr(begin, "```");
-    assert_non_null(end);
-    for (const char *at = begin; at < end; at++)
-        lines += *at == '\n';
-    assert_true(lines <= READER_LINES);
-    assert_int_equal(file_write_durable(to, begin, (size_t)(end - begin), NULL), 0);
-    free(text);
-}
-
 /* Runs the reader on the file at `path`: what it prints is what artifact_expand gives. Sums of f32
  * products are rounded on their way, one scale times a sign is not. */
 static void compare_with_reader(double tolerance)
@@ -437,7 +416,7 @@ static void compare_with_reader(double tolerance)
 
     assert_int_equal(artifact_open(&artifact, path, &want, NULL), 0);
     snprintf(script, sizeof(script), "%s/reader.py", folder);
-    extract_reader(script);
+    format_reader_write(script);
     snprintf(command, sizeof(command), "python3 %s %s %s", script, path, other_path);
     reader = popen(command, "r");
     assert_non_null(reader);
@@ -467,20 +446,12 @@ static void compare_with_reader(double tolerance)
     artifact_free(artifact);
 }
 
-static void need_python(void)
-{
-    if (system("python3 -c pass >/dev/null 2>&1") != 0) {
-        print_message("# no python3: the reader of delta-format.md can not be run\n");
-        skip();
-    }
-}
-
 static void the_reader_in_the_description_reads_it(void **state)
 {
     struct artifact_source from = source();
     char codec[DELTA_FIXTURE_NAME];
 
-    need_python();
+    format_reader_need_python();
     write_base();
     for (int i = 0; delta_fixture_codec(i, codec); i++) {
         struct delta_fixture report;
@@ -554,7 +525,7 @@ static void write_every_width(void)
 
 static void planes_of_every_width_are_read(void **state)
 {
-    need_python();
+    format_reader_need_python();
     write_base();
     write_every_width();
     compare_with_reader(1e-6);
@@ -592,7 +563,7 @@ static void write_sparse(void)
 
 static void signs_of_some_entries_are_read(void **state)
 {
-    need_python();
+    format_reader_need_python();
     write_base();
     write_sparse();
     compare_with_reader(1e-9);
@@ -625,7 +596,7 @@ static void write_low_rank(void)
 
 static void low_rank_in_halves_is_read(void **state)
 {
-    need_python();
+    format_reader_need_python();
     write_base();
     write_low_rank();
     compare_with_reader(1e-6);

@@ -25,6 +25,7 @@
 #include "engine/engine_parts.h"
 #include "tests/unit/check.h"
 #include "tests/unit/delta_fixture.h"
+#include "tests/unit/format_reader.h"
 #include "tests/unit/noisy_delta.h"
 #include "tests/unit/tiny_model.h"
 
@@ -219,22 +220,6 @@ static void test_mixed_on_cuda(void **state)
 
 /* ------------------------------------------------------------------ by another program */
 
-/* The text between "```python" and "```" of the format's description, as a file. */
-static void extract_reader(const char *to)
-{
-    char *text, *begin, *end;
-    size_t len;
-
-    CHECK(file_read_all("api-spec/delta-format.md", 1 << 20, &text, &len, &err));
-    begin = strstr(text, "```python\n");
-    assert_non_null(begin);
-    begin += strlen("```python\n");
-    end = strstr(begin, "```");
-    assert_non_null(end);
-    CHECK(file_write_durable(to, begin, (size_t)(end - begin), &err));
-    free(text);
-}
-
 /* What the reader of delta-format.md makes of a file, added to the base. */
 static void read_by_python(const char *path, struct model_weights *weights)
 {
@@ -248,7 +233,7 @@ static void read_by_python(const char *path, struct model_weights *weights)
 
     snprintf(script, sizeof script, "%s/reader.py", folder);
     snprintf(out, sizeof out, "%s/values", folder);
-    extract_reader(script);
+    format_reader_write(script);
     snprintf(command, sizeof command, "python3 %s %s %s %s >%s/names", script, path, base_path, out,
              folder);
     assert_int_equal(system(command), 0);
@@ -281,10 +266,7 @@ static void test_the_readers_logits(void **state)
 {
     static float got[48 * V], want[48 * V];
 
-    if (system("python3 -c pass >/dev/null 2>&1") != 0) {
-        print_message("# no python3: the reader of delta-format.md can not be run\n");
-        skip();
-    }
+    format_reader_need_python();
     for (int t = 0; t < tenants; t++) {
         struct document d = document_of(7);
         struct model_weights weights;
