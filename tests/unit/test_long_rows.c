@@ -75,13 +75,13 @@ static double log_sum(const float *logit, int32_t n)
     return log(sum);
 }
 
-/* KL and the loss of answers of all examples, from the definition. */
-static struct fidelity by_definition(int64_t count)
+/* KL and the losses of answers, from the definition, of every example or of some at a stride. */
+static struct fidelity by_definition(int64_t count, int64_t stride)
 {
     int32_t n = model_get_config(engine->model)->vocabulary;
     struct fidelity f = {0};
 
-    for (int64_t k = 0; k < count; k++) {
+    for (int64_t k = 0; k < count; k += stride) {
         struct dataset_example e = example(NULL, k);
         float *p = logits_of(engine->model, &e), *q = logits_of(other.model, &e);
 
@@ -96,6 +96,7 @@ static struct fidelity by_definition(int64_t count)
             if (e.weight[r + 1] > 0) {
                 f.answer_kl += kl;
                 f.loss += b - (double)served[e.token[r + 1]];
+                f.tuned_loss += a - (double)exact[e.token[r + 1]];
                 f.answer_tokens++;
             }
         }
@@ -105,6 +106,7 @@ static struct fidelity by_definition(int64_t count)
     f.kl /= (double)f.tokens;
     f.answer_kl /= (double)f.answer_tokens;
     f.loss /= (double)f.answer_tokens;
+    f.tuned_loss /= (double)f.answer_tokens;
     return f;
 }
 
@@ -114,21 +116,34 @@ static void expect_near(double found, double want)
     assert_true(fabs(found / want - 1) < 1e-4);
 }
 
-static void test_a_long_row_is_measured_to_its_end(void **state)
+/* About max_tokens of them: examples at that stride. */
+static void measured_is(int64_t max_tokens, int64_t stride, int64_t tokens, int64_t answer_tokens)
 {
     const struct trainer_source rows = {.count = 3, .example = example};
     struct fidelity_args args = {.engine = engine,
                                  .tuned = model_base_weights(engine->model),
                                  .other = model_base_weights(other.model),
-                                 .examples = &rows};
-    struct fidelity want = by_definition(rows.count), found;
+                                 .examples = &rows,
+                                 .max_tokens = max_tokens};
+    struct fidelity want = by_definition(rows.count, stride), found;
 
     CHECK(fidelity_measure(&found, &args, &err));
-    assert_int_equal(found.tokens, LENGTH + 2 * SHORT - 3);
-    assert_int_equal(found.answer_tokens, 3 * ANSWER);
+    assert_int_equal(found.tokens, tokens);
+    assert_int_equal(found.answer_tokens, answer_tokens);
     expect_near(found.kl, want.kl);
     expect_near(found.answer_kl, want.answer_kl);
     expect_near(found.loss, want.loss);
+    expect_near(found.tuned_loss, want.tuned_loss);
+}
+
+static void test_a_long_row_is_measured_to_its_end(void **state)
+{
+    measured_is(0, 1, LENGTH + 2 * SHORT - 3, 3 * ANSWER);
+}
+
+static void test_some_examples_are_measured_of_many_tokens(void **state)
+{
+    measured_is(400, 2, LENGTH + SHORT - 2, 2 * ANSWER);
 }
 
 static int set_up(void **state)
@@ -160,6 +175,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_long_row_is_measured_to_its_end),
+        cmocka_unit_test(test_some_examples_are_measured_of_many_tokens),
     };
 
     return cmocka_run_group_tests(tests, set_up, tear_down);
