@@ -43,6 +43,8 @@ static double relative_error(const float *delta, int64_t bytes, struct tensor pa
     double cost, error = 0, norm = 0;
 
     assert_int_equal(codec_delta_come.allot(&plan, 1, bytes, &cost, NULL), 0);
+    for (int32_t v = 0; v < codec_plan_vectors(&plan); v++) /* the paper's mixture */
+        assert_int_equal(width[v], v < 2 ? 8 : v < 34 ? 3 : 2);
     assert_int_equal(codec_delta_come.compress(&m, &plan, part, NULL), 0);
     assert_int_equal(part[0].shape[0], plan.bytes);
     assert_int_equal(codec_delta_come.accept(part, ROWS, COLS, NULL), 0);
