@@ -18,7 +18,8 @@
 #include "engine/base/json_text.h"
 #include "server/ipc.h"
 #include "server/worker.h"
-#include "tests/unit/noisy_delta.h"
+#include "tests/unit/check.h"
+#include "tests/unit/stored_model.h"
 #include "tests/unit/tiny_model.h"
 
 #define DELTAS 12
@@ -26,8 +27,7 @@
 #define REQUESTS 64
 
 static char folder[] = "/tmp/graft-infer-XXXXXX";
-static char base_path[64], base_sha256[65];
-static char delta_path[DELTAS][64], sha256[DELTAS][65];
+static struct stored_file base, delta[DELTAS];
 
 /* ------------------------------------------------------------------ the other end */
 
@@ -126,10 +126,10 @@ static void put_submit(uint64_t id, int which, int32_t max_tokens)
     const struct engine_message message = {.role = "user", .content = "Where does person 1 live?"};
     const struct ipc_submit submit = {.id = id,
                                       .tenant = "tenant",
-                                      .base_sha256 = base_sha256,
-                                      .base_path = base_path,
-                                      .delta_sha256 = which < 0 ? "" : sha256[which],
-                                      .delta_path = which < 0 ? "" : delta_path[which],
+                                      .base_sha256 = base.sha256,
+                                      .base_path = base.path,
+                                      .delta_sha256 = which < 0 ? "" : delta[which].sha256,
+                                      .delta_path = which < 0 ? "" : delta[which].path,
                                       .messages = &message,
                                       .message_count = 1,
                                       .temperature = 1,
@@ -221,7 +221,7 @@ static void what_waits_for_a_delta_is_cancelled_or_refused_alone(void **state)
     bool waited = false;
 
     start(1 << 30);
-    assert_int_equal(unlink(delta_path[1]), 0); /* its model has been deleted by then */
+    assert_int_equal(unlink(delta[1].path), 0); /* its model has been deleted by then */
     for (uint64_t i = 1; i <= SEQUENCES; i++)
         put_submit(i, -1, 200);
     put_submit(9, 0, 4);
@@ -243,32 +243,10 @@ static void what_waits_for_a_delta_is_cancelled_or_refused_alone(void **state)
 
 /* ------------------------------------------------------------------ fixture */
 
-static int write_deltas(struct err *err)
-{
-    const struct engine_options options = {.device = "cpu", .threads = 1};
-    struct engine *engine;
-    int rc = engine_open(&engine, base_path, &options, err);
-
-    if (rc != 0)
-        return -1;
-    for (int i = 0; i < DELTAS && rc == 0; i++) {
-        const struct noisy_delta noise = {.codec = "bitdelta", .seed = 20 + (uint64_t)i};
-
-        snprintf(delta_path[i], sizeof delta_path[i], "%s/delta%d", folder, i);
-        rc = noisy_delta_write(engine, &noise, delta_path[i], err) ||
-                     file_sha256(delta_path[i], sha256[i], NULL, err)
-                 ? -1
-                 : 0;
-    }
-    engine_free(engine);
-    return rc;
-}
-
 static int setup(void **state)
 {
     const struct tiny_model tiny = {.seed = 5};
-    struct engine_base_info info;
-    struct err err = {0};
+    struct engine *engine;
     char source[64];
 
     json_text_setup();
@@ -277,13 +255,11 @@ static int setup(void **state)
     if (mkdtemp(folder) == NULL)
         return -1;
     snprintf(source, sizeof source, "%s/tiny", folder);
-    snprintf(base_path, sizeof base_path, "%s/base", folder);
-    if (tiny_model_write(source, &tiny, &err) != 0 ||
-        engine_import(source, base_path, &info, &err) != 0 ||
-        file_sha256(base_path, base_sha256, NULL, &err) != 0 || write_deltas(&err) != 0) {
-        fprintf(stderr, "%s\n", err.message);
-        return -1;
-    }
+    CHECK(tiny_model_write(source, &tiny, &err));
+    stored_base(&base, source, folder, "base");
+    engine = stored_engine(&base);
+    stored_deltas(delta, DELTAS, engine, "bitdelta", folder);
+    engine_free(engine);
     return 0;
 }
 

@@ -16,6 +16,7 @@
 #include "server/worker_models.h"
 #include "tests/unit/delta_fixture.h"
 #include "tests/unit/noisy_delta.h"
+#include "tests/unit/stored_model.h"
 #include "tests/unit/tiny_model.h"
 
 #define DELTAS 4
@@ -24,8 +25,8 @@
 #define PLENTY (INT64_C(1) << 30)
 
 static char folder[] = "/tmp/graft-memory-XXXXXX";
-static char base_path[BASES][64], base_sha256[BASES][65]; /* the same values twice */
-static char delta_path[DELTAS][64], sha256[DELTAS][65];
+static struct stored_file base_file[BASES]; /* the same values twice */
+static struct stored_file delta_file[DELTAS];
 static int64_t delta_bytes; /* of the largest, on the CPU */
 static struct err err;
 
@@ -46,7 +47,8 @@ static struct worker_base *base_of(struct worker_models *models, int which)
 {
     struct worker_base *base;
 
-    if (worker_models_base(models, base_sha256[which], base_path[which], &base, &err) != 0)
+    if (worker_models_base(models, base_file[which].sha256, base_file[which].path, &base, &err) !=
+        0)
         fail_msg("%s", err.message);
     return base;
 }
@@ -54,7 +56,8 @@ static struct worker_base *base_of(struct worker_models *models, int which)
 static int try_pin(struct worker_models *models, struct worker_base *base, int which,
                    struct worker_delta **out)
 {
-    return worker_models_pin(models, base, "tenant", sha256[which], delta_path[which], out, &err);
+    return worker_models_pin(models, base, "tenant", delta_file[which].sha256,
+                             delta_file[which].path, out, &err);
 }
 
 static struct worker_delta *pin(struct worker_models *models, struct worker_base *base, int which)
@@ -78,10 +81,10 @@ static bool is_loaded(struct worker_models *models, struct worker_base *base, in
     char away[80];
     int rc;
 
-    snprintf(away, sizeof away, "%s.away", delta_path[which]);
-    assert_int_equal(rename(delta_path[which], away), 0);
+    snprintf(away, sizeof away, "%s.away", delta_file[which].path);
+    assert_int_equal(rename(delta_file[which].path, away), 0);
     rc = try_pin(models, base, which, &delta);
-    assert_int_equal(rename(away, delta_path[which]), 0);
+    assert_int_equal(rename(away, delta_file[which].path), 0);
     if (rc == 0)
         worker_models_unpin(delta);
     else
@@ -282,7 +285,8 @@ static void a_base_without_memory_takes_that_of_an_idle_one(void **state)
     use(models, base, 0);
     shim_memory_limit(shim_memory_used());
     base->active = 1;
-    assert_int_equal(worker_models_base(models, base_sha256[1], base_path[1], &other, &err), -1);
+    assert_int_equal(
+        worker_models_base(models, base_file[1].sha256, base_file[1].path, &other, &err), -1);
     assert_int_equal(err.kind, ERR_NO_MEMORY);
     err_clear(&err);
     assert_int_equal(stats_of(models).bases, 1);
@@ -297,63 +301,40 @@ static void a_base_without_memory_takes_that_of_an_idle_one(void **state)
 
 /* ------------------------------------------------------------------ fixture */
 
-static int write_deltas(void)
+/* Of the largest of the deltas. */
+static int64_t largest_delta(struct engine *engine)
 {
-    const struct engine_options options = {.device = "cpu", .threads = 1};
-    struct engine *engine;
-    int rc = engine_open(&engine, base_path[0], &options, &err);
+    int64_t most = 0;
 
-    if (rc != 0)
-        return -1;
-    for (int i = 0; i < DELTAS && rc == 0; i++) {
-        const struct noisy_delta noise = {.codec = "graft", .seed = 20 + (uint64_t)i};
+    for (int i = 0; i < DELTAS; i++) {
         struct engine_delta *delta;
 
-        snprintf(delta_path[i], sizeof delta_path[i], "%s/delta%d", folder, i);
-        rc = noisy_delta_write(engine, &noise, delta_path[i], &err) ||
-                     file_sha256(delta_path[i], sha256[i], NULL, &err) ||
-                     engine_delta_open(&delta, engine, delta_path[i], &err)
-                 ? -1
-                 : 0;
-        if (rc == 0 && engine_delta_bytes(delta) > delta_bytes)
-            delta_bytes = engine_delta_bytes(delta);
-        if (rc == 0)
-            engine_delta_free(delta);
+        assert_int_equal(engine_delta_open(&delta, engine, delta_file[i].path, &err), 0);
+        if (engine_delta_bytes(delta) > most)
+            most = engine_delta_bytes(delta);
+        engine_delta_free(delta);
     }
-    engine_free(engine);
-    return rc;
-}
-
-/* The second with another chat template, which makes it another file. */
-static int import_base(const char *source, int i)
-{
-    struct engine_base_info info;
-
-    snprintf(base_path[i], sizeof base_path[i], "%s/base%d", folder, i);
-    if (i > 0 && tiny_model_brief_template(source, &err) != 0)
-        return -1;
-    if (engine_import(source, base_path[i], &info, &err) != 0)
-        return -1;
-    return file_sha256(base_path[i], base_sha256[i], NULL, &err);
+    return most;
 }
 
 static int setup(void **state)
 {
     const struct tiny_model tiny = {.seed = 5};
+    struct engine *engine;
     char source[64];
-    int rc;
 
     json_text_setup();
     if (mkdtemp(folder) == NULL)
         return -1;
     snprintf(source, sizeof source, "%s/tiny", folder);
-    rc = tiny_model_write(source, &tiny, &err);
-    for (int i = 0; i < BASES && rc == 0; i++)
-        rc = import_base(source, i);
-    if (rc != 0 || write_deltas() != 0) {
-        fprintf(stderr, "%s\n", err.message);
-        return -1;
-    }
+    assert_int_equal(tiny_model_write(source, &tiny, &err), 0);
+    stored_base(&base_file[0], source, folder, "base0");
+    assert_int_equal(tiny_model_brief_template(source, &err), 0); /* which makes it another file */
+    stored_base(&base_file[1], source, folder, "base1");
+    engine = stored_engine(&base_file[0]);
+    stored_deltas(delta_file, DELTAS, engine, "graft", folder);
+    delta_bytes = largest_delta(engine);
+    engine_free(engine);
     return 0;
 }
 
