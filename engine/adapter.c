@@ -3,6 +3,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+#include "engine/base/progress.h"
 #include "engine/base_file.h"
 #include "engine/codec/artifact.h"
 #include "engine/engine_parts.h"
@@ -213,6 +214,7 @@ int engine_delta_open(struct engine_delta **out, struct engine *engine, const ch
     for (int32_t i = 0; i < want.count; i++) {
         if (load_tensor(&l, i, err) != 0)
             goto out;
+        progress_tick();
     }
     *out = delta;
     delta = NULL;

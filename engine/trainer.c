@@ -8,6 +8,7 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/file_io.h"
+#include "engine/base/progress.h"
 #include "engine/base/rng.h"
 #include "engine/base_file.h"
 #include "engine/trainer_state.h"
@@ -74,16 +75,27 @@ static int32_t usual_rows(const struct engine_trainer *t)
     return trainer_micro_rows(&t->train, &t->valid, t->plan.batch_size, TRAINER_ROWS);
 }
 
+/* The device is silent meanwhile. */
+static int hash_start_delta(const char *path, char hex[SHA256_HEX], struct err *err)
+{
+    int64_t bytes;
+    int rc;
+
+    progress_wait_begin();
+    rc = file_sha256(path, hex, &bytes, err);
+    progress_wait_end();
+    return rc;
+}
+
 /* Everything that the trained weights depend on, for the recovery checkpoint; rounding apart, where
  * a device had too little memory once. */
 static int digest_identity(struct engine_trainer *t, struct err *err)
 {
     const struct engine_train_plan *p = &t->plan;
     char start[SHA256_HEX] = "", text[512];
-    int64_t bytes;
     struct sha256 *h;
 
-    if (t->options.start_delta && file_sha256(t->options.start_delta, start, &bytes, err))
+    if (t->options.start_delta && hash_start_delta(t->options.start_delta, start, err))
         return -1;
     snprintf(text, sizeof text, "graft trainer 2|%s|%d|%d|%.17g|%lld|%d|%d|%d|%s|%s",
              base_file_info(t->engine->base)->digest, p->n_epochs, p->batch_size, p->learning_rate,

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "engine/base/file_io.h"
+#include "engine/base/progress.h"
 #include "engine/trainer_state.h"
 
 #define MAGIC "GRAFTRC1"
@@ -145,7 +146,8 @@ static int read_exactly(int fd, void *data, size_t len, const char *path, struct
     return 0;
 }
 
-/* Reads all of the file once, before anything of the trainer is overwritten. */
+/* Reads all of the file once, before anything of the trainer is overwritten. That may take minutes
+ * in which the device is not asked: each portion is a sign of life. */
 static int verify(int fd, const char *path, int64_t bytes, char *portion, struct err *err)
 {
     struct sha256 *hash = sha256_new();
@@ -160,6 +162,7 @@ static int verify(int fd, const char *path, int64_t bytes, char *portion, struct
         if (read_exactly(fd, portion, n, path, err))
             goto out;
         sha256_update(hash, portion, n);
+        progress_tick();
         left -= (int64_t)n;
     }
     if (read_exactly(fd, found, SHA256_HEX - 1, path, err))
@@ -195,10 +198,12 @@ static int get_block(int fd, struct engine_trainer *t, float *block, char *porti
         if (read_exactly(fd, portion, n, path, err))
             return -1;
         b->ops->upload(b, (char *)block + at, portion, n);
+        if (backend_check(b, err))
+            return -1;
         at += n;
         left -= n;
     }
-    return backend_check(b, err);
+    return 0;
 }
 
 int engine_trainer_load(struct engine_trainer *t, const char *path, struct err *err)

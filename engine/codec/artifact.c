@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/progress.h"
 #include "engine/safetensors.h"
 
 struct artifact_entry {
@@ -173,6 +174,7 @@ static int accept_diff(const struct artifact_tensor *tensor, const struct tensor
     return 0;
 }
 
+/* May take minutes, where a codec has to unpack each matrix to know whether it is sound. */
 static int accept_entries(const struct artifact *artifact, struct err *err)
 {
     for (int32_t i = 0; i < artifact->count; i++) {
@@ -187,6 +189,7 @@ static int accept_entries(const struct artifact *artifact, struct err *err)
         } else if (artifact->codec->accept(part, tensor->rows, tensor->cols, err) != 0) {
             return err_prefix(err, "\"%s\"", tensor->name);
         }
+        progress_tick();
     }
     return 0;
 }

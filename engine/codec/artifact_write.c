@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/base/progress.h"
 #include "engine/base/version.h"
 #include "engine/safetensors.h"
 
@@ -43,6 +44,7 @@ static int append_part(struct writing *w, int32_t index, int p, struct err *err)
 {
     const struct tensor *part = &w->content->part[index][p];
 
+    progress_tick(); /* the disk may be slow */
     return safetensors_writer_append(
         w->file, part->data, (size_t)tensor_elements(part) * (size_t)dtype_size(part->dtype), err);
 }
@@ -84,6 +86,7 @@ static int append_difference(struct writing *w, int32_t index, struct err *err)
             w->error += wrong * wrong;
             w->norm += (double)difference * (double)difference;
         }
+        progress_tick();
         if (safetensors_writer_append(w->file, w->half, (size_t)count * sizeof(*w->half), err) != 0)
             return -1;
     }
