@@ -169,7 +169,7 @@ static int open_engine(struct worker_run *r, struct err *err)
     worker_watch_end();
     if (rc != 0 && err->kind == ERR_UNAVAILABLE && !devices_is_cpu(r->cx->device))
         err->kind = ERR_DEVICE;
-    return rc;
+    return rc == 0 ? 0 : worker_run_hide_place(r, "base", r->job.base_sha256, err);
 }
 
 /* What a compression of two models needs, with so many tokens of calibration rows and for a delta
@@ -192,10 +192,12 @@ static int check_compression(struct worker_run *r, const struct engine_base_info
 static int check_model(struct worker_run *r, struct err *err)
 {
     const struct engine_options options = engine_options(r);
-    struct engine_base_info info;
+    struct engine_base_info info, tuned;
 
     if (engine_base_read(r->base_path, &info, err) != 0)
-        return -1;
+        return worker_run_hide_place(r, "base", r->job.base_sha256, err);
+    if (r->tuned_path != NULL && engine_base_read(r->tuned_path, &tuned, err) != 0)
+        return worker_run_hide_place(r, "tuned model", r->job.tuned_sha256, err);
     return r->tuned_path != NULL
                ? check_compression(r, &info, 0, 0, err)
                : check_memory(r, engine_weight_bytes(&info, &options), "the model", err);
@@ -306,6 +308,7 @@ static struct engine_train_options train_options(const struct worker_run *r)
         .halved = r->shortages >= SHORTAGES_BEFORE_HALVES};
 }
 
+/* What is wrong with the files or the options, the plan has found: here it is the delta. */
 static int open_trainer(struct worker_run *r, struct err *err)
 {
     const struct engine_train_options options = train_options(r);
@@ -317,7 +320,7 @@ static int open_trainer(struct worker_run *r, struct err *err)
     rc = engine_trainer_open(&r->trainer, r->engine, r->training, r->validation, &options, &r->plan,
                              err);
     worker_watch_end();
-    return rc;
+    return rc == 0 ? 0 : worker_run_hide_place(r, "delta", r->job.start_sha256, err);
 }
 
 static int make_plan(struct worker_run *r, struct err *err)

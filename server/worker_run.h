@@ -4,7 +4,7 @@
  *   worker_prepare.c  what comes before the first step: files, plan, does it fit, resume
  *   worker_space.c    what is written on the way, and what a full disk means for it
  *
- * Nothing outside these includes it. One thread, but for the heartbeat's. */
+ * Nothing outside these and their test includes it. One thread, but for the heartbeat's. */
 #ifndef GRAFT_WORKER_RUN_H
 #define GRAFT_WORKER_RUN_H
 
@@ -63,6 +63,12 @@ bool worker_run_away(struct worker_run *run, struct err *err);
     do                                           \
         (rc) = (call);                           \
     while ((rc) != 0 && worker_run_again((run), (err)))
+
+/* After the engine refused a file of the store, which vouches for its bytes: what it says of one,
+ * and the path in it, is for the log. It is no client's fault, so ERR_INVALID without a code
+ * becomes ERR_INTERNAL. -1. */
+int worker_run_hide_place(const struct worker_run *run, const char *what, const char *sha256,
+                          struct err *err);
 
 int worker_run_flush(struct worker_run *run, struct err *err); /* all events are told */
 /* Between two steps of training or compression: tells how far it is, at most once a second, which

@@ -176,13 +176,16 @@ static struct engine_compress_options compress_options(struct worker_run *r, boo
                                             .context = r};
 }
 
-/* What can not be had is told in the engine's words, and is not the training file's fault. */
-static int compression_failed(struct err *err)
+/* What can not be had is told in the engine's words, and is not the training file's fault; nor is
+ * it the client's where they are about a file of the store. */
+static int compression_failed(const struct worker_run *r, struct err *err)
 {
     struct err why = *err;
 
     if (why.kind != ERR_INVALID || why.code[0] != '\0')
         return -1;
+    if (strstr(why.message, blob_store_root(r->cx->blobs)) != NULL)
+        return worker_run_hide_place(r, "tuned model", r->job.tuned_sha256, err);
     err_clear(err);
     return err_set_code(err, ERR_INVALID, "compression_failed", NULL,
                         "The fine-tuned model could not be compressed: %s.", why.message);
@@ -248,7 +251,7 @@ static int compress(struct worker_run *r, bool final, struct err *err)
         return err_set(err, ERR_NO_MEMORY, "compress: out of memory");
     rc = compress_if_it_fits(r, &options, path, err);
     if (rc != 0)
-        compression_failed(err);
+        compression_failed(r, err);
     if (rc == 0)
         rc = worker_heartbeat_check(r->heartbeat, err);
     if (rc == 0)
