@@ -119,7 +119,8 @@ static int add_recall(struct fidelity_bench *b, const char *path, struct err *er
     if (open_data(&data, b, path, &report, err))
         return -1;
     rows = trainer_source_of(data);
-    rc = engine_recall(b->engine, NULL, b->delta, data, &recall, err) ||
+    rc = engine_recall(b->engine, data, &(struct engine_recall_options){.delta = b->delta}, &recall,
+                       err) ||
                  fidelity_measure(&found,
                                   &(struct fidelity_args){
                                       .engine = b->engine, .delta = b->delta, .examples = &rows},

@@ -404,11 +404,17 @@ struct engine_recall {
     double contained; /* share that contain the expected answer */
 };
 
-/* With `trainer`: its uncompressed weights as they are now. Else `delta` on the base; NULL: the
- * base. */
-int engine_recall(struct engine *engine, struct engine_trainer *trainer,
-                  const struct engine_delta *delta, const struct engine_dataset *dataset,
-                  struct engine_recall *out, struct err *err);
+struct engine_recall_options {
+    struct engine_trainer *trainer;   /* its uncompressed weights as they are now; NULL: the base */
+    const struct engine_delta *delta; /* without a trainer: on the base; NULL: none */
+    /* As engine_compress_options has it, of the stage recall: after each step of the answers. */
+    bool (*progress)(void *context, const char *stage, double share);
+    void *context;
+};
+/* Of a larger dataset 512 questions, evenly spread. ERR_INVALID: it has none. */
+int engine_recall(struct engine *engine, const struct engine_dataset *dataset,
+                  const struct engine_recall_options *options, struct engine_recall *out,
+                  struct err *err);
 
 /* ------------------------------------------------------------------ benches */
 

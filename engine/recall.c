@@ -73,14 +73,15 @@ struct question {
 
 struct asking {
     const struct engine *engine;
+    const struct recall_args *args;
     struct question *question; /* [count] */
-    int64_t count;
+    int64_t count, answered;
 };
 
-static int choose_questions(struct asking *a, const struct engine_dataset *dataset, int64_t most,
-                            struct err *err)
+static int choose_questions(struct asking *a, struct err *err)
 {
-    int64_t with_answer = 0, seen = 0;
+    const struct engine_dataset *dataset = a->args->dataset;
+    int64_t most = a->args->questions, with_answer = 0, seen = 0;
     struct dataset_question at;
 
     for (int64_t i = 0; i < dataset_count(dataset); i++)
@@ -108,20 +109,29 @@ static int choose_questions(struct asking *a, const struct engine_dataset *datas
 
 static void on_event(void *context, const struct engine_event *event)
 {
+    struct asking *a = context;
     struct question *question = event->user;
 
     strbuf_add(&question->answer, event->text, event->text_len);
+    a->answered += event->finish != ENGINE_FINISH_NONE;
 }
 
-static int ask(struct asking *a, struct engine_session *session, const struct engine_delta *delta,
-               struct err *err)
+static int tell(const struct asking *a, struct err *err)
+{
+    double rounds = a->args->rounds > 0 ? a->args->rounds : 1;
+
+    return stage_tell(&a->args->listener, "recall",
+                      (a->args->round + (double)a->answered / (double)a->count) / rounds, err);
+}
+
+static int ask(struct asking *a, struct engine_session *session, struct err *err)
 {
     int32_t active = 1;
     uint64_t id;
 
     for (int64_t k = 0; k < a->count; k++) {
         struct question *q = &a->question[k];
-        struct engine_request request = {.delta = delta,
+        struct engine_request request = {.delta = a->args->delta,
                                          .top_p = 1,
                                          .max_tokens = q->at.end - q->at.begin + RECALL_MORE_TOKENS,
                                          .user = q};
@@ -131,7 +141,7 @@ static int ask(struct asking *a, struct engine_session *session, const struct en
             return -1;
     }
     while (active > 0) {
-        if (engine_session_step(session, on_event, NULL, &active, err) != 0)
+        if (engine_session_step(session, on_event, a, &active, err) != 0 || tell(a, err) != 0)
             return -1;
     }
     return 0;
@@ -191,20 +201,19 @@ static int32_t longest(const struct asking *a, int32_t context)
     return most < context ? most : context;
 }
 
-int recall_measure(struct engine *engine, const struct model_weights *weights,
-                   const struct engine_delta *delta, const struct engine_dataset *dataset,
-                   int64_t questions, struct engine_recall *out, struct err *err)
+int recall_measure(struct engine *engine, const struct recall_args *args, struct engine_recall *out,
+                   struct err *err)
 {
     struct engine_session_options options = {.max_sequences = SESSION_DEFAULT_SEQUENCES};
     struct engine_session *session = NULL;
-    struct asking a = {.engine = engine};
+    struct asking a = {.engine = engine, .args = args};
     int rc = -1;
 
-    if (choose_questions(&a, dataset, questions, err) != 0)
+    if (choose_questions(&a, err) != 0)
         goto out;
     options.max_context = longest(&a, model_get_config(engine->model)->context);
-    if (session_open(&session, engine, &options, weights, err) != 0 ||
-        ask(&a, session, delta, err) != 0 || compare(&a, out, err) != 0)
+    if (session_open(&session, engine, &options, args->weights, err) != 0 ||
+        ask(&a, session, err) != 0 || compare(&a, out, err) != 0)
         goto out;
     rc = 0;
 out:
@@ -215,12 +224,18 @@ out:
     return rc;
 }
 
-int engine_recall(struct engine *engine, struct engine_trainer *trainer,
-                  const struct engine_delta *delta, const struct engine_dataset *dataset,
-                  struct engine_recall *out, struct err *err)
+int engine_recall(struct engine *engine, const struct engine_dataset *dataset,
+                  const struct engine_recall_options *options, struct engine_recall *out,
+                  struct err *err)
 {
-    return trainer != NULL
-               ? recall_measure(engine, trainer_weights(trainer), NULL, dataset,
-                                RECALL_MAX_QUESTIONS, out, err)
-               : recall_measure(engine, NULL, delta, dataset, RECALL_MAX_QUESTIONS, out, err);
+    const struct engine_recall_options o = *options;
+
+    return recall_measure(
+        engine,
+        &(struct recall_args){.weights = o.trainer != NULL ? trainer_weights(o.trainer) : NULL,
+                              .delta = o.trainer != NULL ? NULL : o.delta,
+                              .dataset = dataset,
+                              .questions = RECALL_MAX_QUESTIONS,
+                              .listener = {o.progress, o.context}},
+        out, err);
 }

@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "engine/codec/stage.h"
 #include "engine/engine.h"
 #include "engine/model.h"
 
@@ -23,10 +24,18 @@ struct recall_match {
 struct recall_match recall_compare(const char *answer, size_t answer_len, const char *expected,
                                    size_t expected_len);
 
-/* engine_recall with at most `questions` of them, by other weights on the engine's backend than the
- * base's (NULL: these) with the delta (NULL: none) on top. */
-int recall_measure(struct engine *engine, const struct model_weights *weights,
-                   const struct engine_delta *delta, const struct engine_dataset *dataset,
-                   int64_t questions, struct engine_recall *out, struct err *err);
+struct recall_args {
+    /* On the engine's backend; NULL: the base's. With the delta (NULL: none) on top. */
+    const struct model_weights *weights;
+    const struct engine_delta *delta;
+    const struct engine_dataset *dataset;
+    int64_t questions;              /* at most */
+    struct stage_listener listener; /* of "recall", after each step of the answers */
+    int32_t round, rounds;          /* this is one of so many whose shares it tells; rounds 0: 1 */
+};
+
+/* ERR_CANCELLED: the listener said stop. */
+int recall_measure(struct engine *engine, const struct recall_args *args, struct engine_recall *out,
+                   struct err *err);
 
 #endif

@@ -9,6 +9,7 @@
 #include "engine/base/clock.h"
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
+#include "engine/base/progress.h"
 #include "server/delta_report.h"
 #include "server/devices.h"
 #include "server/worker.h"
@@ -112,6 +113,22 @@ int worker_run_progress(struct worker_run *r, struct err *err)
     return -1;
 }
 
+/* Between two calls of the device there may be minutes of work on the host: that is life, too. Each
+ * time is one to stop at: whoever cancels a job does not want to wait for minutes either. */
+bool worker_run_go_on(void *context, const char *stage, double share)
+{
+    struct worker_run *r = context;
+
+    progress_tick();
+    worker_presence_sample(r->cx->presence, r->engine);
+    if (worker_stopping())
+        err_set(&r->stopped, ERR_UNAVAILABLE, "the worker is stopping");
+    progress_wait_begin(); /* for the database */
+    (void)worker_run_progress(r, &r->stopped);
+    progress_wait_end();
+    return !err_is_set(&r->stopped);
+}
+
 static int step(struct worker_run *r, struct err *err)
 {
     int rc;
@@ -168,14 +185,21 @@ static int train(struct worker_run *r, struct err *err)
 static int ask(struct worker_run *r, struct engine_trainer *trainer,
                const struct engine_delta *delta, double *share, struct err *err)
 {
+    const struct engine_recall_options options = {
+        .trainer = trainer, .delta = delta, .progress = worker_run_go_on, .context = r};
     struct engine_recall recall;
     int rc;
 
     if (worker_stopping())
         return err_set(err, ERR_UNAVAILABLE, "the worker is stopping");
+    err_clear(&r->stopped);
     worker_watch_begin("recall", 0);
-    rc = engine_recall(r->engine, trainer, delta, r->training, &recall, err);
+    rc = engine_recall(r->engine, r->training, &options, &recall, err);
     worker_watch_end();
+    if (rc != 0 && err->kind == ERR_CANCELLED && err_is_set(&r->stopped)) {
+        *err = r->stopped;
+        return -1;
+    }
     if (rc != 0)
         return err_prefix(err, "recall");
     *share = recall.exact;

@@ -43,7 +43,7 @@ struct worker_run {
     /* The client has been told that these can not be written at the moment. */
     bool recovery_missing, checkpoint_missing;
 
-    struct err stopped; /* why the compression under way was told to stop */
+    struct err stopped; /* why the engine's call under way was told to stop */
 
     char artifact_sha256[SHA256_HEX];
     struct engine_delta_report delta;
@@ -74,6 +74,9 @@ int worker_run_flush(struct worker_run *run, struct err *err); /* all events are
 /* Between two steps of training or compression: tells how far it is, at most once a second, which
  * also finds out whether the job is still ours. ERR_FENCED, ERR_CANCELLED: it is not. */
 int worker_run_progress(struct worker_run *run, struct err *err);
+/* For the engine's long calls, as their `progress`; context: the run. false: why is in `stopped`.
+ */
+bool worker_run_go_on(void *context, const char *stage, double share);
 
 /* ------------------------------------------------------------------ worker_prepare.c */
 

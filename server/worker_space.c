@@ -14,7 +14,6 @@
 
 #include "engine/base/clock.h"
 #include "engine/base/log.h"
-#include "engine/base/progress.h"
 #include "server/capacity.h"
 #include "server/devices.h"
 #include "server/worker.h"
@@ -142,22 +141,6 @@ int worker_space_recovery(struct worker_run *r, struct err *err)
 
 /* ------------------------------------------------------------------ deltas */
 
-/* Between two calls of the device there may be minutes of work on the host: that is life, too. Each
- * time is one to stop at: whoever cancels a job does not want to wait for minutes either. */
-static bool on_compress_progress(void *context, const char *stage, double share)
-{
-    struct worker_run *r = context;
-
-    progress_tick();
-    worker_presence_sample(r->cx->presence, r->engine);
-    if (worker_stopping())
-        err_set(&r->stopped, ERR_UNAVAILABLE, "the worker is stopping");
-    progress_wait_begin(); /* for the database */
-    (void)worker_run_progress(r, &r->stopped);
-    progress_wait_end();
-    return !err_is_set(&r->stopped);
-}
-
 /* An epoch's delta is one of three and does not hold training up: it is neither distilled nor made
  * in many sizes. Which size keeps to a KL without distillation, and whether any does, is not known
  * then: where one is asked for it has the codec's own. */
@@ -172,7 +155,7 @@ static struct engine_compress_options compress_options(struct worker_run *r, boo
                                             .seed = r->job.seed,
                                             .calibration = r->training,
                                             .held_out = r->validation,
-                                            .progress = on_compress_progress,
+                                            .progress = worker_run_go_on,
                                             .context = r};
 }
 

@@ -410,20 +410,22 @@ static int run(struct compress_run *r, struct err *err)
 /* Does each of the three know the answers: the base, the tuned model, and what is to be served? */
 static int ask_all(const struct compress_run *r, struct err *err)
 {
-    const struct stage_listener listener = listener_of(r);
     struct engine_delta_report *report = r->report;
     double *share[] = {&report->base_recall, &report->tuned_recall, &report->served_recall};
     struct engine_delta *delta = NULL;
     int rc = engine_delta_open(&delta, r->engine, r->draft.kept, err);
 
     for (int i = 0; i < 3 && !rc; i++) {
+        const struct recall_args args = {.weights = i == 1 ? r->tuned : NULL,
+                                         .delta = i == 2 ? delta : NULL,
+                                         .dataset = r->options->calibration,
+                                         .questions = r->questions,
+                                         .listener = listener_of(r),
+                                         .round = i,
+                                         .rounds = 3};
         struct engine_recall found;
 
-        rc = recall_measure(r->engine, i == 1 ? r->tuned : NULL, i == 2 ? delta : NULL,
-                            r->options->calibration, r->questions, &found, err) ||
-                     stage_tell(&listener, "recall", (i + 1) / 3.0, err)
-                 ? -1
-                 : 0;
+        rc = recall_measure(r->engine, &args, &found, err);
         if (!rc) {
             *share[i] = found.exact;
             report->recall_asked = found.asked;

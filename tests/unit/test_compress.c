@@ -157,6 +157,7 @@ static void test_stop_while_it_is_asked(void **state)
                      -1);
     assert_int_equal(why.kind, ERR_CANCELLED);
     assert_int_equal(told.after, 1);
+    assert_true(told.share < 1 / 3.); /* the base has not answered yet */
     taught_expect_older();
     taught_nothing_is_left();
     options.progress = NULL;

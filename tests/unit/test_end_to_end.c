@@ -64,12 +64,35 @@ static void write_questions(void)
 
 static double recall_of(struct engine_trainer *with_trainer, const struct engine_delta *with_delta)
 {
+    const struct engine_recall_options options = {.trainer = with_trainer, .delta = with_delta};
     struct engine_recall recall;
 
-    CHECK(engine_recall(engine, with_trainer, with_delta, dataset, &recall, &err));
+    CHECK(engine_recall(engine, dataset, &options, &recall, &err));
     assert_int_equal(recall.asked, 12);
     assert_true(recall.contained >= recall.exact);
     return recall.exact;
+}
+
+static bool stop_at_the_third(void *context, const char *stage, double share)
+{
+    int *words = context;
+
+    assert_string_equal(stage, "recall");
+    assert_true(share >= 0 && share < 1); /* there are answers left to stop */
+    return ++*words < 3;
+}
+
+/* Whoever asks may stop between two steps of the answers, and is asked nothing more. */
+static void asking_can_be_stopped(void **state)
+{
+    int words = 0;
+    struct engine_recall_options options = {.progress = stop_at_the_third, .context = &words};
+    struct engine_recall recall;
+    struct err why = {0};
+
+    assert_int_equal(engine_recall(engine, dataset, &options, &recall, &why), -1);
+    assert_int_equal(why.kind, ERR_CANCELLED);
+    assert_int_equal(words, 3);
 }
 
 static void the_base_does_not_know(void **state)
@@ -582,6 +605,7 @@ int main(void)
     /* In this order: each stands on the one before. */
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_base_does_not_know),
+        cmocka_unit_test(asking_can_be_stopped),
         cmocka_unit_test(training_teaches_it),
         cmocka_unit_test(the_compressed_difference_keeps_it),
         cmocka_unit_test(served_bits_say_what_the_expanded_weights_say),
