@@ -185,7 +185,8 @@ struct engine_step {
     double seconds;
 };
 
-/* One optimizer step. After `finished` no further call is allowed. */
+/* One optimizer step. After `finished` no further call is allowed. ERR_INVALID with the code
+ * training_diverged: the weights are no numbers any more, or will not be. */
 int engine_trainer_step(struct engine_trainer *trainer, struct engine_step *out, struct err *err);
 
 /* Recovery checkpoint: weights, optimizer, position, random state. A trainer opened with the same

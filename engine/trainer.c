@@ -433,10 +433,10 @@ static int update(struct engine_trainer *t, double rate, double *norm, struct er
         return -1;
     *norm = (double)value;
     if (!isfinite(value))
-        return err_set(err, ERR_INVALID,
-                       "training diverged at step %d: the gradient is not finite; use a smaller "
-                       "learning_rate_multiplier than %g",
-                       t->step + 1, t->plan.learning_rate_multiplier);
+        return err_set_code(err, ERR_INVALID, "training_diverged", NULL,
+                            "Training diverged at step %d: the gradient is not finite. Use a "
+                            "smaller learning_rate_multiplier than %g.",
+                            t->step + 1, t->plan.learning_rate_multiplier);
     b->ops->adamw(b, &(struct adamw_args){
                          .parameter = t->parameter,
                          .count = t->parameter_count,

@@ -490,6 +490,8 @@ static void test_divergence_is_told(void **state)
     *(float *)trainer_weights(j.trainer)->layer[1].gate.w.data = INFINITY;
     assert_int_equal(engine_trainer_step(j.trainer, &step, &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
+    assert_string_equal(err.code, "training_diverged"); /* not the training file's fault */
+    assert_string_equal(err.param, "");
     assert_non_null(strstr(err.message, "learning_rate_multiplier"));
     close_job(&j);
 }
