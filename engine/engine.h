@@ -332,7 +332,7 @@ struct engine_session;
 
 struct engine_session_options {
     int32_t max_sequences; /* at once, ≥ 8; more wait in the order they came */
-    int32_t max_context;   /* tokens of a sequence; 0: the model's, up to 4096 */
+    int32_t max_context;   /* tokens of a sequence, up to the model's; 0: 4096 */
 };
 
 struct engine_message {

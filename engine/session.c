@@ -117,13 +117,12 @@ static int choose_sizes(struct engine_session *s, const struct engine_session_op
     if (s->max_sequences < 1 || s->max_sequences > SESSION_MAX_SEQUENCES)
         return err_set(err, ERR_INVALID, "a session holds 1 to %d sequences, not %d",
                        SESSION_MAX_SEQUENCES, options->max_sequences);
-    s->max_context = options->max_context;
-    if (s->max_context == 0)
-        s->max_context =
-            config->context < SESSION_DEFAULT_CONTEXT ? config->context : SESSION_DEFAULT_CONTEXT;
-    if (s->max_context < 2 || s->max_context > config->context)
-        return err_set(err, ERR_INVALID, "the model's context is 2 to %d tokens, not %d",
-                       config->context, options->max_context);
+    s->max_context = options->max_context == 0 ? SESSION_DEFAULT_CONTEXT : options->max_context;
+    if (s->max_context > config->context) /* one limit is meant for models of many lengths */
+        s->max_context = config->context;
+    if (s->max_context < 2)
+        return err_set(err, ERR_INVALID, "a context has 2 tokens at least, not %d",
+                       options->max_context);
     s->max_rows = s->max_sequences + SESSION_PREFILL_ROWS;
     return 0;
 }

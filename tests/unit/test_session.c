@@ -433,6 +433,29 @@ static void an_answer_ends_at_max_tokens_and_at_the_context(void **state)
     strbuf_release(&many.text);
 }
 
+/* One limit is meant for models of many lengths: a shorter one's own holds for it. */
+static void no_context_is_longer_than_the_model_s(void **state)
+{
+    struct engine_session *session = open_session(8, 1 << 20);
+    struct engine_request request = simple();
+    struct engine_message too_long = {"user", NULL};
+    struct strbuf text;
+    struct err err = {0};
+    uint64_t id;
+
+    strbuf_init(&text, 1 << 16);
+    for (int i = 0; i < 600; i++)
+        strbuf_addf(&text, "%d ", i);
+    too_long.content = text.data;
+    request.messages = &too_long;
+    request.message_count = 1;
+    assert_int_equal(engine_session_submit(session, &request, &id, &err), -1);
+    assert_string_equal(err.code, "context_length_exceeded");
+    assert_non_null(strstr(err.message, " 512 tokens"));
+    engine_session_free(session);
+    strbuf_release(&text);
+}
+
 static void bad_requests_are_refused_by_name(void **state)
 {
     struct engine_session *session = open_session(8, 64);
@@ -578,6 +601,7 @@ int main(void)
         cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(a_stop_string_ends_the_answer_before_it),
         cmocka_unit_test(an_answer_ends_at_max_tokens_and_at_the_context),
+        cmocka_unit_test(no_context_is_longer_than_the_model_s),
         cmocka_unit_test(bad_requests_are_refused_by_name),
         cmocka_unit_test(the_seed_decides_and_nothing_else),
         cmocka_unit_test(ids_without_a_token_have_no_text),
