@@ -95,20 +95,21 @@ const struct cmd cmd_table[] = {
      "compress the difference of a tuned model to its base",
      "DIR is a Hugging Face directory, a .gguf file or an imported base; the tuned one may be the\n"
      "directory of a LoRA adapter as peft saves it, which the codec lora keeps as it is and which\n"
-     "every other codec compresses as base + product. FILE holds rows like\n"
-     "those of a training file: what is lost is weighed by what it does to the answers there, and\n"
-     "scales are distilled on them. Prints one JSON line.",
+     "every other codec compresses as base + product. FILE holds rows like those of a training\n"
+     "file: graft and delta-come weigh by them what is lost, graft and bitdelta are distilled on\n"
+     "them, and what comes of it is measured. Prints one JSON line.",
      {.settings = NAMES("threads", "precision"),
       .options =
           OPTIONS({"--base", "DIR", "the base"}, {"--tuned", "DIR", "the tuned model"},
                   {"-o", "FILE", "the delta"}, {"--codec", "NAME", "graft (default), bitdelta, …"},
-                  {"--ratio", "R", "16-bit bytes of the base to bytes of the delta (default 16)"},
+                  {"--ratio", "R",
+                   "16-bit bytes of the base to bytes of the delta (default: the codec's own)"},
                   {"--bytes", "N", "instead: bytes of the delta"},
                   {"--max-kl", "X", "instead: the smallest whose measured KL is not above X"},
                   {"--calibration", "FILE", "JSONL of examples that look like what will be asked"},
                   {"--held-out", "FILE", "JSONL of examples to measure on (default: those)"},
                   {"--distill-steps", "N", "of the scales (default: the codec's own number)"},
-                  {"--seed", "N", "of everything that is drawn (default 0)"},
+                  {"--seed", "N", "of the choice and order of rows (default 0)"},
                   {"--device", "NAME", "cpu (default)"},
                   {"--resume", NULL, "keep what an interrupted run needs, and go on from it"},
                   {"--no-recall", NULL, "do not ask the questions of the calibration rows"})},

@@ -115,7 +115,7 @@ static const struct field delta_fields[] = {
     OURS("compression.ratio", "as there"),
     OURS("compression.max_kl", "as there; needs a calibration_file to measure on"),
     OURS("compression.distill_steps", "as there"),
-    OURS("seed", "compress: of what is drawn at random; default: chosen, and told"),
+    OURS("seed", "compress: of the choice and order of rows; default: chosen, and told"),
     OURS("suffix", "a part of the model's name"),
 };
 /* clang-format on */

@@ -40,26 +40,27 @@ struct settings {
     int64_t http_threads;   /* event threads */
     int64_t handlers;       /* handler threads, each with a database connection */
     int64_t connections;    /* open client connections at most */
-    int64_t max_body;       /* bytes of a JSON body */
+    int64_t max_body;       /* bytes of a JSON body, where its route takes as many */
     int64_t max_file;       /* bytes of an uploaded file */
     double header_deadline; /* s until a request's headers must be complete */
-    double body_deadline; /* s in which a body must bring at least some bytes (see http_server.h) */
-    double drain;         /* s that a stopping server lets requests and workers finish */
+    double body_deadline;   /* s until a JSON body must be complete (uploads: see http_server.h) */
+    double drain;           /* s that a stopping server lets requests and workers finish */
 
     int64_t lease;        /* s that a job is a worker's without a renewal */
     double heartbeat;     /* s between two renewals */
     double fence;         /* s without a successful renewal after which a worker stops by itself */
-    double sweep;         /* s between two sweeps for expired leases */
+    double sweep;         /* s between two looks for dead workers and expired leases */
     double poll;          /* s between two looks for work of an idle train worker */
     double recovery;      /* s between two recovery checkpoints */
     double disk_patience; /* s that a finished job waits for room on a full disk */
     double collect;       /* s between two runs of the blob collector; 0: never */
     double grace;         /* s that a blob without a row is left alone */
-    int64_t max_attempts; /* crashes of a worker after which its job fails as worker_crashed */
+    int64_t max_attempts; /* crashes of its workers in a row after which a job fails as
+                             worker_crashed */
 
-    int64_t infer_sequences; /* answered at once */
+    int64_t infer_sequences; /* answered at once by each base */
     int64_t infer_queue;     /* requests waiting or answered at once; more get 429 */
-    int64_t infer_context;   /* tokens of a conversation at most; 0: the model's, up to 4096 */
+    int64_t infer_context;   /* tokens of a chat at most, up to the model's context; 0: 4096 */
     int64_t base_memory;     /* bytes of base models kept loaded */
     int64_t delta_memory;    /* bytes of deltas kept loaded */
 
