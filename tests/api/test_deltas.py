@@ -409,6 +409,7 @@ class Compression(unittest.TestCase):
         self.assertEqual(job["status"], "succeeded", job)
         self.assertRegex(job["fine_tuned_model"], r"^ft:tiny:org:two:[0-9A-Za-z]{8}$")
         self.assertEqual((job["result_files"], job["trained_tokens"]), ([], None))
+        self.assertEqual(set(job["hyperparameters"].values()), {"auto"})
         report = job["graft"]["report"]
         self.assertEqual(report["codec"], "graft")
         self.assertGreater(report["ratio"], 2.9)
