@@ -218,8 +218,9 @@ struct engine_compress_options {
      * (engine_recall) of base, tuned model and base with the delta; 0: none. */
     int64_t recall_questions;
     /* Called from inside, on the calling thread, about as often as a step of training takes: share
-     * 0..1 of a stage: read, statistics, decompose, compress, distill, compare, measure, recall.
-     * false: stop; the call ends with ERR_CANCELLED. NULL: not wanted. */
+     * 0..1 of a stage: read, statistics, decompose, compress, distill, compare, measure, recall (of
+     * all three that are asked). false: stop; the call ends with ERR_CANCELLED. NULL: not wanted.
+     */
     bool (*progress)(void *context, const char *stage, double share);
     void *context;
 };
@@ -264,9 +265,9 @@ bool engine_codec_makes(const char *name);
 const char *engine_codec_makers(void);
 
 /* tuned - base, compressed into a safetensors file at out_path (api-spec/delta-format.md), written
- * durably. Until it is complete it is out_path.PID.draft, beside it (.PID.kept.draft, of several
- * sizes that are tried); after an error or a stop none is left and what was at out_path is as it
- * was. Deterministic: the same weights and rows give the same bytes. */
+ * durably. Until it is complete it is out_path.PID.draft, beside it, and then, measured and with
+ * its report, out_path.PID.kept.draft; after an error or a stop none is left and what was at
+ * out_path is as it was. Deterministic: the same weights and rows give the same bytes. */
 int engine_trainer_compress(struct engine_trainer *trainer,
                             const struct engine_compress_options *options, const char *out_path,
                             struct engine_delta_report *report, struct err *err);
@@ -320,7 +321,7 @@ struct engine_delta_size {
  * which everything was trained but the embeddings, or these as well. What a compression would be
  * refused for is known before the training. Only of a codec that can be asked for a size: what
  * another makes may be smaller. From what the base says of itself, without an engine; any thread.
- * ERR_INVALID: there is no such codec. */
+ * ERR_INVALID: there is no such codec, or it is one that imports (lora). */
 int engine_delta_least(const char *base_path, const char *codec, bool embeddings,
                        struct engine_delta_size *out, struct err *err);
 

@@ -2,7 +2,8 @@
  *
  * A worker owns a device: one engine thread pool, one role. It is started by `graft serve`
  * (supervisor.h) or, for training alone, by hand. It exits at once when its lifeline ends, and in
- * order on SIGTERM: a train worker finishes the step, saves, and hands its job back.
+ * order on SIGTERM: a train worker finishes the step, saves, and hands its job back; a compression
+ * or recall under way is given up within a step of it, and nothing of it is saved.
  *
  * A device that is lost (ERR_DEVICE from any call into the engine) is lost to the process for good:
  * it ends at once with CMD_DEVICE_LOST, see worker_watch.h. */

@@ -14,10 +14,8 @@
 #include "storage/events.h"
 
 #define GATHER_SECONDS 0.25
-#define GATHER_MAX 64 /* events in one transaction */
-#define WAITING_MAX                                                                                \
-    100000                   /* events kept while the database is away; then training waits for it \
-                              */
+#define GATHER_MAX 64        /* events in one transaction */
+#define WAITING_MAX 100000   /* events kept while the database is away; with more, a step fails */
 #define RESULT_MAX (1 << 30) /* bytes of a result file */
 #define RECENT 20            /* events read at once, from the newest back */
 #define PAGE 500

@@ -25,7 +25,8 @@ int worker_metrics_open(struct worker_metrics **out, struct db *db, const struct
 void worker_metrics_free(struct worker_metrics *metrics); /* drops what was not written */
 
 /* One step. Writes when it is time to; ERR_UNAVAILABLE and ERR_NO_SPACE are not reported here, what
- * could not be written stays and is tried again. */
+ * could not be written stays and is tried again, until a hundred thousand events wait: then they
+ * are. */
 int worker_metrics_step(struct worker_metrics *metrics, const struct engine_step *step,
                         struct err *err);
 /* Another event, in its place among the steps; written at once where that is possible. Its strings

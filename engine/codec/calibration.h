@@ -6,8 +6,9 @@
  * of -log p(y) with y drawn from the tuned model itself. With a margin those of the answers'
  * margins are added, with random signs, so that in the mean their moments are; the Fisher
  * information of a model that is sure of its answers is blind to them. For a codec that has no use
- * for gradients the inputs alone will do, in forward passes without a loss. Examples are taken in a
- * random order until CALIBRATION_TOKENS, the last one cut to what is left.
+ * for gradients (delta-come) the inputs alone will do, in forward passes without a loss; bitdelta
+ * and lossless weigh nothing. Examples are taken in a random order until there are so many tokens
+ * as below, the last one cut to what is left.
  *
  * One thread, that of the model's backend. Deterministic: a function of the weights, the examples
  * and the options; how sums are rounded depends on the device and its memory, not on what of that
@@ -20,8 +21,8 @@
 #include "engine/trainer.h"
 
 #define CALIBRATION_TOKENS 16384
-/* Of inputs alone: so many, or two for each input of the widest matrix; GPTQ's rounding learns
- * nothing from more. */
+/* Of inputs alone: so many, or two for each input of the widest matrix, up to those above; GPTQ's
+ * rounding learns nothing from more. */
 #define CALIBRATION_TOKENS_INPUTS 4096
 #define CALIBRATION_ROWS 512 /* tokens of a micro-batch, or one longer example */
 #define CALIBRATION_ROWS_DEVICE                                      \
