@@ -1,5 +1,6 @@
-/* Base and delta as one directory: it loads, it is there whole or not at all, and what was there
- * before stays. */
+/* Base and delta as one directory: it is the tuned model, it loads, it is there whole or not at
+ * all, and what was there before stays. */
+#include <math.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -16,6 +17,7 @@
 
 #include "engine/base/file_io.h"
 #include "engine/engine.h"
+#include "engine/safetensors.h"
 #include "tests/unit/check.h"
 #include "tests/unit/folder_entries.h"
 #include "tests/unit/tiny_model.h"
@@ -35,6 +37,63 @@ static void digest_of(const char *dir, char digest[65])
     CHECK(engine_open_model(&engine, dir, &cpu, &err));
     snprintf(digest, 65, "%s", engine_info(engine)->digest);
     engine_free(engine);
+}
+
+static void open_weights(struct safetensors **file, const char *dir)
+{
+    char path[96];
+
+    snprintf(path, sizeof path, "%s/model.safetensors", dir);
+    CHECK(safetensors_open(file, path, &err));
+}
+
+static double value_at(const struct safetensors_tensor *t, int64_t index)
+{
+    float value;
+
+    tensor_to_f32(&t->view, index, 1, &value);
+    return (double)value;
+}
+
+/* How far base + difference may be from tuned (api-spec/delta-format.md): the difference and the
+ * sum are rounded to F32; and what is no matrix of a block has a difference in F16. */
+static double rounding(const char *name, double from, double to)
+{
+    double sum = 0x1p-22 * fmax(fabs(from), fabs(to));
+
+    return strstr(name, "_proj") ? sum : sum + fmax(0x1p-11 * fabs(to - from), 0x1p-25);
+}
+
+static void it_is_the_tuned_model(void **state)
+{
+    struct safetensors *from, *to, *out;
+
+    CHECK(engine_delta_apply(base_dir, delta_path, out_dir, &err));
+    open_weights(&from, base_dir);
+    open_weights(&to, tuned_dir);
+    open_weights(&out, out_dir);
+    assert_int_equal(safetensors_count(out), safetensors_count(to));
+    for (int64_t t = 0; t < safetensors_count(to); t++) {
+        const struct safetensors_tensor *want = safetensors_at(to, t),
+                                        *before = safetensors_find(from, want->name),
+                                        *got = safetensors_find(out, want->name);
+
+        assert_non_null(got);
+        assert_int_equal(got->view.dtype, DTYPE_F32);
+        assert_int_equal(got->view.rank, want->view.rank);
+        assert_memory_equal(got->view.shape, want->view.shape, sizeof want->view.shape);
+        for (int64_t i = 0; i < tensor_elements(&want->view); i++) {
+            double was = value_at(before, i), is = value_at(want, i);
+
+            if (fabs(value_at(got, i) - is) > rounding(want->name, was, is))
+                fail_msg("%s[%lld] is %.9g, not %.9g (of %.9g)", want->name, (long long)i,
+                         value_at(got, i), is, was);
+        }
+    }
+    safetensors_free(from);
+    safetensors_free(to);
+    safetensors_free(out);
+    CHECK(file_remove_tree(out_dir, &err));
 }
 
 static void it_loads(void **state)
@@ -138,6 +197,7 @@ static int teardown(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(it_is_the_tuned_model),
         cmocka_unit_test(it_loads),
         cmocka_unit_test(a_directory_that_does_not_fit_leaves_nothing),
         cmocka_unit_test(what_is_there_stays),
