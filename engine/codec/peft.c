@@ -286,8 +286,10 @@ static int check_half(const struct reading *r, const struct artifact_tensor *t, 
                        "its shape does not fit a layer of [%d, %d]: the adapter was trained on "
                        "another base",
                        t->rows, t->cols);
-    if (half->shape[of_rank] < 1 || half->shape[of_rank] > LORA_MAX_RANK ||
-        (r->rank && half->shape[of_rank] != r->rank))
+    if (half->shape[of_rank] < 1 || half->shape[of_rank] > LORA_MAX_RANK)
+        return err_set(err, ERR_INVALID, "it has rank %lld: 1 to %d are taken",
+                       (long long)half->shape[of_rank], LORA_MAX_RANK);
+    if (r->rank && half->shape[of_rank] != r->rank)
         return err_set(err, ERR_INVALID, "it has rank %lld, but \"r\" of " CONFIG_FILE " is %lld",
                        (long long)half->shape[of_rank],
                        (long long)json_integer_value(json_object_get(r->config, "r")));

@@ -552,6 +552,48 @@ static void parts_that_are_not_sound_are_refused(void **state)
     }
 }
 
+static void write_pair(const char *config, int64_t rank)
+{
+    struct half pair[] = {whole[0], whole[1]};
+
+    pair[0].shape[0] = pair[1].shape[1] = rank;
+    write_adapter(config, pair, 2);
+}
+
+/* In a delta and in an adapter, by its "r" or where each pair has its own; one more is refused. */
+static void the_highest_rank_is_taken(void **state)
+{
+    static const char *const config[2][2] = {
+        {"{\"peft_type\": \"LORA\", \"lora_alpha\": 6, \"r\": 4096}",
+         "{\"peft_type\": \"LORA\", \"lora_alpha\": 6, \"r\": 4097}"},
+        {"{\"peft_type\": \"LORA\", \"lora_alpha\": 6, \"r\": 8, \"rank_pattern\": {\"x\": 4096}}",
+         "{\"peft_type\": \"LORA\", \"lora_alpha\": 6, \"r\": 8, \"rank_pattern\": {\"x\": 4097}}"},
+    };
+    static float value[3 * 4097];
+    float scale = 1;
+
+    for (int more = 0; more < 2; more++) {
+        int64_t rank = 4096 + more; /* api-spec/deltas.md */
+        const struct tensor part[LORA_PARTS] = {
+            [LORA_SCALE] = tensor_view(&scale, DTYPE_F32, 1, (int64_t[]){1}),
+            [LORA_DOWN] = tensor_view(value, DTYPE_F32, 2, (int64_t[]){rank, 1}),
+            [LORA_UP] = tensor_view(value, DTYPE_F32, 2, (int64_t[]){3, rank})};
+
+        assert_int_equal(codec_lora.accept(part, 3, 1, NULL), more ? -1 : 0);
+        for (int i = 0; i < 2; i++) {
+            struct peft *peft;
+
+            write_pair(config[i][more], rank);
+            if (more) {
+                expect_refused(i ? "rank 4097: 1 to 4096" : "rank of 1 to 4096");
+                continue;
+            }
+            CHECK(peft_open(&peft, adapter_path, tensor, count, &err));
+            peft_free(peft);
+        }
+    }
+}
+
 static int setup(void **state)
 {
     const struct engine_options options = {.device = "cpu", .threads = 2};
@@ -593,6 +635,7 @@ int main(void)
         cmocka_unit_test(damaged_adapters_do_no_harm),
         cmocka_unit_test(what_lora_can_not_do_is_said),
         cmocka_unit_test(parts_that_are_not_sound_are_refused),
+        cmocka_unit_test(the_highest_rank_is_taken),
     };
 
     return cmocka_run_group_tests_name("lora", tests, setup, teardown);
