@@ -76,6 +76,21 @@ def make_model(folder, *options):
     return pathlib.Path(folder)
 
 
+def make_tuned(base, folder):
+    """The model in base with other values in the matrices of its blocks."""
+    shutil.copytree(base, folder)
+    path = pathlib.Path(folder) / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    size, = struct.unpack("<Q", data[:8])
+    for name, tensor in json.loads(data[8:8 + size]).items():
+        if name.endswith("_proj.weight"):
+            begin, end = (8 + size + at for at in tensor["data_offsets"])
+            values = [x for x, in struct.iter_unpack("<f", data[begin:end])]
+            data[begin:end] = struct.pack(f"<{len(values)}f", *(x + 0.01 * ((i * 7919) % 13 - 6) for i, x in enumerate(values)))
+    path.write_bytes(data)
+    return pathlib.Path(folder)
+
+
 def make_adapter(folder, rank=2, **config):
     """A LoRA adapter of make_model's model as peft saves it: q and v of both layers, F16."""
     folder = pathlib.Path(folder)

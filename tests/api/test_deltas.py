@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
 import struct
 import tempfile
 import threading
@@ -377,18 +376,7 @@ class Compression(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        folder = server.folder / "tuned"
-        shutil.copytree(server.model_path, folder)
-        harness.make_model(server.folder / "other", "--seed", "7")
-        data = bytearray((folder / "model.safetensors").read_bytes())
-        other = (server.folder / "other/model.safetensors").read_bytes()
-        size, = struct.unpack("<Q", data[:8])
-        for name, tensor in json.loads(data[8:8 + size]).items():
-            if name.endswith("_proj.weight"):
-                begin, end = (8 + size + at for at in tensor["data_offsets"])
-                here, there = ([x for x, in struct.iter_unpack("<f", bytes[begin:end])] for bytes in (data, other))
-                data[begin:end] = struct.pack(f"<{len(here)}f", *(x + 0.3 * y for x, y in zip(here, there)))
-        (folder / "model.safetensors").write_bytes(data)
+        folder = harness.make_tuned(server.model_path, server.folder / "tuned")
         server.cli("model", "import", folder, "--name", "tuned-elsewhere", "--data", server.data)
         cls.rows = server.upload(harness.examples(harness.FACTS)).json["id"]
 
@@ -412,7 +400,7 @@ class Compression(unittest.TestCase):
         self.assertEqual(set(job["hyperparameters"].values()), {"auto"})
         report = job["graft"]["report"]
         self.assertEqual(report["codec"], "graft")
-        self.assertGreater(report["ratio"], 2.9)
+        self.assertGreaterEqual(report["ratio"], 3)
         self.assertGreater(report["measured_kl"], 0)
         recall = job["graft"]["recall"]
         self.assertIsNone(recall["tuned"])

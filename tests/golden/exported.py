@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import pathlib
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,9 +18,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/api"), str(ROOT / "tests/
 import harness      # noqa: E402
 import make_greedy  # noqa: E402
 import tap          # noqa: E402
-import test_delta_tool  # noqa: E402
 
 PYTHON = os.environ.get("TRANSFORMERS_PYTHON") or "python3"
+CODECS = ("graft", "bitdelta", "delta-come", "lossless", "lora")
 CLOSE = 1e-3  # two best logits nearer than this may change places, as in tests/unit/test_smollm2.c
 
 
@@ -72,12 +71,9 @@ def check(server, base, delta, folder):
 
 
 def tiny(folder):
-    """A base, and a model tuned from it."""
-    base, tuned = folder / "base", folder / "tuned"
-    harness.make_model(base)
-    shutil.copytree(base, tuned)
-    test_delta_tool.tune(tuned / "model.safetensors")
-    return base, tuned
+    """A base, a model tuned from it, and an adapter of it."""
+    base = harness.make_model(folder / "base")
+    return base, harness.make_tuned(base, folder / "tuned"), harness.make_adapter(folder / "adapter")
 
 
 def main():
@@ -88,19 +84,20 @@ def main():
     with tempfile.TemporaryDirectory(prefix="graft-exported-test.") as name:
         folder = pathlib.Path(name)
         server = None
-        for codec in ("graft", "lossless") if a.delta is None else (a.delta.name,):
+        for codec in CODECS if a.delta is None else (a.delta.name,):
             with tap.case(f"exported and served say the same: {codec}"):
                 need_transformers()
                 if a.delta is None and server is None:
-                    a.base, tuned = tiny(folder)
+                    a.base, tuned, adapter = tiny(folder)
                 if server is None:
                     server = harness.Server(model_name=None)
                     server.model = "base"
                     server.cli("model", "import", a.base, "--name", "base", "--data", server.data)
                 delta = a.delta or folder / f"{codec}.delta"
                 if a.delta is None:
-                    subprocess.run([harness.GRAFT, "delta", "compress", "--base", a.base, "--tuned", tuned, "--codec", codec,
-                                    "-o", delta], check=True, capture_output=True)
+                    subprocess.run([harness.GRAFT, "delta", "compress", "--base", a.base, "--tuned",
+                                    adapter if codec == "lora" else tuned, "--codec", codec, "-o", delta], check=True,
+                                   capture_output=True)
                 check(server, a.base, delta, folder / f"{codec}-full")
         if server:
             server.stop()
