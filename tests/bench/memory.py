@@ -126,9 +126,9 @@ def check(folder, codec, a, size):
 
 def main():
     ap = argparse.ArgumentParser()
-    for name, value in (("layers", 20), ("hidden", 128), ("intermediate", 4096), ("limit", 48), ("threads", 1)):
+    for name, value in (("layers", 20), ("hidden", 128), ("intermediate", 4096), ("limit", 52), ("threads", 1)):
         ap.add_argument("--" + name, type=int, default=value)
-    ap.add_argument("--codecs", default="bitdelta,delta-come")
+    ap.add_argument("--codecs", default="graft,bitdelta,delta-come")
     ap.add_argument("--no-compare", dest="compare", action="store_false", help="with a run without a limit")
     a = ap.parse_args()
     with tempfile.TemporaryDirectory(prefix="graft-memory-test.") as name:
