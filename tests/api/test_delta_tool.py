@@ -103,26 +103,30 @@ class Tool(unittest.TestCase):
         self.assertLessEqual(json.loads(done.stdout)["measured_kl"], 0.01)
         delta.unlink()
 
-    def test_killed_it_goes_on_from_where_it_was(self):
-        words = ("--ratio", "4", "--calibration", self.rows, "--distill-steps", "40")
+    def test_interrupted_it_goes_on_from_where_it_was(self):
+        delta, words = self.folder / "out.delta", ("--ratio", "4", "--calibration", self.rows, "--distill-steps", "40")
         whole = subprocess.run(self.argv(*words), capture_output=True, text=True)
         self.assertEqual(whole.returncode, 0, whole.stderr)
-        want = (self.folder / "out.delta").read_bytes()
-        (self.folder / "out.delta").unlink()
+        want = delta.read_bytes()
+        delta.unlink()
         before = self.files()
-        tool = subprocess.Popen(self.argv(*words, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        while not (self.folder / "out.delta.scales").exists():  # ten steps are made
-            self.assertIsNone(tool.poll())
-            time.sleep(0.001)
-        tool.kill()
-        tool.communicate()
-        self.assertFalse((self.folder / "out.delta").exists())
-        done = subprocess.run(self.argv(*words, "--resume"), capture_output=True, text=True)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(done.stderr.split(), ["read", "distill", "compare", "measure", "recall"], "statistics are not taken again")
-        self.assertEqual((self.folder / "out.delta").read_bytes(), want)
-        (self.folder / "out.delta").unlink()
-        self.assertEqual(self.files(), before)
+        for signum in (signal.SIGKILL, signal.SIGINT):
+            with self.subTest(signum):
+                tool = subprocess.Popen(self.argv(*words, "--resume"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                while not (self.folder / "out.delta.scales").exists():  # ten steps are made
+                    self.assertIsNone(tool.poll())
+                    time.sleep(0.001)
+                tool.send_signal(signum)
+                out, _ = tool.communicate()
+                self.assertEqual((tool.returncode, out), (-signum, ""))
+                self.assertEqual(self.files(), sorted([*before, "out.delta.scales", "out.delta.undistilled"]))
+                done = subprocess.run(self.argv(*words, "--resume"), capture_output=True, text=True)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertEqual(done.stderr.split(), ["read", "distill", "compare", "measure", "recall"],
+                                 "statistics are not taken again")
+                self.assertEqual(delta.read_bytes(), want)
+                delta.unlink()
+                self.assertEqual(self.files(), before)
 
     def test_what_it_kept_is_for_the_same_compression_alone(self):
         words = ("--calibration", self.rows, "--distill-steps", "40", "--resume")

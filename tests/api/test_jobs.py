@@ -47,6 +47,12 @@ def start(data, epochs=EPOCHS, **fields):
     return job.json
 
 
+def metadata(delta):
+    """What a delta file says of itself."""
+    size, = struct.unpack("<Q", delta[:8])
+    return json.loads(delta[8:8 + size])["__metadata__"]
+
+
 class Success(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -144,9 +150,8 @@ class Success(unittest.TestCase):
         self.assertEqual(reply.headers["etag"], f'"{digest.hexdigest()}"')
         self.assertEqual(reply.headers["repr-digest"], f"sha-256=:{base64.b64encode(digest.digest()).decode()}:")
         self.assertEqual(reply.headers["content-disposition"], f'attachment; filename="{name.replace(":", "-")}.safetensors"')
-        size, = struct.unpack("<Q", reply.body[:8])
-        metadata = json.loads(reply.body[8:8 + size])["__metadata__"]
-        self.assertEqual((metadata["graft.format"], metadata["graft.codec"]), ("delta", self.job["graft"]["delta"]["codec"]))
+        said = metadata(reply.body)
+        self.assertEqual((said["graft.format"], said["graft.codec"]), ("delta", self.job["graft"]["delta"]["codec"]))
         self.assertEqual(server.request("HEAD", f"/v1/models/{name}/delta").headers["etag"], reply.headers["etag"])
         earlier = server.get(f"/v1/models/{name}:ckpt-step-9/delta")
         self.assertEqual(earlier.status, 200)
@@ -212,12 +217,14 @@ class Compression(unittest.TestCase):
                     self.assertLess(delta["ratio"], 1.1 * compression["ratio"])
                 self.assertGreater(report["measured_kl"], 0)
                 body = server.get(f"/v1/models/{job['fine_tuned_model']}/delta").body
-                size, = struct.unpack("<Q", body[:8])
-                self.assertEqual(json.loads(body[8:8 + size])["__metadata__"]["graft.codec"], codec)
+                said = metadata(body)
+                self.assertEqual(said["graft.codec"], codec)
+                self.assertEqual(json.loads(said["graft.report"])["distill_steps"], compression["distill_steps"])
                 point = server.get(f"/v1/fine_tuning/jobs/{job['id']}/checkpoints").json["data"][-1]
                 self.assertEqual(point["step_number"], 3)
                 early = server.get(f"/v1/models/{point['fine_tuned_model_checkpoint']}/delta").body
                 self.assertLess(abs(len(early) / len(body) - 1), 0.1, "an epoch's checkpoint has the same budget")
+                self.assertEqual(json.loads(metadata(early)["graft.report"])["distill_steps"], 0)
                 self.assertEqual(server.chat(job["fine_tuned_model"], harness.FACTS[0][0]).status, 200)
 
     def test_a_kl_is_kept_to_by_a_smaller_file_where_more_is_allowed(self):
