@@ -18,12 +18,14 @@
 #include "engine/base/json_text.h"
 #include "engine/base_file.h"
 #include "engine/chat_template.h"
+#include "engine/engine.h"
 #include "engine/safetensors.h"
-#include "tests/unit/gguf_builder.h"
+#include "tests/unit/check.h"
 #include "tests/unit/golden.h"
+#include "tests/unit/tiny_gguf.h"
 #include "tests/unit/tiny_model.h"
 
-enum { LAYERS = 2, HIDDEN = 64, INTERMEDIATE = 128, HEADS = 4, KV_HEADS = 2, VOCABULARY = 512 };
+enum { LAYERS = 2, VOCABULARY = 512 };
 
 static char dir[64];
 
@@ -144,132 +146,12 @@ static void test_the_digest_is_of_the_values(void **state)
                         "4666e1c4ee610d28ac9c961cee8174a696d9aee0ac94cd8ad94859cc96fa1791");
 }
 
-static const char *pre_tokenizer = "smollm"; /* of the next file */
-
-static void add_tokenizer(struct gguf_builder *b)
+static void write_gguf(const char *name, const struct tiny_gguf *gguf)
 {
-    json_t *spec = golden_load("tests/golden/tiny_tokenizer.json");
-    json_t *model = json_object_get(spec, "model"), *vocab = json_object_get(model, "vocab");
-    json_t *merges = json_object_get(model, "merges"), *value, *merge;
-    const char *names[VOCABULARY] = {NULL}, *name;
-    size_t i;
+    struct err err = {0};
 
-    json_object_foreach(vocab, name, value) names[json_integer_value(value)] = name;
-    gguf_add_string(b, "tokenizer.ggml.model", "gpt2");
-    gguf_add_string(b, "tokenizer.ggml.pre", pre_tokenizer);
-    gguf_add_key(b, "tokenizer.ggml.tokens", 9);
-    gguf_put_int(&b->entries, 8, 4);
-    gguf_put_int(&b->entries, VOCABULARY, 8);
-    for (i = 0; i < VOCABULARY; i++)
-        gguf_put_string(&b->entries, names[i]);
-    gguf_add_key(b, "tokenizer.ggml.token_type", 9);
-    gguf_put_int(&b->entries, 5, 4);
-    gguf_put_int(&b->entries, VOCABULARY, 8);
-    for (i = 0; i < VOCABULARY; i++)
-        gguf_put_int(&b->entries, i < 3 ? 3 : 1, 4);
-    gguf_add_key(b, "tokenizer.ggml.merges", 9);
-    gguf_put_int(&b->entries, 8, 4);
-    gguf_put_int(&b->entries, json_array_size(merges), 8);
-    json_array_foreach(merges, i, merge)
-    {
-        char both[128];
-
-        snprintf(both, sizeof both, "%s %s", json_string_value(json_array_get(merge, 0)),
-                 json_string_value(json_array_get(merge, 1)));
-        gguf_put_string(&b->entries, json_is_string(merge) ? json_string_value(merge) : both);
-    }
-    json_decref(spec);
-}
-
-static void add_metadata(struct gguf_builder *b)
-{
-    size_t len = 0;
-    char *text = golden_text("tests/golden/tiny_template.jinja", &len);
-
-    gguf_add_string(b, "general.architecture", "llama");
-    gguf_add_u32(b, "llama.block_count", LAYERS);
-    gguf_add_u32(b, "llama.context_length", 256);
-    gguf_add_u32(b, "llama.embedding_length", HIDDEN);
-    gguf_add_u32(b, "llama.feed_forward_length", INTERMEDIATE);
-    gguf_add_u32(b, "llama.attention.head_count", HEADS);
-    gguf_add_u32(b, "llama.attention.head_count_kv", KV_HEADS);
-    gguf_add_f32(b, "llama.rope.freq_base", 10000);
-    gguf_add_f32(b, "llama.attention.layer_norm_rms_epsilon", 1e-5f);
-    gguf_add_u32(b, "tokenizer.ggml.bos_token_id", 1);
-    gguf_add_u32(b, "tokenizer.ggml.eos_token_id", 2);
-    gguf_add_string(b, "tokenizer.chat_template", text);
-    add_tokenizer(b);
-    free(text);
-}
-
-/* rows 0: a vector. `heads` > 0: rows interleaved, as the format keeps q and k. */
-static void add_weights(struct gguf_builder *b, const char *name, const char *canonical,
-                        int64_t rows, int64_t columns, int heads)
-{
-    int64_t head_dim = heads > 0 ? rows / heads : 0;
-
-    gguf_add_tensor(b, name, rows > 0 ? 2 : 1, (uint64_t[]){(uint64_t)columns, (uint64_t)rows}, 0,
-                    gguf_next_offset(b));
-    for (int64_t row = 0; row < (rows > 0 ? rows : 1); row++) {
-        int64_t from = row;
-
-        if (heads > 0) /* pair p of a head: rows p and p + head_dim/2 of the canonical order */
-            from = row / head_dim * head_dim + row % head_dim / 2 + row % 2 * (head_dim / 2);
-        for (int64_t i = 0; i < columns; i++) {
-            float value = tiny_model_value(canonical, from * columns + i, columns, 1);
-
-            strbuf_add(&b->data, &value, sizeof value);
-        }
-    }
-}
-
-static void add_layer(struct gguf_builder *b, int layer)
-{
-    static const struct {
-        const char *name, *canonical;
-        int64_t rows, columns;
-        int heads;
-    } list[] = {
-        {"attn_norm", "input_layernorm", 0, HIDDEN, 0},
-        {"attn_q", "self_attn.q_proj", 64, HIDDEN, HEADS},
-        {"attn_k", "self_attn.k_proj", 32, HIDDEN, KV_HEADS},
-        {"attn_v", "self_attn.v_proj", 32, HIDDEN, 0},
-        {"attn_output", "self_attn.o_proj", HIDDEN, 64, 0},
-        {"ffn_norm", "post_attention_layernorm", 0, HIDDEN, 0},
-        {"ffn_gate", "mlp.gate_proj", INTERMEDIATE, HIDDEN, 0},
-        {"ffn_up", "mlp.up_proj", INTERMEDIATE, HIDDEN, 0},
-        {"ffn_down", "mlp.down_proj", HIDDEN, INTERMEDIATE, 0},
-    };
-
-    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
-        char name[64], canonical[96];
-
-        snprintf(name, sizeof name, "blk.%d.%s.weight", layer, list[i].name);
-        snprintf(canonical, sizeof canonical, "model.layers.%d.%s.weight", layer,
-                 list[i].canonical);
-        add_weights(b, name, canonical, list[i].rows, list[i].columns, list[i].heads);
-    }
-}
-
-/* The tiny model of seed 1 as a GGUF file; `spoil` may change the builder before it is written. */
-static void write_gguf(const char *name, void (*spoil)(struct gguf_builder *b))
-{
-    struct gguf_builder b;
-    unsigned char *bytes;
-    size_t len = 0;
-
-    gguf_builder_init(&b);
-    add_metadata(&b);
-    add_weights(&b, "token_embd.weight", "model.embed_tokens.weight", VOCABULARY, HIDDEN, 0);
-    for (int i = 0; i < LAYERS; i++)
-        add_layer(&b, i);
-    add_weights(&b, "output_norm.weight", "model.norm.weight", 0, HIDDEN, 0);
-    if (spoil != NULL)
-        spoil(&b);
-    bytes = gguf_build(&b, &len);
-    assert_int_equal(file_write_durable(in_dir(name), bytes, len, NULL), 0);
-    free(bytes);
-    gguf_builder_release(&b);
+    if (tiny_gguf_write(in_dir(name), gguf, &err) != 0)
+        fail_msg("%s", err.message);
 }
 
 static void test_gguf_and_directory_give_the_same_base(void **state)
@@ -282,7 +164,7 @@ static void test_gguf_and_directory_give_the_same_base(void **state)
     size_t len = 0;
 
     make_tiny("same", &(struct tiny_model){.seed = 1});
-    write_gguf("same.gguf", NULL);
+    write_gguf("same.gguf", &(struct tiny_gguf){.seed = 1});
     hf = import_ok("same", "same-hf.base");
     gguf = import_ok("same.gguf", "same-gguf.base");
     assert_memory_equal(&hf, &gguf, sizeof hf);
@@ -302,9 +184,43 @@ static void test_gguf_and_directory_give_the_same_base(void **state)
     base_file_free(b);
 }
 
+/* The difference of two models, to the SHA-256 of its file. */
+static void compress(const char *base, const char *tuned, char digest[65])
+{
+    const struct engine_options cpu = {.device = "cpu", .threads = 1};
+    const struct engine_compress_options lossless = {.codec = "lossless"};
+    struct engine_delta_report report;
+    struct engine *engine;
+
+    CHECK(engine_open_model(&engine, in_dir(base), &cpu, &err));
+    CHECK(engine_model_compress(engine, in_dir(tuned), &lossless, in_dir("delta"), &report, &err));
+    assert_true(report.linear_bytes > 0);
+    engine_free(engine);
+    CHECK(file_sha256(in_dir("delta"), digest, NULL, &err));
+}
+
+static void test_gguf_and_directory_have_the_same_delta(void **state)
+{
+    static const char *const base[] = {"from", "from.gguf"}, *const tuned[] = {"to", "to.gguf"};
+    char want[65], got[65];
+
+    make_tiny(base[0], &(struct tiny_model){.seed = 1});
+    make_tiny(tuned[0], &(struct tiny_model){.seed = 2});
+    write_gguf(base[1], &(struct tiny_gguf){.seed = 1});
+    write_gguf(tuned[1], &(struct tiny_gguf){.seed = 2});
+    compress(base[0], tuned[0], want);
+    for (int i = 1; i < 4; i++) {
+        compress(base[i % 2], tuned[i / 2], got);
+        assert_string_equal(got, want);
+    }
+}
+
 static void more_tensors(struct gguf_builder *b)
 {
-    add_weights(b, "rope_freqs.weight", "rope_freqs.weight", 0, 8, 0);
+    static const float ones[8] = {1, 1, 1, 1, 1, 1, 1, 1};
+
+    gguf_add_tensor(b, "rope_freqs.weight", 1, (uint64_t[]){8}, 0, gguf_next_offset(b));
+    strbuf_add(&b->data, ones, sizeof ones);
 }
 
 static void lose_tensor(struct gguf_builder *b)
@@ -326,13 +242,13 @@ static void not_finite(struct gguf_builder *b)
 
 static void test_gguf_files_that_do_not_fit_are_refused(void **state)
 {
-    write_gguf("bad.gguf", more_tensors);
+    write_gguf("bad.gguf", &(struct tiny_gguf){.spoil = more_tensors});
     import_fails("bad.gguf", "\"rope_freqs.weight\" is not supported");
-    write_gguf("bad.gguf", lose_tensor);
+    write_gguf("bad.gguf", &(struct tiny_gguf){.spoil = lose_tensor});
     import_fails("bad.gguf", "\"output_norm.weight\" is missing");
-    write_gguf("bad.gguf", other_architecture);
+    write_gguf("bad.gguf", &(struct tiny_gguf){.spoil = other_architecture});
     import_fails("bad.gguf", "architecture \"gemma\" is not supported yet; supported: llama");
-    write_gguf("bad.gguf", not_finite);
+    write_gguf("bad.gguf", &(struct tiny_gguf){.spoil = not_finite});
     import_fails("bad.gguf", "\"model.embed_tokens.weight\" holds values that are not finite");
 }
 
@@ -344,20 +260,17 @@ static void test_gguf_pre_tokenizers_are_known_or_refused(void **state)
     char words[200];
 
     for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
-        pre_tokenizer = known[i];
-        write_gguf("pre.gguf", NULL);
+        write_gguf("pre.gguf", &(struct tiny_gguf){.pre_tokenizer = known[i]});
         import_ok("pre.gguf", "pre.base");
     }
     for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
-        pre_tokenizer = unknown[i];
-        write_gguf("bad.gguf", NULL);
+        write_gguf("bad.gguf", &(struct tiny_gguf){.pre_tokenizer = unknown[i]});
         snprintf(words, sizeof words,
                  "pre-tokenizer \"%s\" (tokenizer.ggml.pre) is not supported yet; supported: "
                  "smollm, llama-bpe, gpt-2.",
                  unknown[i]);
         import_fails("bad.gguf", words);
     }
-    pre_tokenizer = "smollm";
 }
 
 /* The tiny model's weights, cut into two shards. */
@@ -622,6 +535,7 @@ int main(void)
         cmocka_unit_test(test_import_of_a_base_is_the_same_file),
         cmocka_unit_test(test_the_digest_is_of_the_values),
         cmocka_unit_test(test_gguf_and_directory_give_the_same_base),
+        cmocka_unit_test(test_gguf_and_directory_have_the_same_delta),
         cmocka_unit_test(test_gguf_files_that_do_not_fit_are_refused),
         cmocka_unit_test(test_gguf_pre_tokenizers_are_known_or_refused),
         cmocka_unit_test(test_shards_are_one_model),
