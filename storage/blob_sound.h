@@ -11,8 +11,9 @@ struct blob_sound; /* what is believed; opaque */
 struct blob_sound *blob_sound_new(void); /* NULL: out of memory */
 void blob_sound_free(struct blob_sound *sound);
 
-/* fd, which stays open: a file of the blob that is wanted. ERR_IO, code damaged_file and worded for
- * a client, where it has other bytes or can not be read; also what want->go_on says. */
+/* fd, which stays open and at its beginning: a file of the blob that is wanted. ERR_IO, code
+ * damaged_file and worded for a client, where it has other bytes or can not be read; also what
+ * want->go_on says. */
 int blob_sound_check(struct blob_sound *sound, int fd, const struct blob_wanted *want,
                      struct err *err);
 

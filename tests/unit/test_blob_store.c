@@ -2,6 +2,7 @@
  */
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -136,6 +137,113 @@ static void a_damaged_blob_is_not_opened(void **state)
     assert_ok(put(PROJECT, "sound\n", sha256, err));
     assert_ok(blob_open_sound(store, &own, &fd, err));
     close(fd);
+}
+
+/* ------------------------------------------------------------------ large blobs */
+
+#define LARGE (17 << 20) /* bytes: whoever listens is asked once while they are hashed */
+
+struct large {
+    struct blob_wanted want;
+    char sha256[SHA256_HEX], *path;
+    int asked;
+    bool heal, stop;
+};
+
+static void put_large(struct large *l)
+{
+    char *data = calloc(1, LARGE);
+    struct blob_writer *w;
+    int64_t bytes;
+
+    assert_non_null(data);
+    assert_ok(blob_begin(store, PROJECT, "upload", &w, err));
+    assert_ok(blob_write(w, data, LARGE, err));
+    assert_ok(blob_commit(w, l->sha256, &bytes, err));
+    free(data);
+}
+
+static int when_asked(void *context, struct err *err)
+{
+    struct large *l = context;
+
+    l->asked++;
+    if (l->heal)
+        put_large(l);
+    return l->stop ? err_set(err, ERR_CANCELLED, "enough") : 0;
+}
+
+static void open_large(struct large *l)
+{
+    put_large(l);
+    assert_ok(blob_path(store, PROJECT, l->sha256, &l->path, err));
+    l->want = (struct blob_wanted){.owner = PROJECT,
+                                   .sha256 = l->sha256,
+                                   .name = "file-large",
+                                   .go_on = when_asked,
+                                   .context = l};
+}
+
+static void flip(const struct large *l)
+{
+    int fd;
+
+    assert_int_equal(chmod(l->path, 0600), 0);
+    fd = open(l->path, O_WRONLY);
+    assert_int_equal(pwrite(fd, "x", 1, LARGE / 2), 1);
+    close(fd);
+}
+
+static void look(struct large *l)
+{
+    int fd;
+
+    assert_ok(blob_open_sound(store, &l->want, &fd, err));
+    close(fd);
+}
+
+static void a_hash_can_be_stopped(void **state)
+{
+    struct large l = {.stop = true};
+    int fd;
+
+    open_large(&l);
+    assert_err(blob_open_sound(store, &l.want, &fd, err), ERR_CANCELLED);
+    assert_int_equal(l.asked, 1);
+    free(l.path);
+}
+
+/* From two seconds after the last change on, since a change would show by then. */
+static void what_was_sound_is_not_hashed_again_until_it_is_touched(void **state)
+{
+    struct large l = {0};
+    int fd;
+
+    open_large(&l);
+    look(&l);
+    look(&l);
+    assert_int_equal(l.asked, 2);
+    sleep(3);
+    look(&l);
+    assert_int_equal(l.asked, 3);
+    look(&l);
+    look(&l);
+    assert_int_equal(l.asked, 3);
+    flip(&l);
+    assert_err(blob_open_sound(store, &l.want, &fd, err), ERR_IO);
+    assert_int_equal(l.asked, 4);
+    free(l.path);
+}
+
+static void a_blob_that_is_healed_while_it_is_read_is_sound(void **state)
+{
+    struct large l = {.heal = true};
+
+    open_large(&l);
+    flip(&l);
+    look(&l);
+    assert_int_equal(l.asked, 2);
+    free(l.path);
 }
 
 static void an_empty_blob_is_a_blob(void **state)
@@ -322,6 +430,9 @@ int main(void)
         cmocka_unit_test(a_committed_blob_is_there_under_its_digest),
         cmocka_unit_test(nothing_is_shared_between_projects),
         cmocka_unit_test(a_damaged_blob_is_not_opened),
+        cmocka_unit_test(a_hash_can_be_stopped),
+        cmocka_unit_test(what_was_sound_is_not_hashed_again_until_it_is_touched),
+        cmocka_unit_test(a_blob_that_is_healed_while_it_is_read_is_sound),
         cmocka_unit_test(an_empty_blob_is_a_blob),
         cmocka_unit_test(an_aborted_blob_leaves_nothing),
         cmocka_unit_test(a_full_disk_is_a_clean_failure),
