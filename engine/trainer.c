@@ -78,11 +78,10 @@ static int32_t usual_rows(const struct engine_trainer *t)
 /* The device is silent meanwhile. */
 static int hash_start_delta(const char *path, char hex[SHA256_HEX], struct err *err)
 {
-    int64_t bytes;
     int rc;
 
     progress_wait_begin();
-    rc = file_sha256(path, hex, &bytes, err);
+    rc = file_sha256(path, hex, NULL, err);
     progress_wait_end();
     return rc;
 }

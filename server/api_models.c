@@ -4,7 +4,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "engine/base/log.h"
 #include "server/api_blob.h"
 #include "server/api_check.h"
 #include "server/api_context.h"

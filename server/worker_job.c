@@ -48,6 +48,15 @@ bool worker_run_again(struct worker_run *r, struct err *err)
     return (err->kind == ERR_UNAVAILABLE || err->kind == ERR_NO_SPACE) && wait_for_database(r, err);
 }
 
+int worker_run_still_ours(void *context, struct err *err)
+{
+    const struct worker_run *r = context;
+
+    if (worker_stopping())
+        return err_set(err, ERR_UNAVAILABLE, "the worker is stopping");
+    return worker_heartbeat_check(r->heartbeat, err);
+}
+
 int worker_run_hide_place(const struct worker_run *r, const char *what, const char *sha256,
                           struct err *err)
 {
@@ -129,6 +138,12 @@ bool worker_run_go_on(void *context, const char *stage, double share)
     return !err_is_set(&r->stopped);
 }
 
+void worker_run_explain_stop(const struct worker_run *r, struct err *err)
+{
+    if (err->kind == ERR_CANCELLED && err_is_set(&r->stopped))
+        *err = r->stopped;
+}
+
 static int step(struct worker_run *r, struct err *err)
 {
     int rc;
@@ -196,12 +211,11 @@ static int ask(struct worker_run *r, struct engine_trainer *trainer,
     worker_watch_begin("recall", 0);
     rc = engine_recall(r->engine, r->training, &options, &recall, err);
     worker_watch_end();
-    if (rc != 0 && err->kind == ERR_CANCELLED && err_is_set(&r->stopped)) {
-        *err = r->stopped;
+    if (rc != 0) {
+        err_prefix(err, "recall");
+        worker_run_explain_stop(r, err);
         return -1;
     }
-    if (rc != 0)
-        return err_prefix(err, "recall");
     *share = recall.exact;
     return worker_heartbeat_check(r->heartbeat, err);
 }

@@ -27,15 +27,6 @@ static int warn(struct worker_run *r, const char *key, const char *text, struct 
         r->metrics, &(struct event_new){.level = "warn", .message = text, .key = key}, err);
 }
 
-static int still_ours(void *context, struct err *err)
-{
-    const struct worker_run *r = context;
-
-    if (worker_stopping())
-        return err_set(err, ERR_UNAVAILABLE, "the worker is stopping");
-    return worker_heartbeat_check(r->heartbeat, err);
-}
-
 static int find_blob(struct worker_run *r, const struct blob_wanted *want, char **path,
                      struct err *err)
 {
@@ -57,7 +48,7 @@ static bool wait_for_change(struct worker_run *r, const char *path, double until
     (void)file_identify(path, &was);
     while (clock_now() < until) {
         worker_sleep(HEAL_SECONDS);
-        if (still_ours(r, err) != 0)
+        if (worker_run_still_ours(r, err) != 0)
             return false;
         if (file_identify(path, &is) && !file_identity_equal(&was, &is))
             return true;
@@ -103,13 +94,15 @@ int worker_prepare_files(struct worker_run *r, struct err *err)
         struct blob_wanted want;
         char **path;
     } file[] = {
-        {{project, j->training_sha256, j->training_file, "training_file", still_ours, r},
+        {{project, j->training_sha256, j->training_file, "training_file", worker_run_still_ours, r},
          &r->training_path},
-        {{project, j->validation_sha256, j->validation_file, "validation_file", still_ours, r},
+        {{project, j->validation_sha256, j->validation_file, "validation_file",
+          worker_run_still_ours, r},
          &r->validation_path},
-        {{project, j->start_sha256, j->model, "model", still_ours, r}, &r->start_path},
-        {{BLOB_OWNER_BASE, j->base_sha256, j->base_name, "model", still_ours, r}, &r->base_path},
-        {{BLOB_OWNER_BASE, j->tuned_sha256, j->tuned_model, "tuned", still_ours, r},
+        {{project, j->start_sha256, j->model, "model", worker_run_still_ours, r}, &r->start_path},
+        {{BLOB_OWNER_BASE, j->base_sha256, j->base_name, "model", worker_run_still_ours, r},
+         &r->base_path},
+        {{BLOB_OWNER_BASE, j->tuned_sha256, j->tuned_model, "tuned", worker_run_still_ours, r},
          &r->tuned_path},
     };
 

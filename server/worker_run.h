@@ -71,12 +71,17 @@ int worker_run_hide_place(const struct worker_run *run, const char *what, const 
                           struct err *err);
 
 int worker_run_flush(struct worker_run *run, struct err *err); /* all events are told */
+/* ERR_UNAVAILABLE: the worker is stopping; else what worker_heartbeat_check says. context: the run.
+ */
+int worker_run_still_ours(void *context, struct err *err);
 /* Between two steps of training or compression: tells how far it is, at most once a second, which
  * also finds out whether the job is still ours. ERR_FENCED, ERR_CANCELLED: it is not. */
 int worker_run_progress(struct worker_run *run, struct err *err);
 /* For the engine's long calls, as their `progress`; context: the run. false: why is in `stopped`.
  */
 bool worker_run_go_on(void *context, const char *stage, double share);
+/* Behind such a call that failed: where it was told to stop, err becomes why. */
+void worker_run_explain_stop(const struct worker_run *run, struct err *err);
 
 /* ------------------------------------------------------------------ worker_prepare.c */
 

@@ -185,8 +185,8 @@ static int run_codec(struct worker_run *r, const struct engine_compress_options 
              ? engine_trainer_compress(r->trainer, options, path, &r->delta, err)
              : engine_model_compress(r->engine, r->tuned_path, options, path, &r->delta, err);
     worker_watch_end();
-    if (rc != 0 && err->kind == ERR_CANCELLED && err_is_set(&r->stopped))
-        *err = r->stopped;
+    if (rc != 0)
+        worker_run_explain_stop(r, err);
     return rc;
 }
 
@@ -365,9 +365,7 @@ static int wait_on(struct worker_run *r, struct wait *wait, struct err *err)
     wait->pause = wait->pause == 0                      ? PAUSE_SECONDS
                   : wait->pause < PAUSE_MAX_SECONDS / 2 ? 2 * wait->pause
                                                         : PAUSE_MAX_SECONDS;
-    if (worker_stopping())
-        return err_set(err, ERR_UNAVAILABLE, "the worker is stopping");
-    return worker_heartbeat_check(r->heartbeat, err);
+    return worker_run_still_ours(r, err);
 }
 
 typedef int work_fn(struct worker_run *run, struct err *err);

@@ -300,12 +300,13 @@ int blob_path(struct blob_store *store, const char *owner, const char *sha256, c
     return store->backend.ops->get(store->backend.self, owner, sha256, path, err);
 }
 
-static int open_path(const char *path, const struct blob_wanted *want, int *fd, struct err *err)
+static int open_path(struct blob_store *store, const char *path, const struct blob_wanted *want,
+                     int *fd, struct err *err)
 {
     *fd = open(path, O_RDONLY | O_CLOEXEC);
     if (*fd < 0)
         return err_set_errno(err, errno, "open blob %s of %s", want->sha256, want->owner);
-    return 0;
+    return blob_sound_check(store->sound, *fd, want, err);
 }
 
 /* The same content was committed after it had been opened. */
@@ -326,15 +327,11 @@ int blob_open_sound(struct blob_store *store, const struct blob_wanted *want, in
     *fd = -1;
     if (blob_path(store, want->owner, want->sha256, &path, err) != 0)
         return -1;
-    rc = open_path(path, want, fd, err);
-    if (rc == 0)
-        rc = blob_sound_check(store->sound, *fd, want, err);
+    rc = open_path(store, path, want, fd, err);
     if (rc != 0 && err->kind == ERR_IO && *fd >= 0 && was_replaced(path, *fd)) {
         close(*fd);
         err_clear(err);
-        rc = open_path(path, want, fd, err);
-        if (rc == 0)
-            rc = blob_sound_check(store->sound, *fd, want, err);
+        rc = open_path(store, path, want, fd, err);
     }
     if (rc != 0 && *fd >= 0) {
         close(*fd);

@@ -281,6 +281,11 @@ class Server:
         finally:
             connection.close()
 
+    def base_blob(self):
+        """The digest under which the server keeps its one base."""
+        path, = (path for path in (self.data / "blobs" / "base").rglob("*") if path.is_file())
+        return path.name
+
     def rot(self, sha256):
         """Flips a bit in the middle of what the server keeps under this digest; another time, and it is as before."""
         blob, = (self.data / "blobs").rglob(sha256)

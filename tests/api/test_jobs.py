@@ -323,9 +323,9 @@ class Failure(unittest.TestCase):
         self.ends(server.create_job(file).json, "damaged_file", "training_file", f"`{file}`")
 
     def test_a_job_waits_for_a_base_that_has_rotted_to_be_healed(self):
-        base, = (path for path in (server.data / "blobs" / "base").rglob("*") if path.is_file())
+        base = server.base_blob()
         file = server.upload(harness.examples(harness.FACTS)).json["id"]
-        server.rot(base.name)
+        server.rot(base)
         try:
             job = server.create_job(file).json["id"]
             limit = time.monotonic() + 60
@@ -333,14 +333,13 @@ class Failure(unittest.TestCase):
                 self.assertLess(time.monotonic(), limit, server.log())
                 time.sleep(0.05)
         finally:
-            server.rot(base.name)
+            server.rot(base)
         self.assertEqual(server.wait_job(job)["status"], "succeeded")
 
     def test_a_job_does_not_wait_for_ever(self):
         other = harness.Server(disk_patience=1, poll=0.1)
         try:
-            base, = (path for path in (other.data / "blobs" / "base").rglob("*") if path.is_file())
-            other.rot(base.name)
+            other.rot(other.base_blob())
             job = other.wait_job(other.create_job(other.upload(harness.examples(harness.FACTS)).json["id"]).json["id"])
             self.assertEqual((job["status"], job["error"]["code"], job["error"]["param"]), ("failed", "damaged_file", "model"))
             self.assertIn(f"`{other.model}`", job["error"]["message"])

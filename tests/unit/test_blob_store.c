@@ -103,6 +103,17 @@ static void nothing_is_shared_between_projects(void **state)
     assert_err(blob_path(store, BLOB_OWNER_BASE, sha256, &path, err), ERR_IO);
 }
 
+/* Another byte where the disk has this one. */
+static void damage(const char *path, off_t at)
+{
+    int fd;
+
+    assert_int_equal(chmod(path, 0600), 0);
+    fd = open(path, O_WRONLY);
+    assert_int_equal(pwrite(fd, "x", 1, at), 1);
+    close(fd);
+}
+
 static void a_damaged_blob_is_not_opened(void **state)
 {
     char sha256[SHA256_HEX], *path, read_back[6];
@@ -111,7 +122,7 @@ static void a_damaged_blob_is_not_opened(void **state)
         .owner = PROJECT, .sha256 = sha256, .name = "file-one", .param = "file"};
     const struct blob_wanted others = {
         .owner = OTHER, .sha256 = sha256, .name = "file-one", .param = "file"};
-    int fd, disk;
+    int fd;
 
     assert_ok(put(PROJECT, "sound\n", sha256, err));
     assert_ok(blob_open_sound(store, &own, &fd, err));
@@ -119,10 +130,7 @@ static void a_damaged_blob_is_not_opened(void **state)
     assert_memory_equal(read_back, "sound\n", 6);
     close(fd);
     assert_ok(blob_path(store, PROJECT, sha256, &path, err));
-    assert_int_equal(chmod(path, 0600), 0);
-    disk = open(path, O_WRONLY);
-    assert_int_equal(write(disk, "S", 1), 1);
-    close(disk);
+    damage(path, 0);
     free(path);
     assert_int_equal(blob_open_sound(store, &own, &fd, &why), -1);
     assert_int_equal(fd, -1);
@@ -184,16 +192,6 @@ static void open_large(struct large *l)
                                    .context = l};
 }
 
-static void flip(const struct large *l)
-{
-    int fd;
-
-    assert_int_equal(chmod(l->path, 0600), 0);
-    fd = open(l->path, O_WRONLY);
-    assert_int_equal(pwrite(fd, "x", 1, LARGE / 2), 1);
-    close(fd);
-}
-
 static void look(struct large *l)
 {
     int fd;
@@ -229,7 +227,7 @@ static void what_was_sound_is_not_hashed_again_until_it_is_touched(void **state)
     look(&l);
     look(&l);
     assert_int_equal(l.asked, 3);
-    flip(&l);
+    damage(l.path, LARGE / 2);
     assert_err(blob_open_sound(store, &l.want, &fd, err), ERR_IO);
     assert_int_equal(l.asked, 4);
     free(l.path);
@@ -240,7 +238,7 @@ static void a_blob_that_is_healed_while_it_is_read_is_sound(void **state)
     struct large l = {.heal = true};
 
     open_large(&l);
-    flip(&l);
+    damage(l.path, LARGE / 2);
     look(&l);
     assert_int_equal(l.asked, 2);
     free(l.path);
