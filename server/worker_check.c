@@ -35,7 +35,7 @@ static void *hash(void *context)
     int rc = file_sha256_fd(check->fd, check->sha256, go_on, check, found, NULL, &err);
     bool sound = rc == 0 && strcmp(found, check->sha256) == 0;
 
-    if (rc != 0 && err.kind == ERR_CANCELLED)
+    if (rc != 0 && err.kind != ERR_IO) /* stopped, or without memory: nothing is known */
         return NULL;
     if (!sound)
         log_error("%.12s is damaged on disk: %s", check->sha256, rc == 0 ? found : err.message);

@@ -226,12 +226,15 @@ static int check_delta(struct worker_models *m, const char *path, const char *sh
     if (!file_identify(path, &file))
         return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
                             "the model was deleted");
-    if (file_sha256(path, found, NULL, err) != 0)
+    if (file_sha256(path, found, NULL, err) != 0) {
+        if (err->kind != ERR_IO) /* a shortage of memory says nothing about the file */
+            return -1;
         log_error("delta %.12s: %s", sha256, err->message);
-    else if (strcmp(found, sha256) != 0)
+    } else if (strcmp(found, sha256) != 0) {
         log_error("delta %.12s is damaged on disk: it hashes to %.12s", sha256, found);
-    else
+    } else {
         return 0;
+    }
     remember_refused(m, &file);
     return damaged_file("delta", sha256, err);
 }
