@@ -7,6 +7,8 @@
 #include "engine/base_layout.h"
 #include "engine/safetensors.h"
 
+enum { PORTION = 1 << 16 }; /* values that are hashed at a time */
+
 struct base_file {
     struct safetensors *file;
     struct model_config config;
@@ -118,6 +120,60 @@ int base_file_open(struct base_file **out, const char *path, struct err *err)
     }
     *out = base;
     return 0;
+}
+
+static int hash_tensor(const struct base_file *base, const struct base_layout_tensor *tensor,
+                       float values[PORTION], char hex[SHA256_HEX], struct err *err)
+{
+    const struct safetensors_tensor *t = safetensors_find(base->file, tensor->name);
+    int64_t elements = base_layout_elements(tensor);
+    struct sha256 *hash = sha256_new();
+
+    if (hash == NULL)
+        return err_set(err, ERR_NO_MEMORY, "out of memory");
+    for (int64_t at = 0; at < elements; at += PORTION) {
+        int64_t count = elements - at < PORTION ? elements - at : PORTION;
+
+        tensor_to_f32(&t->view, at, count, values);
+        sha256_update(hash, values, (size_t)count * sizeof *values);
+    }
+    sha256_final_hex(hash, hex);
+    sha256_free(hash);
+    safetensors_done_with(base->file, t);
+    return 0;
+}
+
+int base_file_verify(const struct base_file *base, struct err *err)
+{
+    struct base_layout_tensor *list = NULL;
+    float *values = malloc(PORTION * sizeof *values);
+    char(*hex)[SHA256_HEX] = NULL, digest[SHA256_HEX];
+    int64_t count = 0;
+    int rc = -1;
+
+    if (base_layout_list(&base->config, &list, &count, err) != 0)
+        goto out;
+    hex = calloc((size_t)count, sizeof *hex);
+    if (values == NULL || hex == NULL) {
+        err_set(err, ERR_NO_MEMORY, "out of memory");
+        goto out;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        if (hash_tensor(base, &list[i], values, hex[i], err) != 0)
+            goto out;
+    }
+    if (base_layout_digest(list, count, (const char(*)[SHA256_HEX])hex, digest, err) != 0)
+        goto out;
+    if (strcmp(digest, base->info.digest) == 0)
+        rc = 0;
+    else
+        err_set(err, ERR_INVALID,
+                "the weights do not have the digest that the file declares; it is damaged");
+out:
+    free(hex);
+    free(values);
+    free(list);
+    return rc;
 }
 
 void base_file_free(struct base_file *base)

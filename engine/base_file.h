@@ -37,6 +37,9 @@ struct base_file;
 
 int base_file_open(struct base_file **out, const char *path, struct err *err);
 void base_file_free(struct base_file *base);
+/* Do the values have the digest that the header declares? Reads and hashes all of them;
+ * ERR_INVALID: no. Open does not: whoever keeps base files among blobs has hashed them already. */
+int base_file_verify(const struct base_file *base, struct err *err);
 const struct model_config *base_file_config(const struct base_file *base);
 const struct engine_base_info *base_file_info(const struct base_file *base);
 /* View into the mapping; false when the base has no such tensor. */

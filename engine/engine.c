@@ -124,8 +124,13 @@ int engine_open_model(struct engine **out, const char *path, const struct engine
     if (engine_base_path(base, path, &temporary, err) != 0)
         return -1;
     rc = engine_open(out, base, options, err);
-    if (temporary)
+    if (temporary) {
         unlink(base);
+    } else if (rc == 0 && base_file_verify((*out)->base, err) != 0) {
+        rc = err_prefix(err, "%s", path);
+        engine_free(*out);
+        *out = NULL;
+    }
     return rc;
 }
 

@@ -94,7 +94,8 @@ int64_t engine_weight_bytes(const struct engine_base_info *info,
 int engine_open(struct engine **out, const char *base_path, const struct engine_options *options,
                 struct err *err);
 /* The same on anything that can be imported: what is no base file goes through one in the folder
- * for temporary files, gone from there as soon as it is open. */
+ * for temporary files, gone from there as soon as it is open. A base file's values are hashed,
+ * since its digest goes into what is made of it: ERR_INVALID where it has another. */
 int engine_open_model(struct engine **out, const char *path, const struct engine_options *options,
                       struct err *err);
 void engine_free(struct engine *engine);

@@ -408,6 +408,20 @@ static void test_templates_are_found_where_they_may_be(void **state)
     import_fails("t", "tokenizer_config.json");
 }
 
+/* As what a delta is made on. */
+static void open_fails(const char *name, const char *expected)
+{
+    const struct engine_options cpu = {.device = "cpu", .threads = 1};
+    struct engine *engine = NULL;
+    struct err err = {0};
+
+    assert_int_equal(engine_open_model(&engine, in_dir(name), &cpu, &err), -1);
+    assert_null(engine);
+    assert_int_equal(err.kind, ERR_INVALID);
+    if (strstr(err.message, expected) == NULL)
+        fail_msg("\"%s\" is not in: %s", expected, err.message);
+}
+
 static void test_a_damaged_base_is_refused(void **state)
 {
     struct base_file *base = NULL;
@@ -421,6 +435,7 @@ static void test_a_damaged_base_is_refused(void **state)
     data[len / 2] ^= 1; /* a weight */
     assert_int_equal(file_write_durable(in_dir("flipped.base"), data, len, NULL), 0);
     import_fails("flipped.base", "do not have the digest");
+    open_fails("flipped.base", "do not have the digest");
     assert_int_equal(file_write_durable(in_dir("cut.base"), data, len - 1, NULL), 0);
     assert_int_equal(base_file_open(&base, in_dir("cut.base"), &err), -1);
     assert_int_equal(err.kind, ERR_INVALID);
