@@ -153,7 +153,9 @@ static int compress(const struct settings *settings, const struct setting_args *
 
     options->progress = show_progress;
     options->context = stage;
+    catch_signals(); /* an import has temporary files, too */
     if (engine_open_model(&engine, args->options[CMD_DELTA_BASE], &device, err) != 0 ||
+        interrupted ||
         open_rows(&calibration, engine, args->options[CMD_DELTA_CALIBRATION], &rows, err) != 0 ||
         open_rows(&held_out, engine, args->options[CMD_DELTA_HELD_OUT], &others, err) != 0)
         goto out;
@@ -161,7 +163,6 @@ static int compress(const struct settings *settings, const struct setting_args *
     options->held_out = held_out;
     if (rows.question_answer && args->options[CMD_DELTA_NO_RECALL] == NULL)
         options->recall_questions = RECALL_QUESTIONS;
-    catch_signals();
     rc = engine_model_compress(engine, args->options[CMD_DELTA_TUNED], options,
                                args->options[CMD_DELTA_OUT], &report, err);
     end_progress(stage);

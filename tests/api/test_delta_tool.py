@@ -1,5 +1,9 @@
 """graft delta compress: what it prints, what it refuses, and that Ctrl-C leaves nothing behind."""
+import contextlib
+import glob
 import json
+import math
+import os
 import pathlib
 import shutil
 import signal
@@ -169,6 +173,43 @@ class Tool(unittest.TestCase):
             self.assertEqual((tool.returncode, out), (-signum, ""))
             self.assertLess(time.monotonic() - began, 20, "10000 steps take minutes")
             self.assertEqual(self.files(), before)
+
+    def test_an_import_that_is_asked_to_stop_leaves_nothing_behind(self):
+        large, temporary = self.make_large(), "/tmp/graft-base-"
+        self.addCleanup(shutil.rmtree, large)
+        tool = subprocess.Popen([harness.GRAFT, "delta", "compress", "--base", large, "--tuned", large, "-o", self.folder / "out.delta"],
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        opened = []
+        while not opened and tool.poll() is None:
+            opened = [path for path in self.open_files(tool.pid) if path.startswith(temporary)]
+        tool.send_signal(signal.SIGINT)
+        out, said = tool.communicate(timeout=60)
+        self.assertEqual((tool.returncode, out), (-signal.SIGINT, ""), said)
+        self.assertEqual(glob.glob(opened[0][:len(temporary) + 6] + "*"), [])
+
+    def make_large(self):
+        """A model of zeros whose import takes a while."""
+        folder, at = shutil.copytree(self.base, self.folder / "large"), 0
+        config, weights = folder / "config.json", folder / "model.safetensors"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"vocab_size": 1 << 19}))
+        data = weights.read_bytes()
+        tensors = json.loads(data[8:8 + struct.unpack("<Q", data[:8])[0]])
+        del tensors["__metadata__"]
+        tensors["model.embed_tokens.weight"]["shape"][0] = 1 << 19
+        for tensor in tensors.values():
+            tensor["data_offsets"] = [at, at := at + 4 * math.prod(tensor["shape"])]
+        header = json.dumps(tensors).encode()
+        weights.write_bytes(struct.pack("<Q", len(header)) + header)
+        os.truncate(weights, 8 + len(header) + at)
+        return folder
+
+    @staticmethod
+    def open_files(pid):
+        paths = []
+        for fd in pathlib.Path(f"/proc/{pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                paths.append(os.readlink(fd))
+        return paths
 
     def test_bitdelta_takes_the_size_it_is_given(self):
         delta, errors = self.folder / "out.delta", []
