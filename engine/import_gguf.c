@@ -215,16 +215,23 @@ static int check_architecture(const struct gguf *file, struct model_config *c, s
 static int read_rope(const struct gguf *file, struct model_config *c, struct err *err)
 {
     struct gguf_string type;
-    double theta = 0, factor = 0;
+    double theta = 0, old = 0, factor = 0;
+    bool none;
 
     if (gguf_get_float(file, "llama.rope.freq_base", 10000, &theta, err) != 0 ||
         gguf_get_string(file, "llama.rope.scaling.type", &type, err) != 0 ||
-        gguf_get_float(file, "llama.rope.scaling.factor", 1, &factor, err) != 0)
+        gguf_get_float(file, "llama.rope.scale_linear", 1, &old, err) != 0 || /* before the type */
+        gguf_get_float(file, "llama.rope.scaling.factor", old, &factor, err) != 0)
         return -1;
     c->rope_theta = (float)theta;
-    if (type.data == NULL || (type.len == 4 && memcmp(type.data, "none", 4) == 0))
+    /* As llama.cpp does: a factor without a type is linear, and one of 0 is none. */
+    if (type.data == NULL)
+        none = factor == 0 || factor == 1;
+    else
+        none = type.len == 4 && memcmp(type.data, "none", 4) == 0;
+    if (none)
         return 0;
-    if (type.len != 6 || memcmp(type.data, "linear", 6) != 0)
+    if (type.data != NULL && (type.len != 6 || memcmp(type.data, "linear", 6) != 0))
         return err_set(err, ERR_INVALID,
                        "rope scaling \"%.*s\" is not supported yet; supported: none, linear",
                        (int)(type.len < 32 ? type.len : 32), type.data);

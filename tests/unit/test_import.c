@@ -252,6 +252,45 @@ static void test_gguf_files_that_do_not_fit_are_refused(void **state)
     import_fails("bad.gguf", "\"model.embed_tokens.weight\" holds values that are not finite");
 }
 
+static void old_rope_scale(struct gguf_builder *b)
+{
+    gguf_add_f32(b, "llama.rope.scale_linear", 4);
+}
+
+static void untyped_rope_factor(struct gguf_builder *b)
+{
+    gguf_add_f32(b, "llama.rope.scaling.factor", 4);
+}
+
+static void no_rope_scale(struct gguf_builder *b)
+{
+    gguf_add_f32(b, "llama.rope.scaling.factor", 4);
+    gguf_add_string(b, "llama.rope.scaling.type", "none");
+}
+
+/* Files from before there was a type, too. */
+static void test_gguf_rope_factors_are_linear_unless_they_say_so(void **state)
+{
+    static const struct {
+        void (*add)(struct gguf_builder *b);
+        enum rope_scaling scaling;
+        float factor;
+    } cases[] = {{old_rope_scale, ROPE_SCALING_LINEAR, 4},
+                 {untyped_rope_factor, ROPE_SCALING_LINEAR, 4},
+                 {no_rope_scale, ROPE_SCALING_NONE, 0}};
+
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct base_file *base = NULL;
+
+        write_gguf("rope.gguf", &(struct tiny_gguf){.spoil = cases[i].add});
+        import_ok("rope.gguf", "rope.base");
+        assert_int_equal(base_file_open(&base, in_dir("rope.base"), NULL), 0);
+        assert_int_equal(base_file_config(base)->rope_scaling, cases[i].scaling);
+        assert_true(base_file_config(base)->rope_factor == cases[i].factor);
+        base_file_free(base);
+    }
+}
+
 /* What is listed as known can be imported; what is not names what is. */
 static void test_gguf_pre_tokenizers_are_known_or_refused(void **state)
 {
@@ -552,6 +591,7 @@ int main(void)
         cmocka_unit_test(test_gguf_and_directory_give_the_same_base),
         cmocka_unit_test(test_gguf_and_directory_have_the_same_delta),
         cmocka_unit_test(test_gguf_files_that_do_not_fit_are_refused),
+        cmocka_unit_test(test_gguf_rope_factors_are_linear_unless_they_say_so),
         cmocka_unit_test(test_gguf_pre_tokenizers_are_known_or_refused),
         cmocka_unit_test(test_shards_are_one_model),
         cmocka_unit_test(test_directories_that_do_not_fit_are_refused),
