@@ -28,7 +28,9 @@ static int read_metadata(struct base_file *base, struct err *err)
     const char *digest = safetensors_metadata(base->file, BASE_FILE_DIGEST_KEY);
 
     if (version == NULL)
-        return err_set(err, ERR_INVALID, "is not an imported base model; import it first");
+        return err_set(
+            err, ERR_INVALID,
+            "is not an imported base model; of a Hugging Face model, name the directory");
     if (strcmp(version, BASE_FILE_VERSION) != 0)
         return err_set(err, ERR_INVALID,
                        "is a base file of version \"%.16s\"; this build reads version "

@@ -485,7 +485,8 @@ static void test_a_damaged_base_is_refused(void **state)
     assert_non_null(strstr(err.message, "version \"9\""));
     free(data);
     /* Safetensors, but no base. */
-    import_fails("damage/model.safetensors", "not an imported base model");
+    import_fails("damage/model.safetensors", "not an imported base model; of a Hugging Face model, "
+                                             "name the directory");
 }
 
 /* The reference's ids: with digits cut one by one, or as converters that lose that do it. */
