@@ -1,5 +1,7 @@
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,6 +14,7 @@
 #include "engine/safetensors.h"
 
 enum {
+    HEADER_AT = 8, /* behind its length */
     DATA_ALIGNMENT = 64,
     BUFFER_BYTES = 1 << 20,
 };
@@ -141,12 +144,24 @@ int safetensors_writer_declare(struct safetensors_writer *w, const char *name, e
     return 0;
 }
 
+/* `text`, which it takes, with blanks behind it up to `len` bytes; NULL: out of memory. */
+static char *padded(char *text, size_t len)
+{
+    size_t n = strlen(text);
+    char *longer = realloc(text, len + 1);
+
+    if (longer == NULL)
+        free(text);
+    else
+        memset(longer + n, ' ', len - n);
+    return longer;
+}
+
 /* Metadata first, as other writers do; the JSON text is padded with spaces. */
 static char *header_text(const struct safetensors_writer *w, size_t *len)
 {
     json_t *header = json_object();
-    char *text = NULL, *padded = NULL;
-    size_t n;
+    char *text = NULL;
 
     if (header == NULL)
         return NULL;
@@ -156,19 +171,14 @@ static char *header_text(const struct safetensors_writer *w, size_t *len)
     if (json_object_update(header, w->tensors) != 0)
         goto out;
     text = json_dumps(header, JSON_COMPACT);
-    if (text == NULL)
-        goto out;
-    n = strlen(text);
-    *len = (n + 8 + DATA_ALIGNMENT - 1) / DATA_ALIGNMENT * DATA_ALIGNMENT - 8;
-    padded = malloc(*len + 1);
-    if (padded != NULL) {
-        memcpy(padded, text, n);
-        memset(padded + n, ' ', *len - n);
+    if (text != NULL) {
+        *len = (strlen(text) + HEADER_AT + DATA_ALIGNMENT - 1) / DATA_ALIGNMENT * DATA_ALIGNMENT -
+               HEADER_AT;
+        text = padded(text, *len);
     }
 out:
-    free(text);
     json_decref(header);
-    return padded;
+    return text;
 }
 
 int safetensors_writer_begin(struct safetensors_writer *w, struct err *err)
@@ -258,4 +268,92 @@ int safetensors_writer_finish(struct safetensors_writer *w, int64_t *bytes, stru
     if (bytes != NULL)
         *bytes = w->header_len + w->declared;
     return file_sync_parent(w->path, err);
+}
+
+/* ------------------------------------------------------------------ one that is there */
+
+/* A reference to the header's JSON; NULL unless the file is sound and has the key. */
+static json_t *load_header(const struct file_map *map, const char *path, const char *key,
+                           size_t *len, struct err *err)
+{
+    struct safetensors *file;
+    uint64_t n;
+    bool found;
+
+    if (safetensors_open_memory(&file, map->data, map->len, path, err) != 0)
+        return NULL;
+    found = safetensors_metadata(file, key) != NULL;
+    safetensors_free(file);
+    if (!found) {
+        err_set(err, ERR_INVALID, "%s: there is no metadata \"%.64s\" to replace", path, key);
+        return NULL;
+    }
+    memcpy(&n, map->data, sizeof n);
+    *len = (size_t)n;
+    return json_text_load((const char *)map->data + HEADER_AT, *len, 0, err);
+}
+
+/* The header with the new value and `room` bytes; malloc'ed. Compact, as it is written, it is never
+ * longer than it was, but for the value. */
+static char *spell(json_t *header, const char *path, const char *key, const char *value,
+                   size_t room, struct err *err)
+{
+    json_t *string = json_string(value);
+    char *text = NULL;
+
+    if (string == NULL) {
+        err_set(err, ERR_INVALID, "%s: metadata \"%.64s\" is not UTF-8", path, key);
+        return NULL;
+    }
+    if (json_object_set_new(json_object_get(header, "__metadata__"), key, string) == 0)
+        text = json_dumps(header, JSON_COMPACT);
+    if (text != NULL && strlen(text) > room) {
+        err_set(err, ERR_INVALID,
+                "%s: metadata \"%.64s\" would take the header to %zu bytes where there is room for "
+                "%zu",
+                path, key, strlen(text), room);
+        free(text);
+        return NULL;
+    }
+    if (text != NULL)
+        text = padded(text, room);
+    if (text == NULL)
+        err_set(err, ERR_NO_MEMORY, "write %s: out of memory", path);
+    return text;
+}
+
+static int overwrite(const char *path, const char *text, size_t len, struct err *err)
+{
+    int fd = open(path, O_WRONLY | O_CLOEXEC), rc;
+
+    if (fd < 0)
+        return err_set_errno(err, errno, "open %s", path);
+    if (lseek(fd, HEADER_AT, SEEK_SET) != HEADER_AT)
+        rc = err_set_errno(err, errno, "write %s", path);
+    else if ((rc = file_write_full(fd, text, len, path, err)) == 0)
+        rc = file_sync(fd, path, err);
+    close(fd);
+    return rc;
+}
+
+int safetensors_patch_metadata(const char *path, const char *key, const char *value,
+                               struct err *err)
+{
+    struct file_map map;
+    json_t *header;
+    char *text = NULL;
+    size_t room = 0;
+    int rc = -1;
+
+    if (file_map_open(&map, path, err) != 0)
+        return -1;
+    header = load_header(&map, path, key, &room, err);
+    if (header != NULL)
+        text = spell(header, path, key, value, room, err);
+    json_decref(header);
+    file_map_close(&map);
+    if (text != NULL)
+        rc = overwrite(path, text, room, err);
+    free(text);
+    return rc;
 }
