@@ -284,8 +284,8 @@ static int prepare_body(struct http_exchange *exchange, const struct http_head *
     return 0;
 }
 
-/* A refusal before the body: answered now. What may still come is not read, so the connection
- * closes where there is a body, or where the request was malformed. */
+/* Answers with a refusal now. What may still come is not read, so the connection closes where there
+ * is a body, or where the request was malformed. */
 static enum MHD_Result refuse(struct http_exchange *exchange, int status, bool malformed,
                               const struct err *err)
 {
@@ -330,6 +330,27 @@ static void set_body_deadline(struct http_exchange *exchange)
     atomic_store(&exchange->connection->deadline, deadline);
 }
 
+static void await_body(struct http_exchange *exchange)
+{
+    exchange->phase = HTTP_PHASE_BODY;
+    set_body_deadline(exchange);
+}
+
+/* A refusal before the body. A client that sends on without asking may look for an answer only
+ * after its last byte, and would find the connection closed: it gets its answer then, and what it
+ * sends is thrown away. */
+static enum MHD_Result refuse_head(struct http_exchange *exchange, int status,
+                                   const struct err *err)
+{
+    if (!exchange->reads_on)
+        return refuse(exchange, status, false, err);
+    exchange->refused = true;
+    exchange->refusal = *err;
+    exchange->refusal_status = status;
+    await_body(exchange);
+    return MHD_YES;
+}
+
 static enum MHD_Result access_head(struct http_exchange *exchange, const char *method,
                                    const char *version)
 {
@@ -346,15 +367,17 @@ static enum MHD_Result access_head(struct http_exchange *exchange, const char *m
         atomic_fetch_add(&server->refused_filter, 1);
         return refuse(exchange, status, true, &err);
     }
+    exchange->reads_on =
+        !head.chunked && !head.expects_continue && head.content_length <= HTTP_DISCARD_MAX;
     if (find_route(exchange, method, &status, &err) < 0)
-        return refuse(exchange, status, false, &err);
+        return refuse_head(exchange, status, &err);
     if (atomic_load(&server->quiet) && !exchange->request.route->on_event_thread) {
         err_set_code(&err, ERR_UNAVAILABLE, "shutting_down", "",
                      "The server is shutting down. Try again.");
         return refuse(exchange, 0, false, &err);
     }
     if (check_key(exchange, &err) < 0 || prepare_body(exchange, &head, &status, &err) < 0)
-        return refuse(exchange, status, false, &err);
+        return refuse_head(exchange, status, &err);
     exchange->phase = HTTP_PHASE_BODY;
     exchange->counted = true;
     atomic_fetch_add(&server->under_way, 1);
@@ -369,12 +392,12 @@ static enum MHD_Result access_head(struct http_exchange *exchange, const char *m
 
 static void take_body(struct http_exchange *exchange, const char *data, size_t len)
 {
-    enum http_body kind = exchange->request.route->body;
     exchange->body_bytes += (int64_t)len;
     if (exchange->refused) {
         exchange->discarded += (int64_t)len;
         return;
     }
+    enum http_body kind = exchange->request.route->body;
     int rc = 0;
     if (exchange->body_bytes > body_limit(exchange)) {
         rc = too_large(exchange, &exchange->refusal);
@@ -394,11 +417,10 @@ static void take_body(struct http_exchange *exchange, const char *data, size_t l
 /* A connection that was suspended before its body is asked once more before the body is read. */
 static enum MHD_Result access_keyed(struct http_exchange *exchange)
 {
-    exchange->phase = HTTP_PHASE_BODY;
-    if (exchange->refused)
+    if (exchange->refused && !exchange->reads_on)
         return refuse(exchange, 0, false, &exchange->refusal);
     exchange->started = http_now_ms();
-    set_body_deadline(exchange);
+    await_body(exchange);
     return MHD_YES;
 }
 

@@ -4,7 +4,7 @@
  * Life of a request (struct http_exchange):
  *
  *   target callback   born, with the raw target                                  event thread
- *   head              filter, route, limits, key cache; refusals answer at once  event thread
+ *   head              filter, route, limits, key cache                           event thread
  *   body pieces       memory, or multipart into staging                          event thread
  *   complete          connection suspended, into the queue                       event thread
  *   handled           database, handler; then the connection is resumed          handler thread
@@ -13,8 +13,10 @@
  *
  * MHD takes an answer only before the body or after it. So what is wrong with a body is kept in
  * `refusal` and what still comes of the body is thrown away, 64 MiB at most, then the connection is
- * cut. A suspended connection can not vanish: while an exchange is queued, handled, or waits for a
- * later answer, its pointer is valid on every thread. */
+ * cut. A refusal by the head waits likewise for a body that is no longer and comes unasked, since
+ * many clients read nothing before they have sent all; otherwise it is answered at once, and the
+ * connection closes. A suspended connection can not vanish: while an exchange is queued, handled,
+ * or waits for a later answer, its pointer is valid on every thread. */
 #ifndef GRAFT_HTTP_INTERNAL_H
 #define GRAFT_HTTP_INTERNAL_H
 
@@ -117,6 +119,7 @@ struct http_exchange {
     char *target;    /* raw, until the head is read */
     struct http_path path;
     bool has_body;
+    bool reads_on;       /* a refusal by the head waits for the end of the body */
     char *authorization; /* copy; overwritten when freed */
     char *idempotency_key, *content_type;
     char allow[64];    /* of a 405 or OPTIONS */

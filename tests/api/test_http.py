@@ -196,6 +196,19 @@ class Limits(unittest.TestCase):
             "Transfer-Encoding: chunked", f"Authorization: Bearer {key}"], chunk * 20 + b"0\r\n\r\n"), until=b"}}")
         self.assertTrue(answer.startswith(b"HTTP/1.1 413 "), answer)
 
+    def test_who_sends_all_before_it_reads_finds_its_refusal(self):
+        form, json_type, length = "multipart/form-data; boundary=x", "application/json", 4 << 20
+        for path, status, kind, bearer in (("/v1/files", 401, form, "sk-of-another-service"), ("/v1/chat/completions", 401, json_type, ""),
+                                           ("/files", 404, form, key), ("/v1/models", 405, json_type, key),
+                                           ("/v1/fine_tuning/jobs", 413, json_type, key), ("/v1/chat/completions", 415, "text/plain", key)):
+            with self.subTest(path=path, status=status), socket.create_connection(address, timeout=20) as wire:
+                wire.sendall(request(f"POST {path} HTTP/1.1", [
+                    f"Content-Length: {length}", f"Authorization: Bearer {bearer}", f"Content-Type: {kind}"]))
+                time.sleep(0.3)  # enough for an answer that does not wait for the body
+                for _ in range(length >> 16):
+                    wire.sendall(b" " * 65536)
+                self.assertTrue(wire.recv(65536).startswith(b"HTTP/1.1 %d " % status))
+
     def test_deep_json_is_refused(self):
         for text in (b"[" * 100000, b'{"metadata":' * 40 + b"1" + b"}" * 40, b'{"a":' * 100000):
             reply = ask("POST", "/v1/fine_tuning/jobs", text, {"Content-Type": "application/json"})
