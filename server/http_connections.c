@@ -1,6 +1,7 @@
 #include "server/http_connections.h"
 
 #include <netdb.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -73,6 +74,21 @@ static void cut(struct http_connections *connections, struct http_connection *co
     atomic_fetch_add(&connections->cut, 1);
 }
 
+bool http_connection_gone(const struct http_connection *connection)
+{
+    struct pollfd fd = {.fd = connection->fd, .events = POLLRDHUP};
+    return poll(&fd, 1, 0) > 0 && (fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
+}
+
+/* MHD 0.9.75 overlooks an end that comes together with the last bytes: it reads these, and waits
+ * for an event that has been. To shut down the half that the client has closed makes another one.
+ */
+static void wake_reader(struct http_connection *connection)
+{
+    if (atomic_load(&connection->reading) && http_connection_gone(connection))
+        shutdown(connection->fd, SHUT_RD);
+}
+
 /* A quarter of a second old at least: a client that has just connected gets its chance. */
 #define CROWD_AGE_MS 250
 
@@ -84,6 +100,8 @@ void http_connections_sweep(struct http_connections *connections, int64_t now)
     for (struct http_connection *c = connections->first; c; c = c->next) {
         if (atomic_load(&c->deadline) <= now)
             cut(connections, c);
+        else
+            wake_reader(c);
         oldest = c;
     }
     /* New ones are put in front, so the oldest are at the end. */

@@ -90,6 +90,7 @@ void http_exchange_completed(void *context, struct MHD_Connection *mhd, void **s
     struct http_connection *connection = exchange->connection;
     connection->orphan = NULL;
     atomic_store(&connection->between, true);
+    atomic_store(&connection->reading, false);
     atomic_store(&connection->deadline, http_now_ms() + server->options.idle_ms);
     if (exchange->phase == HTTP_PHASE_ANSWER) {
         const struct http_route *route = exchange->request.route;
@@ -328,6 +329,7 @@ static void set_body_deadline(struct http_exchange *exchange)
     if (exchange->uploading || exchange->refused)
         deadline += exchange->body_bytes * 1000 / options->upload_bytes_per_second;
     atomic_store(&exchange->connection->deadline, deadline);
+    atomic_store(&exchange->connection->reading, true);
 }
 
 static void await_body(struct http_exchange *exchange)
@@ -441,6 +443,7 @@ static enum MHD_Result access_body(struct http_exchange *exchange, const char *d
 static enum MHD_Result access_complete(struct http_exchange *exchange)
 {
     struct http_request *request = &exchange->request;
+    atomic_store(&exchange->connection->reading, false);
     if (!exchange->refused && exchange->uploading &&
         http_upload_end(exchange, &exchange->refusal) < 0)
         exchange->refused = true;

@@ -50,6 +50,7 @@ struct http_connection {
     int fd;
     _Atomic int64_t deadline; /* http_now_ms at which the clock cuts it */
     atomic_bool between;      /* no request under way: the first to go when it gets crowded */
+    atomic_bool reading;      /* a body is on its way */
     int64_t opened;
     char remote[48];
     struct http_exchange *orphan; /* born but not yet known to MHD as ours */

@@ -1,10 +1,10 @@
 /* Answers that come later. Locks: laters.lock, then a later's own lock, then MHD's. A callback of
  * the answerer is called with none of them. */
-#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/base/log.h"
+#include "server/http_connections.h"
 #include "server/http_internal.h"
 
 #define RING_DEFAULT (256u << 10)
@@ -317,14 +317,6 @@ void http_later_detach(struct http_later *later)
 
 /* ------------------------------------------------------------------ the clock */
 
-/* With both locks held: has the client closed its end? A suspended connection does not notice by
- * itself. The descriptor is open as long as the exchange is attached. */
-static bool has_gone(struct http_later *later)
-{
-    struct pollfd fd = {.fd = later->exchange->connection->fd, .events = POLLRDHUP};
-    return poll(&fd, 1, 0) > 0 && (fd.revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0;
-}
-
 /* With both locks held. True: `gone` is to be called; a reference is taken for that. */
 static bool tick(struct http_later *later, int64_t now, bool abort_all)
 {
@@ -340,7 +332,9 @@ static bool tick(struct http_later *later, int64_t now, bool abort_all)
         if (now - later->polled < POLL_MS)
             return false;
         later->polled = now;
-        if (!has_gone(later))
+        /* A suspended connection does not notice by itself. Its descriptor is open as long as the
+         * exchange is attached. */
+        if (!http_connection_gone(later->exchange->connection))
             return false;
         later->gone = true;
     }

@@ -271,11 +271,24 @@ class Deadlines(unittest.TestCase):
             b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n'), b" ", 2 * LATE_SECONDS)
         self.assertIsNotNone(took)
         self.assertLess(took, BODY_SECONDS + LATE_SECONDS)
+        self.nothing_is_left_in_staging()
+
+    def nothing_is_left_in_staging(self):
         staging = server.data / "staging"
         limit = time.monotonic() + LATE_SECONDS
         while any(staging.iterdir()) and time.monotonic() < limit:
             time.sleep(0.1)
         self.assertEqual([p.name for p in staging.iterdir()], [])
+
+    def test_an_upload_whose_client_goes_leaves_nothing(self):
+        # a megabyte of which would wait two minutes more for the rest; the client ends with its last bytes
+        head = request("POST /v1/files HTTP/1.1", [
+            "Content-Length: 100000000", "Content-Type: multipart/form-data; boundary=x", f"Authorization: Bearer {key}"],
+            b'--x\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n')
+        for _ in range(10):
+            with socket.create_connection(address, timeout=5) as wire:
+                wire.sendall(head + b" " * 1000000)
+        self.nothing_is_left_in_staging()
 
     def test_two_hundred_drippers_leave_room_for_others(self):
         wires = [socket.create_connection(address, timeout=5) for _ in range(200)]
