@@ -170,9 +170,13 @@ static int read_headers(struct http_exchange *exchange, const char *version, str
     return 0;
 }
 
+/* Blanks behind a value are not a part of it (RFC 9110, 5.5); MHD leaves them there. */
 static int copy_header(char **out, const char *value, struct err *err)
 {
-    *out = value ? strdup(value) : NULL;
+    size_t len = value ? strlen(value) : 0;
+    while (len > 0 && (value[len - 1] == ' ' || value[len - 1] == '\t'))
+        len--;
+    *out = value ? strndup(value, len) : NULL;
     return value && !*out ? err_set(err, ERR_NO_MEMORY, "out of memory") : 0;
 }
 

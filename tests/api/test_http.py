@@ -380,6 +380,10 @@ class Keys(unittest.TestCase):
         reply = ask("GET", "/v1/files", headers={"Authorization": f"bEARER {key}"}, own_key=False)
         self.assertEqual(reply.status, 200)
 
+    def test_blanks_around_it_are_not_a_part_of_it(self):
+        reply = ask("GET", "/v1/files", headers={"Authorization": f" \tBearer  {key} \t"}, own_key=False)
+        self.assertEqual(reply.status, 200, reply)
+
     def test_every_v1_route_needs_one(self):
         for method, path in (("GET", "/v1/files"), ("POST", "/v1/files"), ("GET", "/v1/models"), ("POST", "/v1/fine_tuning/jobs"),
                              ("POST", "/v1/chat/completions"), ("DELETE", "/v1/models/x"), ("GET", "/v1/files/x/content")):
