@@ -3,9 +3,11 @@ jsonschema reads it. Without them this skips."""
 import json
 import os
 import pathlib
+import re
 import unittest
 
 import harness
+import test_spec
 
 try:
     import jsonschema
@@ -35,6 +37,20 @@ class Contract(unittest.TestCase):
         schema = {"$ref": f"#/components/schemas/{name}", "components": schemas["components"]}
         problems = [f"{'/'.join(map(str, e.absolute_path))}: {e.message[:300]}" for e in jsonschema.Draft202012Validator(schema).iter_errors(value)]
         self.assertEqual(problems, [], name)
+
+    def test_every_operation_is_built_or_named_as_not_built(self):
+        built = {(method, path.removeprefix("/v1")): name for (method, path), name in test_spec.routes().items()}
+        theirs = {(method.upper(), path): operation["operationId"] for path, methods in schemas["paths"].items()
+                  for method, operation in methods.items() if method in ("get", "post", "delete", "put", "patch")}
+        text = (harness.ROOT / "api-spec/openapi.yaml").read_text()
+        named = re.search(r"Not built of OpenAI's[^:]*: (.*?)\.\n", text, re.S).group(1)
+        self.assertEqual(sorted(re.findall(r"\w+", named)), sorted(name for route, name in theirs.items() if route not in built))
+        for (method, path), name in theirs.items():
+            if (method, path) in built:
+                self.assertEqual(built[method, path], name)
+            else:
+                reply = server.request(method, "/v1" + re.sub(r"\{\w+\}", "x", path))
+                self.assertIn((reply.status, reply.error["code"]), ((404, "unknown_url"), (405, "method_not_allowed")), path)
 
     def test_files(self):
         self.fits("OpenAIFile", file)
