@@ -10,6 +10,12 @@
 
 #define MIGRATE_LOCK "4702111234474983745" /* any number, the same in every version */
 
+/* What a session needs of its roles is SET ROLE. From PostgreSQL 16 on a login that makes a role is
+ * its member, but may grant it only, itself included, and not set it. */
+#define MAY_SET                                                          \
+    "CASE WHEN current_setting('server_version_num')::integer >= 160000" \
+    "     THEN 'SET' ELSE 'MEMBER' END"
+
 /* Roles are the cluster's, not the database's: another graft database may have made them. */
 const char migrate_roles_sql[] =
     "DO $$ DECLARE r text; BEGIN"
@@ -17,7 +23,7 @@ const char migrate_roles_sql[] =
     "    IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = r) THEN"
     "      EXECUTE format('CREATE ROLE %I NOLOGIN NOSUPERUSER NOBYPASSRLS', r);"
     "    END IF;"
-    "    IF NOT pg_has_role(current_user, r, 'MEMBER') THEN"
+    "    IF NOT pg_has_role(current_user, r, " MAY_SET ") THEN"
     "      EXECUTE format('GRANT %I TO %I', r, current_user);"
     "    END IF;"
     "  END LOOP;"
@@ -28,7 +34,7 @@ static int have_roles(struct db *db, bool *out, struct err *err)
     struct db_result *res = NULL;
 
     if (db_exec(db,
-                "SELECT count(*) = 3 AND bool_and(pg_has_role(current_user, oid, 'MEMBER'))"
+                "SELECT count(*) = 3 AND bool_and(pg_has_role(current_user, oid, " MAY_SET "))"
                 "  FROM pg_roles WHERE rolname IN ('graft_owner', 'graft_app', 'graft_worker')",
                 DB_NO_ARGS, &res, err) != 0)
         return -1;

@@ -466,6 +466,37 @@ static void a_login_without_rights_is_told_what_to_ask_for(void **state)
     free(url);
 }
 
+/* The cluster's own roles stand aside, so that it has to make them. */
+static void a_login_that_may_make_roles_needs_no_administrator(void **state)
+{
+    static const char *const roles[] = {"graft_owner", "graft_app", "graft_worker"};
+    struct fixture *f = fixture();
+    char *url = url_of(f, "maker", "made"), sql[100];
+    struct migrate_report report;
+    struct db *db;
+
+    for (int i = 0; i < 3; i++) {
+        snprintf(sql, sizeof sql, "ALTER ROLE %s RENAME TO aside_%d", roles[i], i);
+        fixture_admin(f, sql);
+    }
+    fixture_admin(f, "CREATE ROLE maker LOGIN CREATEROLE");
+    fixture_admin(f, "CREATE DATABASE made OWNER maker");
+    assert_ok(migrate_run(url, &report, err));
+    assert_int_equal(report.applied, migrations_data_count);
+    assert_ok(migrate_run(url, &report, err));
+    assert_ok(db_open(&db, url, DB_ROLE_APP, err));
+    assert_ok(db_self_test(db, err));
+    db_close(db);
+    fixture_admin(f, "DROP DATABASE made WITH (FORCE)");
+    for (int i = 0; i < 3; i++) {
+        snprintf(sql, sizeof sql, "DROP ROLE %s", roles[i]);
+        fixture_admin(f, sql);
+        snprintf(sql, sizeof sql, "ALTER ROLE aside_%d RENAME TO %s", i, roles[i]);
+        fixture_admin(f, sql);
+    }
+    free(url);
+}
+
 struct migrator {
     const char *url;
     struct migrate_report report;
@@ -527,6 +558,7 @@ int main(void)
         cmocka_unit_test(a_changed_migration_is_refused),
         cmocka_unit_test(a_newer_database_is_refused),
         cmocka_unit_test(a_login_without_rights_is_told_what_to_ask_for),
+        cmocka_unit_test(a_login_that_may_make_roles_needs_no_administrator),
         cmocka_unit_test(servers_that_migrate_at_once_do_not_collide),
     };
 
