@@ -169,11 +169,49 @@ static int connect_now(struct db *db, struct err *err)
     return 0;
 }
 
+/* Of a URI, behind the user and the password that libpq finds in it: an '@' there is the one that
+ * was meant, and what stands before it is of the password. */
+static bool has_second_at(const char *url)
+{
+    const char *p = strstr(url, "://"), *at;
+
+    if (strncmp(url, "postgresql://", 13) != 0 && strncmp(url, "postgres://", 11) != 0)
+        return false;
+    p += 3;
+    p += strcspn(p, "@/");
+    if (*p == '@')
+        p++;
+    at = strchr(p, '@');
+    return at != NULL && at < p + strcspn(p, "?");
+}
+
+/* What libpq says of a URL that it can not read quotes it, and a sign that should have been escaped
+ * makes a part of the password the host, the port or the database, which errors name. */
+static int check_url(const char *url, struct err *err)
+{
+    PQconninfoOption *options = PQconninfoParse(url, NULL);
+    bool good = options != NULL && !has_second_at(url);
+
+    for (const PQconninfoOption *o = options; good && o->keyword != NULL; o++)
+        if (strcmp(o->keyword, "port") == 0 && o->val != NULL)
+            good = o->val[strspn(o->val, "0123456789,")] == '\0';
+    PQconninfoFree(options);
+    return good
+               ? 0
+               : err_set(err, ERR_INVALID,
+                         "the database URL can not be read: write it as "
+                         "postgresql://USER:PASSWORD@HOST:PORT/DATABASE, and in the password every "
+                         "sign but letters, digits and -._~ as %%XX (%%2F for /, %%40 for @)");
+}
+
 int db_open(struct db **out, const char *url, enum db_role role, struct err *err)
 {
-    struct db *db = calloc(1, sizeof *db);
+    struct db *db;
 
     *out = NULL;
+    if (check_url(url, err) != 0)
+        return -1;
+    db = calloc(1, sizeof *db);
     if (db == NULL || (db->url = strdup(url)) == NULL) {
         free(db);
         return err_set(err, ERR_NO_MEMORY, "open the database: out of memory");

@@ -192,6 +192,33 @@ static void a_session_left_in_a_transaction_is_replaced(void **state)
     assert_ok(db_commit(f->app, err));
 }
 
+/* Each as somebody writes it who did not escape a password, or mistyped what is before it. */
+static void a_url_that_can_not_be_read_is_not_quoted(void **state)
+{
+    static const char *const urls[] = {
+        "postgresql://u:pa/canary@localhost:1/d",  "postgresql://u:canary/x@localhost:1/d",
+        "postgresql://u:pa@canary@localhost:1/d",  "postgresql://u:1/canary@localhost:1/d",
+        "postgresql://u:pa?@canary@localhost:1/d", "postgresql://u:canary%zz@localhost:1/d",
+        "postgres//u:canary@localhost:1/d",        "mysql://u:canary@localhost:1/d?x=y",
+        "host=localhost password=two canary"};
+    struct db *db;
+
+    for (size_t i = 0; i < sizeof urls / sizeof *urls; i++) {
+        struct err why = {0};
+
+        assert_int_equal(db_open(&db, urls[i], DB_ROLE_LOGIN, &why), -1);
+        if (strstr(why.message, "canary") != NULL || why.kind != ERR_INVALID)
+            fail_msg("%s: %s", urls[i], why.message);
+        assert_non_null(strstr(why.message, "%2F for /"));
+    }
+    /* These are read, and nobody listens there. */
+    assert_err(
+        db_open(&db, "postgresql://u:pa%2Fss%40@127.0.0.1:1/d?sslmode=disable", DB_ROLE_LOGIN, err),
+        ERR_UNAVAILABLE);
+    assert_err(db_open(&db, "postgres://u@127.0.0.1:1,127.0.0.2:2/d", DB_ROLE_LOGIN, err),
+               ERR_UNAVAILABLE);
+}
+
 /* ------------------------------------------------------------------ a lost server */
 
 static void a_restart_is_503_and_then_fine(void **state)
@@ -549,6 +576,7 @@ int main(void)
         cmocka_unit_test(a_tenant_does_not_outlive_its_transaction),
         cmocka_unit_test(a_deadlock_is_try_again),
         cmocka_unit_test(a_session_left_in_a_transaction_is_replaced),
+        cmocka_unit_test(a_url_that_can_not_be_read_is_not_quoted),
         cmocka_unit_test(a_restart_is_503_and_then_fine),
         cmocka_unit_test(an_idle_connection_that_died_is_replaced_unseen),
         cmocka_unit_test(a_commit_whose_answer_was_lost_is_known_to_have_happened),
