@@ -236,7 +236,17 @@ void db_close(struct db *db)
 
 int db_ping(struct db *db, struct err *err)
 {
-    return db_exec(db, "SELECT 1", DB_NO_ARGS, NULL, err);
+    bool had = !connection_lost(db);
+    struct err first = {0};
+
+    if (db_exec(db, "SELECT 1", DB_NO_ARGS, NULL, &first) == 0)
+        return 0;
+    /* A connection that died while idle, as in db_begin: it says nothing of the database. */
+    if (had && db->depth == 0 && connection_lost(db))
+        return db_exec(db, "SELECT 1", DB_NO_ARGS, NULL, err);
+    if (err != NULL && !err_is_set(err))
+        *err = first;
+    return -1;
 }
 
 const char *db_sqlstate(const struct db *db)

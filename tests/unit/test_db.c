@@ -258,6 +258,7 @@ static void an_idle_connection_that_died_is_replaced_unseen(void **state)
                      " WHERE usename = 'graft' AND pid <> pg_backend_pid()");
     assert_ok(db_begin(f->app, f->a.project, err));
     assert_ok(db_commit(f->app, err));
+    assert_ok(db_ping(f->worker, err)); /* its own died as well */
 }
 
 /* ------------------------------------------------------------------ a connection cut in COMMIT */
