@@ -13,6 +13,7 @@
 #include "engine/base/file_io.h"
 #include "engine/base/log.h"
 #include "engine/base/strbuf.h"
+#include "storage/blob_database.h"
 #include "storage/ids.h"
 
 #define COLLECTOR_LOCK "4702111234474983746"
@@ -300,6 +301,8 @@ int collector_run(struct db *db, struct blob_store *store, const struct collecto
     int rc;
 
     *report = (struct collector_report){0};
+    if (blob_database_check(store, db, err) != 0)
+        return -1;
     if (take_turn(db, &ours, err) != 0)
         return -1;
     if (!ours)

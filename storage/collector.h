@@ -29,7 +29,7 @@ struct collector_report {
 };
 
 /* DB_ROLE_WORKER. One of many servers runs it at a time (an advisory lock); the others return 0
- * with an empty report. */
+ * with an empty report. ERR_INVALID where the store is another database's (blob_database.h). */
 int collector_run(struct db *db, struct blob_store *store, const struct collector_options *options,
                   struct collector_report *report, struct err *err);
 

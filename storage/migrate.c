@@ -81,7 +81,8 @@ static int make_schema(struct db *db, struct err *err)
                      "GRANT USAGE ON SCHEMA graft TO graft_app, graft_worker;"
                      "CREATE TABLE IF NOT EXISTS migration ("
                      "  number integer PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL,"
-                     "  applied_at timestamptz NOT NULL DEFAULT now())",
+                     "  applied_at timestamptz NOT NULL DEFAULT now());"
+                     "GRANT SELECT ON migration TO graft_worker", /* blob_database.h */
                      err);
 }
 

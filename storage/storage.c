@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "engine/base/file_io.h"
+#include "storage/blob_database.h"
 #include "storage/migrate.h"
 
 int storage_attach(struct storage *storage, const char *data_dir, const char *url, struct err *err)
@@ -17,6 +18,17 @@ int storage_attach(struct storage *storage, const char *data_dir, const char *ur
         return -1;
     }
     return 0;
+}
+
+static int check_database(struct storage *storage, struct err *err)
+{
+    struct db *db = NULL;
+    int rc = db_open(&db, storage->url, DB_ROLE_WORKER, err);
+
+    if (rc == 0)
+        rc = blob_database_check(storage->blobs, db, err);
+    db_close(db);
+    return rc;
 }
 
 int storage_open(struct storage *storage, const char *data_dir, const char *database_url,
@@ -44,7 +56,7 @@ int storage_open_for(struct storage *storage, const char *data_dir, const char *
         return -1;
     }
     storage->cluster = cluster;
-    if (migrate_run(storage->url, &report, err) != 0) {
+    if (migrate_run(storage->url, &report, err) != 0 || check_database(storage, err) != 0) {
         storage_release(storage);
         return -1;
     }

@@ -16,7 +16,8 @@ struct storage {
     struct blob_store *blobs;
 };
 
-/* Makes data_dir where it is absent (mode 0700). database_url NULL: the private cluster. */
+/* Makes data_dir where it is absent (mode 0700). database_url NULL: the private cluster. Refuses a
+ * database that is not that of the blobs there (blob_database.h). */
 int storage_open(struct storage *storage, const char *data_dir, const char *database_url,
                  struct err *err);
 /* The same for a user that may open this many connections to the database at once. */

@@ -12,6 +12,7 @@
 
 #include "engine/base/file_io.h"
 #include "storage/collector.h"
+#include "storage/migrate.h"
 #include "storage/models.h"
 #include "tests/unit/pg_fixture.h"
 
@@ -415,6 +416,43 @@ static void two_collectors_do_not_meet(void **state)
     assert_false(there(f, f->a.project, orphan));
 }
 
+/* As when the URL of the database was forgotten: no row there names what the store has. */
+static void the_blobs_of_another_database_stay(void **state)
+{
+    struct fixture *f = fixture();
+    char sha256[SHA256_HEX], dir[64], *url = NULL, *note = NULL;
+    struct migrate_report migrated;
+    struct collector_report report;
+    struct storage storage;
+    struct db *other;
+
+    assert_true(asprintf(&url, "host=%s/pg port=5432 user=graft dbname=other", f->dir) > 0);
+    fixture_admin(f, "CREATE DATABASE other OWNER graft");
+    assert_ok(migrate_run(url, &migrated, err));
+    assert_ok(db_open(&other, url, DB_ROLE_WORKER, err));
+    fixture_blob(f, f->a.project, "theirs\n", sha256);
+    assert_err(collector_run(other, f->storage.blobs, &no_grace, &report, err), ERR_INVALID);
+    assert_err(storage_open(&storage, f->dir, url, err), ERR_INVALID);
+    assert_true(there(f, f->a.project, sha256));
+
+    /* A store without blobs is anybody's, until it has some. */
+    snprintf(dir, sizeof dir, "%s/fresh", f->dir);
+    assert_ok(storage_open(&storage, dir, url, err));
+    storage_release(&storage);
+    assert_ok(storage_open(&storage, dir, f->storage.url, err));
+    storage_release(&storage);
+
+    /* Whoever takes the note away gives them up. */
+    assert_true(asprintf(&note, "%s/blobs/.database", f->dir) > 0);
+    assert_int_equal(unlink(note), 0);
+    assert_ok(collector_run(other, f->storage.blobs, &no_grace, &report, err));
+    assert_false(there(f, f->a.project, sha256));
+    assert_int_equal(unlink(note), 0);
+    db_close(other);
+    free(note);
+    free(url);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -429,6 +467,7 @@ int main(void)
         cmocka_unit_test(expired_files_and_keys_go),
         cmocka_unit_test(outbox_rows_go_after_a_week),
         cmocka_unit_test(two_collectors_do_not_meet),
+        cmocka_unit_test(the_blobs_of_another_database_stay),
     };
 
     return cmocka_run_group_tests(tests, fixture_setup, fixture_teardown);
