@@ -436,6 +436,7 @@ static int check_together(const struct settings *s, struct err *err)
 int settings_load(struct settings *settings, struct setting_args *args,
                   const struct setting_spec *spec, int argc, char **argv, struct err *err)
 {
+    const struct setting *file = find_setting("database_file");
     struct command_line line = {0};
     const char *config;
 
@@ -456,15 +457,16 @@ int settings_load(struct settings *settings, struct setting_args *args,
         const struct setting *s = &setting_table[i];
         const char *value = getenv(s->variable);
 
-        /* An empty variable counts as absent, as in a shell script that leaves it blank. */
-        if (value != NULL && *value != '\0' && set_value(settings, s, value, s->variable, err) != 0)
+        /* An empty variable counts as absent, as in a shell script that leaves it blank. A URL goes
+         * before a file that the settings file names; the variable of that comes next. */
+        if (value != NULL && *value != '\0' &&
+            (set_value(settings, s, value, s->variable, err) != 0 ||
+             (s + 1 == file && set_value(settings, file, "", file->name, err) != 0)))
             goto fail;
     }
     /* More precise than a URL from the environment, less than one in argv. */
-    if (line.values[find_setting("database_file") - setting_table] != NULL)
-        set_value(settings, find_setting("database_file"),
-                  line.values[find_setting("database_file") - setting_table], "--database-file",
-                  err);
+    if (line.values[file - setting_table] != NULL)
+        set_value(settings, file, line.values[file - setting_table], file->flag, err);
     if (err_is_set(err) || load_database_file(settings, err) != 0)
         goto fail;
     for (size_t i = 0; i < setting_count; i++) {

@@ -154,6 +154,25 @@ static void database_url_comes_from_a_file(void **state)
     unlink(path);
 }
 
+static void
+a_database_url_of_the_environment_goes_before_a_file_that_the_settings_file_names(void **state)
+{
+    char *path = write_file("database_file = /nowhere\n");
+
+    assert_int_equal(load("--config", path, NULL), -1);
+    assert_non_null(strstr(err.message, "/nowhere"));
+    setenv("GRAFT_DATABASE_URL", "postgresql://environment", 1);
+    assert_int_equal(load("--config", path, NULL), 0);
+    assert_string_equal(settings.database, "postgresql://environment");
+    settings_release(&settings);
+    setenv("GRAFT_DATABASE_FILE", "/no/more", 1);
+    assert_int_equal(load("--config", path, NULL), -1);
+    assert_non_null(strstr(err.message, "/no/more"));
+    unsetenv("GRAFT_DATABASE_FILE");
+    unsetenv("GRAFT_DATABASE_URL");
+    unlink(path);
+}
+
 static void workers_inherit_settings(void **state)
 {
     char **environment;
@@ -218,6 +237,8 @@ int main(void)
         cmocka_unit_test(usage_errors_name_the_thing),
         cmocka_unit_test(sizes_have_units),
         cmocka_unit_test(database_url_comes_from_a_file),
+        cmocka_unit_test(
+            a_database_url_of_the_environment_goes_before_a_file_that_the_settings_file_names),
         cmocka_unit_test(workers_inherit_settings),
         cmocka_unit_test(help_never_shows_a_secret),
         cmocka_unit_test(the_table_is_consistent),
