@@ -2,16 +2,20 @@
 
 #include <assert.h>
 #include <libpq-fe.h>
+#include <limits.h>
 #include <math.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <time.h>
 
 #include "engine/base/log.h"
 #include "storage/db_result.h"
 
 #define COMMIT_RESOLVE_SECONDS 8 /* how long to ask what became of a COMMIT */
+#define ANSWER_SECONDS 10        /* beyond the server's own limit of a statement */
 
 struct db {
     char *url;
@@ -87,7 +91,7 @@ static int fail(struct db *db, const PGresult *res, struct err *err)
 
     snprintf(db->sqlstate, sizeof db->sqlstate, "%s", state != NULL ? state : "08000");
     if (text == NULL)
-        text = PQerrorMessage(db->conn);
+        text = db->conn != NULL ? PQerrorMessage(db->conn) : "the server does not answer";
     kind = connection_lost(db) || farewell(res) ? ERR_UNAVAILABLE : kind_of(db->sqlstate);
     if (db->depth > 0)
         db->doomed = true;
@@ -100,6 +104,79 @@ static int fail(struct db *db, const PGresult *res, struct err *err)
     if (farewell(res))
         disconnect(db);
     return -1;
+}
+
+/* ------------------------------------------------------------------ talking to the server */
+
+static int64_t monotonic_ms(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+static int statement_seconds(enum db_role role)
+{
+    return role == DB_ROLE_LOGIN ? 120 : 5;
+}
+
+/* Moves bytes until a result is there, or the connection is broken, which the result then tells.
+ * false: the deadline has passed. */
+static bool wait_for_result(PGconn *conn, int64_t deadline)
+{
+    /* Encrypted, bytes may have come that no look at the socket shows. */
+    int64_t most = PQsslInUse(conn) || PQgssEncInUse(conn) ? 20 : INT_MAX;
+
+    for (;;) {
+        int unsent = PQflush(conn);
+        struct pollfd fd = {.fd = PQsocket(conn), .events = POLLIN | (unsent > 0 ? POLLOUT : 0)};
+        int64_t left = deadline - monotonic_ms();
+
+        if (unsent < 0 || (unsent == 0 && !PQisBusy(conn)))
+            return true;
+        if (left <= 0)
+            return false;
+        poll(&fd, 1, (int)(left < most ? left : most));
+        if (!PQconsumeInput(conn))
+            return true;
+    }
+}
+
+/* The last result of what was sent, as PQexec has it. The server ends a statement at its limit, but
+ * not one that waits for a disk, nor while it is frozen: then NULL, and the connection is gone. */
+static PGresult *take_result(struct db *db, int sent)
+{
+    int64_t deadline = monotonic_ms() + 1000 * (statement_seconds(db->role) + ANSWER_SECONDS);
+    PGresult *last = NULL, *next;
+
+    if (!sent)
+        return NULL;
+    for (;;) {
+        if (!wait_for_result(db->conn, deadline)) {
+            PQclear(last);
+            shutdown(PQsocket(db->conn), SHUT_RDWR); /* or its farewell could wait for ever */
+            disconnect(db);
+            return NULL;
+        }
+        next = PQgetResult(db->conn);
+        if (next == NULL)
+            return last;
+        PQclear(last);
+        last = next;
+        if (PQstatus(db->conn) != CONNECTION_OK)
+            return last;
+    }
+}
+
+static PGresult *send_text(struct db *db, const char *sql)
+{
+    return take_result(db, PQsendQuery(db->conn, sql));
+}
+
+static PGresult *send_params(struct db *db, const char *sql, int count, const char *const *values)
+{
+    return take_result(db, PQsendQueryParams(db->conn, sql, count, NULL, values, NULL, NULL, 0));
 }
 
 /* ------------------------------------------------------------------ connection */
@@ -149,14 +226,15 @@ static int connect_now(struct db *db, struct err *err)
         return -1;
     }
     PQsetNoticeReceiver(db->conn, on_notice, NULL);
+    PQsetnonblocking(db->conn, 1);
     snprintf(setup, sizeof setup,
              "SET ROLE %s; SET search_path = graft, pg_temp; SET timezone = 'UTC';"
-             "SET statement_timeout = '%s'; SET lock_timeout = '4s';"
+             "SET statement_timeout = '%ds'; SET lock_timeout = '4s';"
              "SET idle_in_transaction_session_timeout = '10s';"
              "SET default_transaction_isolation = 'read committed'; SET row_security = on;"
              "SET client_min_messages = warning",
-             role_name(db->role), db->role == DB_ROLE_LOGIN ? "120s" : "5s");
-    res = PQexec(db->conn, setup);
+             role_name(db->role), statement_seconds(db->role));
+    res = send_text(db, setup);
     if (PQresultStatus(res) != PGRES_COMMAND_OK) {
         fail(db, res, err);
         err_prefix(err, "set up the session as %s (is the database migrated? graft migrate)",
@@ -277,7 +355,7 @@ static int begin_once(struct db *db, const char *project, struct err *err)
 
     /* One round trip. The project is hex digits and dashes, checked. */
     snprintf(sql, sizeof sql, "BEGIN; SELECT set_config('app.tenant', '%s', true)", project);
-    res = PQexec(db->conn, sql);
+    res = send_text(db, sql);
     if (PQresultStatus(res) != PGRES_TUPLES_OK)
         rc = fail(db, res, err);
     PQclear(res);
@@ -350,7 +428,7 @@ void db_rollback(struct db *db)
         return;
     }
     if (db->depth == 1 && !connection_lost(db))
-        PQclear(PQexec(db->conn, "ROLLBACK"));
+        PQclear(send_text(db, "ROLLBACK"));
     end_transaction(db);
 }
 
@@ -362,7 +440,7 @@ bool db_in_transaction(const struct db *db)
 /* The transaction's number, "" where it has none because it wrote nothing. */
 static int transaction_number(struct db *db, char out[32], struct err *err)
 {
-    PGresult *res = PQexec(db->conn, "SELECT pg_current_xact_id_if_assigned()::text");
+    PGresult *res = send_text(db, "SELECT pg_current_xact_id_if_assigned()::text");
     int rc = 0;
 
     out[0] = '\0';
@@ -374,18 +452,10 @@ static int transaction_number(struct db *db, char out[32], struct err *err)
     return rc;
 }
 
-static int64_t monotonic_seconds(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return now.tv_sec;
-}
-
 /* The connection was lost in COMMIT: ask over a new one. 0: it did commit. */
 static int resolve_commit(struct db *db, const char *number, struct err *err)
 {
-    int64_t deadline = monotonic_seconds() + COMMIT_RESOLVE_SECONDS;
+    int64_t deadline = monotonic_ms() + 1000 * COMMIT_RESOLVE_SECONDS;
     char status[32] = "";
 
     disconnect(db);
@@ -397,8 +467,7 @@ static int resolve_commit(struct db *db, const char *number, struct err *err)
             nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
             continue;
         }
-        res = PQexecParams(db->conn, "SELECT pg_xact_status($1::text::xid8)", 1, NULL, values, NULL,
-                           NULL, 0);
+        res = send_params(db, "SELECT pg_xact_status($1::text::xid8)", 1, values);
         if (PQresultStatus(res) == PGRES_TUPLES_OK)
             snprintf(status, sizeof status, "%s",
                      PQgetisnull(res, 0, 0) ? "unknown" : PQgetvalue(res, 0, 0));
@@ -406,7 +475,7 @@ static int resolve_commit(struct db *db, const char *number, struct err *err)
         if (strcmp(status, "in progress") != 0 && status[0] != '\0')
             break;
         nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
-    } while (monotonic_seconds() < deadline);
+    } while (monotonic_ms() < deadline);
     if (strcmp(status, "committed") == 0) {
         log_warn("database: the connection was lost in COMMIT; transaction %s did commit", number);
         return 0;
@@ -434,7 +503,7 @@ int db_commit(struct db *db, struct err *err)
         db_rollback(db);
         return -1;
     }
-    res = PQexec(db->conn, "COMMIT");
+    res = send_text(db, "COMMIT");
     if (PQresultStatus(res) == PGRES_COMMAND_OK) {
         if (strcmp(PQcmdStatus(res), "COMMIT") != 0)
             rc = err_set(err, ERR_INTERNAL, "the database rolled the transaction back");
@@ -512,7 +581,7 @@ int db_exec(struct db *db, const char *sql, const struct db_value *args, int cou
             break;
         }
     }
-    res = PQexecParams(db->conn, sql, count, NULL, values, NULL, NULL, 0);
+    res = send_params(db, sql, count, values);
     if (PQresultStatus(res) != PGRES_TUPLES_OK && PQresultStatus(res) != PGRES_COMMAND_OK) {
         fail(db, res, err);
         PQclear(res);
@@ -536,7 +605,7 @@ int db_script(struct db *db, const char *sql, struct err *err)
     if (ready(db, err) != 0)
         return -1;
     db->wrote = true;
-    res = PQexec(db->conn, sql);
+    res = send_text(db, sql);
     if (PQresultStatus(res) != PGRES_TUPLES_OK && PQresultStatus(res) != PGRES_COMMAND_OK)
         rc = fail(db, res, err);
     PQclear(res);

@@ -18,10 +18,11 @@
  *
  * Errors: a lost or refused connection, a timeout, a deadlock or a serialization failure is
  * ERR_UNAVAILABLE (503, try again) and the transaction is gone. The connection is opened again by
- * the next statement outside a transaction. Limits: a statement 5 s, a transaction idle 10 s, a
- * connect 5 s. A text that can not be stored is ERR_INVALID; a broken constraint is our bug, and
- * ERR_INTERNAL. Messages of ERR_UNAVAILABLE and ERR_INTERNAL are for the log, not for a client:
- * they may name hosts and statements. */
+ * the next statement outside a transaction. Limits: a statement 5 s, and 10 s more until a server
+ * that does not answer counts as gone; a transaction idle 10 s, a connect 5 s. A text that can not
+ * be stored is ERR_INVALID; a broken constraint is our bug, and ERR_INTERNAL. Messages of
+ * ERR_UNAVAILABLE and ERR_INTERNAL are for the log, not for a client: they may name hosts and
+ * statements. */
 #ifndef GRAFT_STORAGE_DB_H
 #define GRAFT_STORAGE_DB_H
 

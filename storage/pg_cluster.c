@@ -125,7 +125,7 @@ static char *make_url(const char *sockets, const char *user, const char *databas
     strbuf_init(&sb, 4096);
     strbuf_addstr(&sb, "host=");
     add_quoted(&sb, sockets);
-    strbuf_addf(&sb, " port=5432 user=%s dbname=%s", user, database);
+    strbuf_addf(&sb, " port=5432 user=%s dbname=%s connect_timeout=5", user, database);
     return strbuf_detach(&sb, NULL);
 }
 

@@ -249,6 +249,31 @@ static void a_restart_is_503_and_then_fine(void **state)
     assert_int_equal(keys_named(f, "restart"), 0);
 }
 
+static void a_server_that_is_frozen_does_not_hold_who_asks(void **state)
+{
+    struct fixture *f = fixture();
+    char *text = calloc(1, 4000001); /* more than a socket takes that nobody reads */
+    struct db_result *res;
+    pid_t server;
+
+    assert_non_null(text);
+    memset(text, 'x', 4000000);
+    assert_ok(db_exec(f->app, "SELECT pg_backend_pid()", DB_NO_ARGS, &res, err));
+    server = (pid_t)db_int(res, 0, 0);
+    db_result_free(res);
+    assert_int_equal(kill(server, SIGSTOP), 0);
+    alarm(60); /* ends a test that waits for ever */
+    assert_err(db_exec(f->app, "SELECT length($1)", DB_ARGS(DB_TEXT(text)), NULL, err),
+               ERR_UNAVAILABLE);
+    alarm(0);
+    assert_int_equal(kill(server, SIGCONT), 0);
+    assert_ok(db_exec(f->app, "SELECT length($1), $1", DB_ARGS(DB_TEXT(text)), &res, err));
+    assert_int_equal(db_int(res, 0, 0), 4000000);
+    assert_string_equal(db_text(res, 0, 1), text);
+    db_result_free(res);
+    free(text);
+}
+
 static void an_idle_connection_that_died_is_replaced_unseen(void **state)
 {
     struct fixture *f = fixture();
@@ -579,6 +604,7 @@ int main(void)
         cmocka_unit_test(a_session_left_in_a_transaction_is_replaced),
         cmocka_unit_test(a_url_that_can_not_be_read_is_not_quoted),
         cmocka_unit_test(a_restart_is_503_and_then_fine),
+        cmocka_unit_test(a_server_that_is_frozen_does_not_hold_who_asks),
         cmocka_unit_test(an_idle_connection_that_died_is_replaced_unseen),
         cmocka_unit_test(a_commit_whose_answer_was_lost_is_known_to_have_happened),
         cmocka_unit_test(a_commit_that_never_arrived_is_known_not_to_have),
