@@ -110,7 +110,7 @@ int worker_prepare_files(struct worker_run *r, struct err *err)
         if (file[i].want.sha256[0] != '\0' &&
             find_patiently(r, &file[i].want, file[i].path, err) != 0)
             return -1;
-    return blob_staging_dir(r->cx->blobs, r->lease.job, r->lease.attempt, &r->staging, err);
+    return 0;
 }
 
 static struct engine_options engine_options(const struct worker_run *r)
@@ -236,12 +236,15 @@ static int64_t artifact_bytes(const struct worker_run *r)
 }
 
 /* The result must fit, or training would be for nothing. Two recovery checkpoints lie side by side
- * for a moment; without room for them there is only a risk, of which the client is told. */
+ * for a moment; without room for them there is only a risk, of which the client is told. A job that
+ * has one goes on: the disk may be full of just that, its end waits for room and can give it up. */
 static int check_disk(struct worker_run *r, struct err *err)
 {
     int64_t artifact = artifact_bytes(r), both, there;
     char text[256];
 
+    if (r->job.recovery.name[0] != '\0')
+        return 0;
     if (capacity_disk(blob_store_root(r->cx->blobs), &there, err) != 0)
         return -1;
     if (artifact > there - CAPACITY_RESERVE)

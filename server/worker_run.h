@@ -22,7 +22,7 @@ struct worker_run {
     struct job job;
     struct worker_heartbeat *heartbeat;
     struct worker_metrics *metrics;
-    char *staging; /* folder of this attempt */
+    char *staging; /* folder of this attempt, once something is written there; NULL */
     char *base_path, *training_path, *validation_path, *start_path;
     char *tuned_path; /* NULL but for a job that compresses a model tuned elsewhere: no trainer then
                        */
@@ -90,7 +90,8 @@ int worker_prepare_files(struct worker_run *run, struct err *err);
 int worker_prepare_data(struct worker_run *run, struct err *err);
 /* Plan, the checks of memory and disk, trainer. After two shortages, or where the plan says that it
  * will not fit otherwise, a step is computed in halves, and the client is told. ERR_NO_MEMORY,
- * ERR_NO_SPACE with words for the client where the job can not fit. */
+ * ERR_NO_SPACE with words for the client where the job can not fit; the disk is not asked where
+ * there is a recovery checkpoint. */
 int worker_prepare_trainer(struct worker_run *run, struct err *err);
 /* Instead, for a job that trains nothing: does it fit? */
 int worker_prepare_compression(struct worker_run *run, struct err *err);

@@ -230,6 +230,9 @@ static int compress(struct worker_run *r, bool final, struct err *err)
     int64_t bytes;
     int rc;
 
+    if (r->staging == NULL && /* a folder takes room as well */
+        blob_staging_dir(r->cx->blobs, r->lease.job, r->lease.attempt, &r->staging, err) != 0)
+        return -1;
     if (asprintf(&path, "%s/delta.safetensors", r->staging) < 0)
         return err_set(err, ERR_NO_MEMORY, "compress: out of memory");
     rc = compress_if_it_fits(r, &options, path, err);

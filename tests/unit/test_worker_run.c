@@ -193,6 +193,34 @@ static void a_training_file_that_is_refused_is_told_of(void **state)
     release(&r);
 }
 
+/* On a disk without room for a folder, too; here there is no place for one. */
+static void a_run_begins_without_writing_anything(void **state)
+{
+    struct worker_run r = {.cx = &context, .lease = {.job = "ftjob-0123456789abcdefABCDEFGH"}};
+    char staging[64];
+
+    snprintf(staging, sizeof staging, "%s/staging", root);
+    assert_int_equal(rmdir(staging), 0);
+    CHECK(worker_prepare_files(&r, &err));
+    assert_int_equal(mkdir(staging, 0700), 0);
+}
+
+/* What it would lose may be hours of work, and at its end it waits for room. */
+static void a_model_without_room_is_refused_unless_its_training_has_begun(void **state)
+{
+    struct worker_run r = run_of(base, rows);
+    struct err why = {0};
+
+    r.job.compression.ratio = 1e-12; /* more bytes than a disk has */
+    CHECK(worker_prepare_data(&r, &err));
+    assert_int_equal(worker_prepare_trainer(&r, &why), -1);
+    assert_int_equal(why.kind, ERR_NO_SPACE);
+    assert_string_equal(why.code, "insufficient_storage");
+    snprintf(r.job.recovery.name, sizeof r.job.recovery.name, "ftjob-1.1.9.0123abcd");
+    CHECK(worker_prepare_trainer(&r, &err));
+    release(&r);
+}
+
 /* What says that another try, room or another device may do is no refusal. */
 static void other_errors_stay_what_they_are(void **state)
 {
@@ -243,6 +271,8 @@ int main(void)
         cmocka_unit_test(a_tuned_model_that_is_refused_is_so_before_anything_is_opened),
         cmocka_unit_test(a_delta_to_start_from_that_is_refused_is_no_fault_of_the_training_file),
         cmocka_unit_test(a_training_file_that_is_refused_is_told_of),
+        cmocka_unit_test(a_run_begins_without_writing_anything),
+        cmocka_unit_test(a_model_without_room_is_refused_unless_its_training_has_begun),
         cmocka_unit_test(other_errors_stay_what_they_are),
         cmocka_unit_test(a_tuned_model_that_the_codecs_refuse_is_not_placed),
         cmocka_unit_test(a_compression_that_can_not_be_had_is_told_of),
