@@ -26,10 +26,8 @@ static bool wait_for_database(struct worker_run *r, struct err *err)
 {
     struct err ours = {0};
 
-    if (worker_stopping())
-        return false;
     log_warn("%s waits for the database: %s", r->lease.job, err->message);
-    if (worker_heartbeat_check(r->heartbeat, &ours) != 0) {
+    if (worker_run_still_ours(r, &ours) != 0) {
         *err = ours;
         return false;
     }

@@ -54,7 +54,8 @@ struct worker_run {
 };
 
 /* After a call failed: true to try again, some time later. A database that is away, or has no room,
- * is waited for as long as the job is ours. worker_run_away: away only. */
+ * is waited for as long as the job is ours; then err becomes what worker_run_still_ours says.
+ * worker_run_away: away only. */
 bool worker_run_again(struct worker_run *run, struct err *err);
 bool worker_run_away(struct worker_run *run, struct err *err);
 

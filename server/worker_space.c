@@ -99,8 +99,6 @@ static int write_recovery(struct worker_run *r, struct err *err)
         goto out;
     }
     WORKER_RUN_PATIENTLY(rc, r, err, jobs_set_recovery(r->cx->db, &r->lease, &recovery, old, err));
-    if (rc != 0 && err->kind == ERR_NO_SPACE)
-        unlink(path);
     if (rc == 0) {
         if (strcmp(old, recovery.name) != 0)
             worker_space_remove_recovery(r, old);

@@ -2,6 +2,7 @@
  * neither the training file's fault nor a reason to tell a client where it lies; what is the
  * client's business is still told. */
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -15,6 +16,7 @@
 
 #include "engine/base/file_io.h"
 #include "engine/safetensors.h"
+#include "server/worker.h"
 #include "server/worker_run.h"
 #include "tests/unit/check.h"
 #include "tests/unit/noisy_delta.h"
@@ -264,6 +266,22 @@ static void a_compression_that_can_not_be_had_is_told_of(void **state)
     release(&r);
 }
 
+/* ------------------------------------------------------------------ the end */
+
+/* The job is handed back, and does not fail for what a stopped worker does not wait for any more.
+ * The last test: from then on this process is to stop. */
+static void a_database_without_room_fails_no_job_of_a_worker_that_stops(void **state)
+{
+    struct worker_run r = run_of(base, rows);
+    struct err why = {0};
+
+    CHECK(worker_setup(-1, &err));
+    raise(SIGTERM);
+    err_set(&why, ERR_NO_SPACE, "database: could not extend file");
+    assert_false(worker_run_again(&r, &why));
+    assert_int_equal(why.kind, ERR_UNAVAILABLE);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -276,6 +294,7 @@ int main(void)
         cmocka_unit_test(other_errors_stay_what_they_are),
         cmocka_unit_test(a_tuned_model_that_the_codecs_refuse_is_not_placed),
         cmocka_unit_test(a_compression_that_can_not_be_had_is_told_of),
+        cmocka_unit_test(a_database_without_room_fails_no_job_of_a_worker_that_stops),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
