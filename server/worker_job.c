@@ -372,25 +372,18 @@ static void fail(struct worker_run *r, const struct err *why)
         remove_recovery(r);
 }
 
-/* Handed back: the next worker goes on from the checkpoint. Where that can not be told, the lease
- * runs out by itself. */
+/* Handed back: the next worker goes on from the checkpoint. A database that is away is waited for,
+ * or the lease would run out and count as a crash that was none. Where the job is another's by
+ * then, nothing happens. */
 static void hand_back(struct worker_run *r)
 {
     struct err err = {0};
 
-    if (leases_release(r->cx->db, &r->lease, &err) != 0)
-        log_warn("%s: the lease could not be handed back: %s", r->lease.job, err.message);
-}
-
-/* Where only the database was away for too long, the job is handed back as soon as it is there
- * again: what happened was no crash of ours. Where the job is another's by then, nothing happens.
- */
-static void hand_back_late(struct worker_run *r)
-{
-    struct err err = {0};
-
-    while (leases_release(r->cx->db, &r->lease, &err) != 0 &&
-           (err.kind == ERR_UNAVAILABLE || err.kind == ERR_NO_SPACE) && !worker_stopping()) {
+    while (leases_release(r->cx->db, &r->lease, &err) != 0) {
+        if ((err.kind != ERR_UNAVAILABLE && err.kind != ERR_NO_SPACE) || worker_stopping()) {
+            log_info("%s is not handed back: %s", r->lease.job, err.message);
+            return;
+        }
         worker_sleep(RETRY_SECONDS);
         err_clear(&err);
     }
@@ -442,13 +435,14 @@ static void conclude(struct worker_run *r, int rc, const struct err *err)
         return;
     case ERR_FENCED:
         log_warn("%s: %s", r->lease.job, err->message);
-        hand_back_late(r);
+        hand_back(r);
         return;
     case ERR_DEVICE:
         leave_device(r, err);
     case ERR_UNAVAILABLE:
         log_info("%s is handed back: %s", r->lease.job, err->message);
         hand_back(r);
+        worker_sleep(r->cx->settings->poll); /* it would be claimed, and meet the same, at once */
         return;
     default:
         log_error("%s failed: %s", r->lease.job, err->message);
