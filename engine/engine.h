@@ -146,6 +146,8 @@ struct engine_train_options {
     enum engine_schedule schedule;
     bool train_embeddings;   /* embeddings and output head too */
     const char *start_delta; /* continue from this delta file; NULL: from the base */
+    /* What it hashes to, which the caller has seen to: checkpoints belong to it. */
+    const char *start_sha256;
     /* Compute half as many tokens at once as usual, where an example is not longer: less memory,
      * the same result to rounding. */
     bool halved;

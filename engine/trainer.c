@@ -7,8 +7,6 @@
 #include <string.h>
 
 #include "engine/base/clock.h"
-#include "engine/base/file_io.h"
-#include "engine/base/progress.h"
 #include "engine/base/rng.h"
 #include "engine/base_file.h"
 #include "engine/trainer_state.h"
@@ -75,27 +73,16 @@ static int32_t usual_rows(const struct engine_trainer *t)
     return trainer_micro_rows(&t->train, &t->valid, t->plan.batch_size, TRAINER_ROWS);
 }
 
-/* The device is silent meanwhile. */
-static int hash_start_delta(const char *path, char hex[SHA256_HEX], struct err *err)
-{
-    int rc;
-
-    progress_wait_begin();
-    rc = file_sha256(path, hex, NULL, err);
-    progress_wait_end();
-    return rc;
-}
-
 /* Everything that the trained weights depend on, for the recovery checkpoint; rounding apart, where
  * a device had too little memory once. */
 static int digest_identity(struct engine_trainer *t, struct err *err)
 {
     const struct engine_train_plan *p = &t->plan;
-    char start[SHA256_HEX] = "", text[512];
+    const char *start = t->options.start_delta ? t->options.start_sha256 : "";
     struct sha256 *h;
+    char text[512];
 
-    if (t->options.start_delta && hash_start_delta(t->options.start_delta, start, err))
-        return -1;
+    assert(start);
     snprintf(text, sizeof text, "graft trainer 2|%s|%d|%d|%.17g|%lld|%d|%d|%d|%s|%s",
              base_file_info(t->engine->base)->digest, p->n_epochs, p->batch_size, p->learning_rate,
              (long long)t->options.seed, (int)t->options.schedule, t->options.train_embeddings,
@@ -226,7 +213,7 @@ int trainer_open(struct engine_trainer **out, struct engine *engine,
     if (!t)
         return -1;
     rc = open_state(t, train, validation, err);
-    t->options.start_delta = NULL; /* the caller's string */
+    t->options.start_delta = t->options.start_sha256 = NULL; /* the caller's strings */
     if (rc) {
         engine_trainer_free(t);
         return -1;

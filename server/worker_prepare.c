@@ -301,6 +301,7 @@ static struct engine_train_options train_options(const struct worker_run *r)
             strcmp(j->schedule, "cosine") == 0 ? ENGINE_SCHEDULE_COSINE : ENGINE_SCHEDULE_LINEAR,
         .train_embeddings = j->train_embeddings,
         .start_delta = r->start_path,
+        .start_sha256 = j->start_sha256,
         .halved = r->shortages >= SHORTAGES_BEFORE_HALVES};
 }
 

@@ -1,7 +1,5 @@
-/* progress.h: work that takes the host minutes at the size of real models shows signs of life, or
- * says that it waits: a watcher of devices that hears nothing ends the process. */
-#include <fcntl.h>
-#include <pthread.h>
+/* progress.h: work that takes the host minutes at the size of real models shows signs of life:
+ * a watcher of devices that hears nothing ends the process. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -100,45 +97,6 @@ static void a_checkpoint_is_written_and_read_with_signs_of_life(void **state)
     engine_trainer_free(trainer);
 }
 
-/* ------------------------------------------------------------------ the delta to start from */
-
-struct hasher {
-    const char *fifo;
-    bool waits; /* while the file was being hashed */
-};
-
-/* Whoever hashes the FIFO reads until this closes it. What opens the path next finds nothing. */
-static void *look_on(void *context)
-{
-    struct hasher *h = context;
-    int fd = open(h->fifo, O_WRONLY); /* once it is open for reading */
-
-    h->waits = progress_waits();
-    unlink(h->fifo);
-    close(fd);
-    return NULL;
-}
-
-static void hashing_the_start_delta_says_that_it_waits(void **state)
-{
-    struct engine_train_options options = usual;
-    struct engine_trainer *trainer;
-    struct engine_train_plan plan;
-    char fifo[128];
-    struct hasher hasher = {.fifo = fifo};
-    pthread_t thread;
-
-    snprintf(fifo, sizeof fifo, "%s/fifo", folder);
-    assert_int_equal(mkfifo(fifo, 0600), 0);
-    assert_false(progress_waits());
-    assert_int_equal(pthread_create(&thread, NULL, look_on, &hasher), 0);
-    options.start_delta = fifo;
-    assert_int_equal(engine_trainer_open(&trainer, engine, train, NULL, &options, &plan, NULL), -1);
-    pthread_join(thread, NULL);
-    assert_true(hasher.waits);
-    assert_false(progress_waits());
-}
-
 /* ------------------------------------------------------------------ deltas */
 
 #define MATRICES (LAYERS * 7)
@@ -188,7 +146,6 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_checkpoint_is_written_and_read_with_signs_of_life),
-        cmocka_unit_test(hashing_the_start_delta_says_that_it_waits),
         cmocka_unit_test(a_delta_is_written_and_opened_with_signs_of_life),
     };
 

@@ -407,6 +407,7 @@ static void continue_from_a_delta(bool embeddings)
     steps(&j, 4);
     assert_int_equal(engine_trainer_compress(j.trainer, &bitdelta, first, &report, &err), 0);
     more.start_delta = first;
+    more.start_sha256 = "23456789abcdef01";
     open_job(&next, 2, &more);
     begins_with(&next, first);
     assert_int_equal(trainer_trains(next.trainer, 0), embeddings);
