@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "engine/base/file_io.h"
+#include "engine/base/log.h"
 
 #define OOM_SCORE \
     "500" /* of 1000: long before the server, which holds nothing that can be redone */
@@ -101,4 +102,13 @@ int worker_setup(int lifeline_fd, struct err *err)
         return err_set(err, ERR_NO_MEMORY, "worker: no thread");
     pthread_detach(thread);
     return 0;
+}
+
+int worker_hide_place(const char *what, const char *sha256, struct err *err)
+{
+    if ((err->kind != ERR_INVALID && err->kind != ERR_IO) || err->code[0] != '\0')
+        return -1;
+    log_error("%s %.12s: %s", what, sha256, err->message);
+    err_clear(err);
+    return err_set(err, ERR_INTERNAL, "%s %.12s can not be used", what, sha256);
 }

@@ -22,6 +22,11 @@ bool worker_stopping(void); /* SIGTERM came */
 /* Sleeps up to `seconds`, less when SIGTERM comes. */
 void worker_sleep(double seconds);
 
+/* After the engine refused a file of the store, which vouches for its bytes, or could not read it:
+ * what it says of one, and the path in it, is for the log. It is no client's fault, so ERR_INVALID
+ * and ERR_IO become ERR_INTERNAL; an error that has a code is worded for the client. -1. */
+int worker_hide_place(const char *what, const char *sha256, struct err *err);
+
 /* Answers requests from `socket_fd` (server/ipc.h) until the other end closes it. Opens files, no
  * database. */
 int worker_infer_run(const struct settings *settings, const char *device, int socket_fd,

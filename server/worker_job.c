@@ -55,16 +55,6 @@ int worker_run_still_ours(void *context, struct err *err)
     return worker_heartbeat_check(r->heartbeat, err);
 }
 
-int worker_run_hide_place(const struct worker_run *r, const char *what, const char *sha256,
-                          struct err *err)
-{
-    if (err->kind != ERR_INVALID || err->code[0] != '\0')
-        return -1;
-    log_error("%s: %s %.12s: %s", r->lease.job, what, sha256, err->message);
-    err_clear(err);
-    return err_set(err, ERR_INTERNAL, "%s %.12s can not be used", what, sha256);
-}
-
 static int mark_validated(struct worker_run *r, struct err *err)
 {
     const struct job_dataset dataset = {.examples = r->report.examples,
@@ -226,7 +216,7 @@ static int open_delta(struct worker_run *r, struct engine_delta **out, const cha
     worker_watch_begin("opening the delta", 0);
     rc = engine_delta_open(out, r->engine, path, err);
     worker_watch_end();
-    return rc == 0 ? 0 : worker_run_hide_place(r, "delta", r->artifact_sha256, err);
+    return rc == 0 ? 0 : worker_hide_place("delta", r->artifact_sha256, err);
 }
 
 /* Does the model know its answers: as the base, as trained here, and as served? */

@@ -10,6 +10,7 @@
 #include "engine/base/log.h"
 #include "server/capacity.h"
 #include "server/devices.h"
+#include "server/worker.h"
 #include "server/worker_check.h"
 #include "server/worker_watch.h"
 
@@ -176,17 +177,6 @@ static bool try_again(struct worker_models *m, int64_t bytes, const struct worke
     return true;
 }
 
-/* A file that the store vouches for and the engine refuses is not the client's fault, and what the
- * engine says of it names its place: that is for the log. */
-static int hide_place(struct err *err, const char *what, const char *sha256)
-{
-    if (err->kind != ERR_INVALID && err->kind != ERR_IO)
-        return -1;
-    log_error("%s %.12s: %s", what, sha256, err->message);
-    err_clear(err);
-    return err_set(err, ERR_INTERNAL, "%s %.12s can not be loaded", what, sha256);
-}
-
 /* ------------------------------------------------------------------ damage */
 
 static int damaged_file(const char *what, const char *sha256, struct err *err)
@@ -285,7 +275,7 @@ static int load_base(struct worker_models *m, const char *sha256, const char *pa
         return damaged_file("base", sha256, err);
     m->loads++;
     if (engine_base_read(path, &info, err) != 0)
-        return hide_place(err, "base", sha256);
+        return worker_hide_place("base", sha256, err);
     b = calloc(1, sizeof *b);
     if (b == NULL)
         return err_set(err, ERR_NO_MEMORY, "base model: out of memory");
@@ -293,7 +283,7 @@ static int load_base(struct worker_models *m, const char *sha256, const char *pa
     (void)file_identify(path, &b->file);
     if (worker_check_start(&b->check, path, sha256, err) != 0) {
         free_base(b);
-        return hide_place(err, "base", sha256);
+        return worker_hide_place("base", sha256, err);
     }
     b->bytes = engine_weight_bytes(&info, &m->options.engine);
     make_room_for_base(m, b->bytes);
@@ -301,7 +291,7 @@ static int load_base(struct worker_models *m, const char *sha256, const char *pa
         if (try_again(m, b->bytes, NULL, err))
             continue;
         free_base(b);
-        return hide_place(err, "base", sha256);
+        return worker_hide_place("base", sha256, err);
     }
     b->next = m->bases;
     m->bases = b;
@@ -410,7 +400,7 @@ static int load_delta(struct worker_models *m, struct worker_base *base, const c
         goto fail;
     }
     if (open_delta(m, d, path, err) != 0) {
-        hide_place(err, "delta", sha256);
+        worker_hide_place("delta", sha256, err);
         goto fail;
     }
     d->bytes = engine_delta_bytes(d->engine_delta);

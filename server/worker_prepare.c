@@ -162,7 +162,7 @@ static int open_engine(struct worker_run *r, struct err *err)
     worker_watch_end();
     if (rc != 0 && err->kind == ERR_UNAVAILABLE && !devices_is_cpu(r->cx->device))
         err->kind = ERR_DEVICE;
-    return rc == 0 ? 0 : worker_run_hide_place(r, "base", r->job.base_sha256, err);
+    return rc == 0 ? 0 : worker_hide_place("base", r->job.base_sha256, err);
 }
 
 /* What a compression of two models needs, with so many tokens of calibration rows and for a delta
@@ -188,9 +188,9 @@ static int check_model(struct worker_run *r, struct err *err)
     struct engine_base_info info, tuned;
 
     if (engine_base_read(r->base_path, &info, err) != 0)
-        return worker_run_hide_place(r, "base", r->job.base_sha256, err);
+        return worker_hide_place("base", r->job.base_sha256, err);
     if (r->tuned_path != NULL && engine_base_read(r->tuned_path, &tuned, err) != 0)
-        return worker_run_hide_place(r, "tuned model", r->job.tuned_sha256, err);
+        return worker_hide_place("tuned model", r->job.tuned_sha256, err);
     return r->tuned_path != NULL
                ? check_compression(r, &info, 0, 0, err)
                : check_memory(r, engine_weight_bytes(&info, &options), "the model", err);
@@ -317,7 +317,7 @@ static int open_trainer(struct worker_run *r, struct err *err)
     rc = engine_trainer_open(&r->trainer, r->engine, r->training, r->validation, &options, &r->plan,
                              err);
     worker_watch_end();
-    return rc == 0 ? 0 : worker_run_hide_place(r, "delta", r->job.start_sha256, err);
+    return rc == 0 ? 0 : worker_hide_place("delta", r->job.start_sha256, err);
 }
 
 static int make_plan(struct worker_run *r, struct err *err)

@@ -65,12 +65,6 @@ bool worker_run_away(struct worker_run *run, struct err *err);
         (rc) = (call);                           \
     while ((rc) != 0 && worker_run_again((run), (err)))
 
-/* After the engine refused a file of the store, which vouches for its bytes: what it says of one,
- * and the path in it, is for the log. It is no client's fault, so ERR_INVALID without a code
- * becomes ERR_INTERNAL. -1. */
-int worker_run_hide_place(const struct worker_run *run, const char *what, const char *sha256,
-                          struct err *err);
-
 int worker_run_flush(struct worker_run *run, struct err *err); /* all events are told */
 /* ERR_UNAVAILABLE: the worker is stopping; else what worker_heartbeat_check says. context: the run.
  */

@@ -166,7 +166,7 @@ static int compression_failed(const struct worker_run *r, struct err *err)
     if (why.kind != ERR_INVALID || why.code[0] != '\0')
         return -1;
     if (strstr(why.message, blob_store_root(r->cx->blobs)) != NULL)
-        return worker_run_hide_place(r, "tuned model", r->job.tuned_sha256, err);
+        return worker_hide_place("tuned model", r->job.tuned_sha256, err);
     err_clear(err);
     return err_set_code(err, ERR_INVALID, "compression_failed", NULL,
                         "The fine-tuned model could not be compressed: %s.", why.message);
