@@ -165,10 +165,9 @@ static int open_engine(struct worker_run *r, struct err *err)
     return rc == 0 ? 0 : worker_hide_place("base", r->job.base_sha256, err);
 }
 
-/* What a compression of two models needs, with so many tokens of calibration rows and for a delta
- * of so many bytes. */
-static int check_compression(struct worker_run *r, const struct engine_base_info *info,
-                             int64_t tokens, int64_t delta, struct err *err)
+/* What compressing takes, the base included, with so many tokens of calibration rows. */
+static int64_t compression_bytes(const struct worker_run *r, const struct engine_base_info *info,
+                                 int64_t tokens)
 {
     const struct job_compression *c = &r->job.compression;
     const struct engine_compress_options compression = {.codec =
@@ -177,7 +176,14 @@ static int check_compression(struct worker_run *r, const struct engine_base_info
                                                         .distill_steps = c->distill_steps};
     const struct engine_options options = engine_options(r);
 
-    return check_memory(r, engine_compress_bytes(info, &options, &compression, tokens) + delta,
+    return engine_compress_bytes(info, &options, &compression, tokens);
+}
+
+/* What a compression of two models needs, and for a delta of so many bytes. */
+static int check_compression(struct worker_run *r, const struct engine_base_info *info,
+                             int64_t tokens, int64_t delta, struct err *err)
+{
+    return check_memory(r, compression_bytes(r, info, tokens) + delta,
                         "compressing one model's difference to another", err);
 }
 
@@ -340,6 +346,18 @@ static int halve(struct worker_run *r, struct err *err)
         err);
 }
 
+int64_t worker_prepare_bytes(const struct worker_run *r)
+{
+    const struct engine_options options = engine_options(r);
+    const struct engine_base_info *info = engine_info(r->engine);
+    int64_t more =
+        compression_bytes(r, info, r->report.tokens) - engine_weight_bytes(info, &options);
+
+    if (!devices_is_cpu(r->cx->device)) /* there it is the host's, but for the weights */
+        return r->plan.memory_bytes;
+    return r->plan.memory_bytes + (more > 0 ? more : 0);
+}
+
 int worker_prepare_trainer(struct worker_run *r, struct err *err)
 {
     bool device = !devices_is_cpu(r->cx->device);
@@ -350,7 +368,10 @@ int worker_prepare_trainer(struct worker_run *r, struct err *err)
         (r->shortages >= SHORTAGES_BEFORE_HALVES || r->plan.memory_bytes > memory_there(r)) &&
         halve(r, err) != 0)
         return -1;
-    if (check_memory(r, r->plan.memory_bytes, "training", err) != 0 || check_disk(r, err) != 0)
+    if (check_memory(r, worker_prepare_bytes(r),
+                     device ? "training" : "training, and compressing what was trained,",
+                     err) != 0 ||
+        check_disk(r, err) != 0)
         return -1;
     return open_trainer(r, err);
 }

@@ -88,6 +88,9 @@ int worker_prepare_data(struct worker_run *run, struct err *err);
  * ERR_NO_SPACE with words for the client where the job can not fit; the disk is not asked where
  * there is a recovery checkpoint. */
 int worker_prepare_trainer(struct worker_run *run, struct err *err);
+/* What a job takes at most, once there is a plan: what is trained stays in memory while it is
+ * compressed. */
+int64_t worker_prepare_bytes(const struct worker_run *run);
 /* Instead, for a job that trains nothing: does it fit? */
 int worker_prepare_compression(struct worker_run *run, struct err *err);
 /* Goes on from the job's newest recovery checkpoint, where there is one: behind the last step with

@@ -223,6 +223,26 @@ static void a_model_without_room_is_refused_unless_its_training_has_begun(void *
     release(&r);
 }
 
+/* Else the system would kill its worker, when all has been trained. */
+static void what_compressing_takes_counts_before_training(void **state)
+{
+    const struct engine_options options = {.device = "cpu"};
+    struct worker_run r = run_of(base, rows);
+    int64_t compression;
+
+    r.job.compression.max_kl = 0.1;
+    CHECK(worker_prepare_data(&r, &err));
+    CHECK(worker_prepare_trainer(&r, &err));
+    compression = engine_compress_bytes(
+        engine_info(r.engine), &options,
+        &(struct engine_compress_options){.max_kl = 0.1, .distill_steps = 0}, r.report.tokens);
+    assert_true(compression > engine_weight_bytes(engine_info(r.engine), &options));
+    assert_int_equal(worker_prepare_bytes(&r) +
+                         engine_weight_bytes(engine_info(r.engine), &options),
+                     r.plan.memory_bytes + compression); /* both count the base */
+    release(&r);
+}
+
 /* What says that another try, room or another device may do is no refusal. */
 static void other_errors_stay_what_they_are(void **state)
 {
@@ -291,6 +311,7 @@ int main(void)
         cmocka_unit_test(a_training_file_that_is_refused_is_told_of),
         cmocka_unit_test(a_run_begins_without_writing_anything),
         cmocka_unit_test(a_model_without_room_is_refused_unless_its_training_has_begun),
+        cmocka_unit_test(what_compressing_takes_counts_before_training),
         cmocka_unit_test(other_errors_stay_what_they_are),
         cmocka_unit_test(a_tuned_model_that_the_codecs_refuse_is_not_placed),
         cmocka_unit_test(a_compression_that_can_not_be_had_is_told_of),
