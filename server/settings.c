@@ -14,6 +14,7 @@ extern char **environ;
 
 #define AT(field) offsetof(struct settings, field)
 #define CONFIG_MAX (1 << 20) /* bytes of a settings file */
+#define INFER_CONTEXT_MIN 64 /* a chat's roles and system text may alone take half of it */
 
 /* The file key is `name`; the three spellings stand side by side so that each can be searched for.
  */
@@ -90,7 +91,8 @@ const struct setting setting_table[] = {
     {"infer_queue", "--infer-queue", "GRAFT_INFER_QUEUE", "N", SETTING_COUNT, "256", 1, 1000000,
      AT(infer_queue), "chat requests open at once; more are refused with 429"},
     {"infer_context", "--infer-context", "GRAFT_INFER_CONTEXT", "TOKENS", SETTING_COUNT, "0", 0,
-     1048576, AT(infer_context), "tokens of a chat, up to the model's own context; 0: 4096"},
+     1048576, AT(infer_context),
+     "tokens of a chat, 64 at least, up to the model's own context; 0: 4096"},
     {"base_memory", "--base-memory", "GRAFT_BASE_MEMORY", "BYTES", SETTING_SIZE, "8G", 0, 1e15,
      AT(base_memory), "base models kept loaded (the one in use always is)"},
     {"delta_memory", "--delta-memory", "GRAFT_DELTA_MEMORY", "BYTES", SETTING_SIZE, "1G", 0, 1e15,
@@ -430,6 +432,11 @@ static int check_together(const struct settings *s, struct err *err)
         return err_set(err, ERR_INVALID,
                        "fence (%g s) must be at most five sixths of lease (%lld s)", s->fence,
                        (long long)s->lease);
+    if (s->infer_context != 0 && s->infer_context < INFER_CONTEXT_MIN)
+        return err_set(err, ERR_INVALID,
+                       "infer_context (%lld tokens) leaves no room for a question and its answer: "
+                       "use %d or more, or 0 for 4096",
+                       (long long)s->infer_context, INFER_CONTEXT_MIN);
     return check_devices(s, err);
 }
 

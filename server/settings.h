@@ -60,7 +60,8 @@ struct settings {
 
     int64_t infer_sequences; /* answered at once by each base */
     int64_t infer_queue;     /* requests waiting or answered at once; more get 429 */
-    int64_t infer_context;   /* tokens of a chat at most, up to the model's context; 0: 4096 */
+    int64_t infer_context;   /* tokens of a chat at most, up to the model's context, 64 or more;
+                                0: 4096 */
     int64_t base_memory;     /* bytes of base models kept loaded */
     int64_t delta_memory;    /* bytes of deltas kept loaded */
 

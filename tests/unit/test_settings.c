@@ -12,8 +12,8 @@
 #include "server/settings.h"
 
 static const char *const names[] = {
-    "data",     "listen", "database",  "database_file", "workers",   "insecure", "recovery",
-    "max_file", "fence",  "heartbeat", "lease",         "log_level", NULL};
+    "data",     "listen", "database",  "database_file", "workers",   "insecure",      "recovery",
+    "max_file", "fence",  "heartbeat", "lease",         "log_level", "infer_context", NULL};
 static const struct setting_option options[] = {
     {"--org", "NAME", "organization"}, {"--force", NULL, "force"}, {NULL, NULL, NULL}};
 static const struct setting_spec spec = {
@@ -131,6 +131,19 @@ static void usage_errors_name_the_thing(void **state)
     unlink(path);
 }
 
+/* Where the template's own tokens fill it no chat could be answered. */
+static void a_context_has_room_for_a_chat(void **state)
+{
+    refused("infer_context (1 tokens) leaves no room", load("--infer-context", "1", NULL));
+    refused("use 64 or more, or 0", load("--infer-context", "63", NULL));
+    assert_int_equal(load("--infer-context", "64", NULL), 0);
+    assert_int_equal(settings.infer_context, 64);
+    settings_release(&settings);
+    assert_int_equal(load("--infer-context", "0", NULL), 0);
+    assert_int_equal(settings.infer_context, 0);
+    settings_release(&settings);
+}
+
 static void sizes_have_units(void **state)
 {
     assert_int_equal(load("--max-file", "2G", NULL), 0);
@@ -235,6 +248,7 @@ int main(void)
         cmocka_unit_test(flag_beats_variable_beats_file),
         cmocka_unit_test(options_and_arguments),
         cmocka_unit_test(usage_errors_name_the_thing),
+        cmocka_unit_test(a_context_has_room_for_a_chat),
         cmocka_unit_test(sizes_have_units),
         cmocka_unit_test(database_url_comes_from_a_file),
         cmocka_unit_test(
