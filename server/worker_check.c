@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "engine/base/file_io.h"
@@ -27,15 +28,33 @@ static int go_on(void *context, struct err *err)
     return atomic_load(&check->stop) ? err_set(err, ERR_CANCELLED, "nobody waits for it") : 0;
 }
 
+/* A shortage of memory says nothing about the file: it is hashed again, until there is some. */
+static int digest(struct worker_check *check, char found[SHA256_HEX], struct err *err)
+{
+    const struct timespec pause = {.tv_nsec = 100000000};
+
+    while (file_sha256_fd(check->fd, check->sha256, go_on, check, found, NULL, err) != 0) {
+        if (err->kind != ERR_NO_MEMORY)
+            return -1;
+        err_clear(err);
+        nanosleep(&pause, NULL);
+        if (go_on(check, err) != 0)
+            return -1;
+        if (lseek(check->fd, 0, SEEK_SET) != 0)
+            return err_set_errno(err, errno, "read %.12s", check->sha256);
+    }
+    return 0;
+}
+
 static void *hash(void *context)
 {
     struct worker_check *check = context;
     char found[SHA256_HEX];
     struct err err = {0};
-    int rc = file_sha256_fd(check->fd, check->sha256, go_on, check, found, NULL, &err);
+    int rc = digest(check, found, &err);
     bool sound = rc == 0 && strcmp(found, check->sha256) == 0;
 
-    if (rc != 0 && err.kind != ERR_IO) /* stopped, or without memory: nothing is known */
+    if (rc != 0 && err.kind == ERR_CANCELLED)
         return NULL;
     if (!sound)
         log_error("%.12s is damaged on disk: %s", check->sha256, rc == 0 ? found : err.message);

@@ -1,5 +1,6 @@
 /* worker_check.h: a file hashed beside the work, by a thread of its own: what takes a minute to
- * read may not keep everybody waiting. One owner, any thread. */
+ * read may not keep everybody waiting. Where there is no memory for it, it is tried again until
+ * there is: the check runs for so long. One owner, any thread. */
 #ifndef GRAFT_WORKER_CHECK_H
 #define GRAFT_WORKER_CHECK_H
 

@@ -217,8 +217,10 @@ static int check_delta(struct worker_models *m, const char *path, const char *sh
         return err_set_code(err, ERR_NOT_FOUND, "model_not_found", "model",
                             "the model was deleted");
     if (file_sha256(path, found, NULL, err) != 0) {
-        if (err->kind != ERR_IO) /* a shortage of memory says nothing about the file */
-            return -1;
+        if (err->kind != ERR_IO) { /* a shortage of memory says nothing about the file */
+            err_clear(err);
+            return err_set(err, ERR_NO_MEMORY, "no memory to hash delta %.12s", sha256);
+        }
         log_error("delta %.12s: %s", sha256, err->message);
     } else if (strcmp(found, sha256) != 0) {
         log_error("delta %.12s is damaged on disk: it hashes to %.12s", sha256, found);

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -12,6 +13,7 @@
 #include <unistd.h>
 
 #include <cmocka.h>
+#include <openssl/evp.h>
 
 #include "engine/base/file_io.h"
 #include "engine/base/json_text.h"
@@ -28,8 +30,21 @@ static const struct worker_models_options options = {.base_bytes = 1 << 30,
                                                      .delta_bytes = 1 << 30,
                                                      .engine = {.device = "cpu", .threads = 1},
                                                      .max_sequences = 8};
+static const struct timespec moment = {.tv_nsec = 1000000};
 static struct worker_models *models;
 static struct err err;
+
+/* What a hash begins with, in place of OpenSSL's own: as many of the next find no memory. */
+static atomic_int shortages;
+
+int EVP_DigestInit_ex(EVP_MD_CTX *context, const EVP_MD *type, ENGINE *engine)
+{
+    if (atomic_load(&shortages) > 0) {
+        atomic_fetch_sub(&shortages, 1);
+        return 0;
+    }
+    return EVP_DigestInit_ex2(context, type, NULL);
+}
 
 /* A file with this content; its path, and its digest into sha256. */
 static const char *file(const char *content, char sha256[65])
@@ -169,6 +184,26 @@ static void an_artifact_with_another_bit_is_refused(void **state)
     }
 }
 
+/* Nothing is known of the file then: it is neither called damaged nor refused without a look. */
+static void a_shortage_of_memory_is_no_damage_to_a_delta(void **state)
+{
+    const struct noisy_delta noise = {.codec = "graft", .seed = 7};
+    struct worker_base *base;
+    struct worker_delta *delta;
+    char sha256[65], path[64];
+
+    snprintf(path, sizeof path, "%s/short", folder);
+    assert_int_equal(worker_models_base(models, base_sha256, base_path, &base, &err), 0);
+    assert_int_equal(noisy_delta_write(base->engine, &noise, path, &err), 0);
+    assert_int_equal(file_sha256(path, sha256, NULL, NULL), 0);
+    while (worker_check_state(base->check) == WORKER_CHECK_RUNS) /* it hashes too */
+        nanosleep(&moment, NULL);
+    atomic_store(&shortages, 1);
+    refused(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), ERR_NO_MEMORY);
+    assert_int_equal(worker_models_pin(models, base, "tenant", sha256, path, &delta, &err), 0);
+    worker_models_unpin(delta);
+}
+
 /* What is in use when its file goes stays what it was; who asks anew hears that it was deleted, and
  * no other tenant's copy is taken for it. */
 static void a_delta_that_is_deleted_in_use_goes_on(void **state)
@@ -207,7 +242,6 @@ static void a_damaged_base_names_no_place(void **state)
  * file is there. */
 static void a_base_with_another_bit_is_dropped(void **state)
 {
-    const struct timespec moment = {.tv_nsec = 1000000};
     struct worker_models_stats stats;
     struct worker_models *fresh;
     struct worker_base *base;
@@ -240,6 +274,32 @@ static void a_base_with_another_bit_is_dropped(void **state)
     assert_null(worker_models_damaged(fresh, &err));
     worker_models_free(fresh);
     free(data);
+}
+
+static enum worker_check_state checked(const char *path, const char *sha256)
+{
+    struct worker_check *check;
+    enum worker_check_state found;
+
+    atomic_store(&shortages, 2);
+    assert_int_equal(worker_check_start(&check, path, sha256, &err), 0);
+    for (int i = 0; i < 20000 && worker_check_state(check) == WORKER_CHECK_RUNS; i++)
+        nanosleep(&moment, NULL);
+    found = worker_check_state(check);
+    worker_check_free(check);
+    assert_int_equal(atomic_load(&shortages), 0);
+    return found;
+}
+
+/* It is hashed when there is some: a sound one stays, and a damaged one does not stay for it. */
+static void a_shortage_of_memory_neither_damages_nor_vouches_for_a_base(void **state)
+{
+    char another[65];
+
+    memcpy(another, base_sha256, sizeof another);
+    another[0] = another[0] == '0' ? '1' : '0';
+    assert_int_equal(checked(base_path, base_sha256), WORKER_CHECK_SOUND);
+    assert_int_equal(checked(base_path, another), WORKER_CHECK_DAMAGED);
 }
 
 static int setup(void **state)
@@ -278,9 +338,11 @@ int main(void)
         cmocka_unit_test(bases_of_one_digest_answer_each_with_its_own_template),
         cmocka_unit_test(a_damaged_artifact_names_no_place),
         cmocka_unit_test(an_artifact_with_another_bit_is_refused),
+        cmocka_unit_test(a_shortage_of_memory_is_no_damage_to_a_delta),
         cmocka_unit_test(a_delta_that_is_deleted_in_use_goes_on),
         cmocka_unit_test(a_damaged_base_names_no_place),
         cmocka_unit_test(a_base_with_another_bit_is_dropped),
+        cmocka_unit_test(a_shortage_of_memory_neither_damages_nor_vouches_for_a_base),
     };
 
     return cmocka_run_group_tests(tests, setup, teardown);
