@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 
 #define WAITING_MAX ((size_t)256 << 20)
@@ -43,6 +44,8 @@ struct infer_client {
 
     int fd; /* the thread's own from here on */
     struct strbuf in;
+    int32_t stats_every; /* ms */
+    double stats_due;    /* clock_now() */
 };
 
 static void wake(struct infer_client *c)
@@ -270,6 +273,7 @@ static bool look_around(struct infer_client *c, bool *output)
         c->connects++;
         ipc_put_hello(&c->out);
         pthread_mutex_unlock(&c->lock);
+        c->stats_due = clock_now() + c->stats_every / 1e3;
     }
     pthread_mutex_lock(&c->lock);
     *output = c->fd >= 0 && c->out_at < c->out.len;
@@ -277,11 +281,18 @@ static bool look_around(struct infer_client *c, bool *output)
     return !stop;
 }
 
+/* When it is time, however busy the line is: a worker's figures matter most then. */
 static void ask_for_stats(struct infer_client *c)
 {
+    double now = clock_now();
+
+    if (now < c->stats_due || !atomic_load(&c->ready))
+        return;
     pthread_mutex_lock(&c->lock);
-    if (atomic_load(&c->ready) && c->out.len == 0)
+    if (c->out.len == 0) { /* else it has not taken what it was sent: the next time */
         ipc_put_stats_request(&c->out);
+        c->stats_due = now + c->stats_every / 1e3;
+    }
     pthread_mutex_unlock(&c->lock);
 }
 
@@ -298,9 +309,8 @@ static void *client_thread(void *context)
 
         if (output)
             fds[1].events |= POLLOUT;
-        n = poll(fds, c->fd >= 0 ? 2 : 1, STATS_EVERY_MS);
-        if (n == 0)
-            ask_for_stats(c);
+        n = poll(fds, c->fd >= 0 ? 2 : 1, c->stats_every);
+        ask_for_stats(c);
         if (n > 0 && fds[0].revents != 0 && read(c->wake, &count, sizeof count) < 0)
             continue;
         if (c->fd < 0)
@@ -326,6 +336,7 @@ int infer_client_open(struct infer_client **out, const struct infer_client_optio
     c->fd = c->next_fd = -1;
     c->max_requests = options->max_requests;
     c->max_waiting = options->max_waiting > 0 ? options->max_waiting : WAITING_MAX;
+    c->stats_every = options->stats_every > 0 ? options->stats_every : STATS_EVERY_MS;
     strbuf_init(&c->out, c->max_waiting + CANCEL_FRAME * (size_t)c->max_requests);
     strbuf_init(&c->in, IN_MAX + 65536);
     pthread_mutex_init(&c->lock, NULL);

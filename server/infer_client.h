@@ -24,6 +24,7 @@ struct infer_client_options {
     int64_t max_requests; /* open at once; more get ERR_RATE */
     size_t max_waiting;   /* bytes of requests not sent to the worker yet; more get ERR_RATE.
                              0: 256 MiB */
+    int32_t stats_every;  /* ms between two questions for the worker's figures; 0: 5000 */
 };
 
 enum infer_event_kind { INFER_TEXT, INFER_DONE, INFER_ERROR };

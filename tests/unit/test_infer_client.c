@@ -158,6 +158,16 @@ static int setup_narrow(void **state)
     return infer_client_open(&client, &options, NULL);
 }
 
+/* One that often asks the worker for its figures. */
+static int setup_curious(void **state)
+{
+    const struct infer_client_options options = {.max_requests = 2, .stats_every = 500};
+
+    strbuf_init(&in, 1 << 20);
+    strbuf_init(&out, 1 << 20);
+    return infer_client_open(&client, &options, NULL);
+}
+
 static int submit_text(struct seen *seen, const char *text, uint64_t *id, struct err *err)
 {
     const struct engine_message message = {"user", text};
@@ -372,6 +382,34 @@ static void cancels_get_through_whole_when_requests_do_not(void **state)
     ipc_message_release(&m);
 }
 
+/* The worker says something all the time, as under load. */
+static void a_busy_worker_is_asked_for_its_figures(void **state)
+{
+    struct pollfd asked = {.events = POLLIN};
+    struct infer_client_stats stats;
+    struct ipc_message m;
+
+    attach();
+    say_hello();
+    asked.fd = worker;
+    for (int i = 0; i < 5000 && poll(&asked, 1, 1) == 0; i++) {
+        ipc_put_text(&out, 1, "of a cancelled answer", 21);
+        send_out();
+    }
+    assert_int_equal(asked.revents, POLLIN);
+    next(&m);
+    assert_int_equal(m.type, IPC_STATS_REQUEST);
+    ipc_put_stats(&out, &(struct ipc_stats){.bases = 3});
+    send_out();
+    for (int i = 0; i < 2000; i++) {
+        infer_client_stats(client, &stats);
+        if (stats.worker.bases == 3)
+            return;
+        nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+    }
+    fail();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -384,6 +422,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(after_cancel_nothing_comes, setup, teardown),
         cmocka_unit_test_setup_teardown(cancels_get_through_whole_when_requests_do_not,
                                         setup_narrow, teardown),
+        cmocka_unit_test_setup_teardown(a_busy_worker_is_asked_for_its_figures, setup_curious,
+                                        teardown),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
