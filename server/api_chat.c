@@ -163,20 +163,6 @@ static int on_text(struct answer *a, const struct infer_event *e)
     return -1;
 }
 
-static void end_with_error(struct answer *a, const struct err *error)
-{
-    json_t *body;
-
-    if (!a->begun) {
-        http_later_error(a->later, error);
-        return;
-    }
-    body = http_error_json(error);
-    if (body != NULL)
-        http_later_write_event(a->later, body);
-    http_later_finish(a->later);
-}
-
 static void on_done(struct answer *a, const struct infer_event *e)
 {
     struct err error = {0};
@@ -206,11 +192,11 @@ static int on_event(void *context, const struct infer_event *event)
     if (!take_end(a))
         return 0;
     if (event->kind == INFER_ERROR) {
-        end_with_error(a, event->err);
+        http_later_error(a->later, event->err);
     } else if (event->finish == ENGINE_FINISH_CANCEL) { /* nobody here asked for it */
         err_set_code(&stopped, ERR_UNAVAILABLE, "worker_restarted", NULL,
                      "the model worker stopped; try again");
-        end_with_error(a, &stopped);
+        http_later_error(a->later, &stopped);
     } else {
         on_done(a, event);
     }
@@ -219,7 +205,7 @@ static int on_event(void *context, const struct infer_event *event)
 
 /* ------------------------------------------------------------------ the client goes */
 
-/* The request is withdrawn first: after that no event can come, and `begun` is ours to read. */
+/* The request is withdrawn first: after that no event can come. */
 static void abandon(struct answer *a, uint64_t request)
 {
     struct err stopped = {0};
@@ -229,7 +215,7 @@ static void abandon(struct answer *a, uint64_t request)
         return;
     err_set_code(&stopped, ERR_UNAVAILABLE, "shutting_down", NULL,
                  "the server is stopping; try again");
-    end_with_error(a, &stopped);
+    http_later_error(a->later, &stopped);
 }
 
 static void on_gone(void *context)

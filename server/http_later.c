@@ -24,6 +24,7 @@ struct http_later {
     enum later_state state;
     bool handler_done, aborted;
     bool gone, gone_told;
+    char id[HTTP_REQUEST_ID_SIZE]; /* of the request, for the log */
     int status;
     char *body;
     size_t body_len;
@@ -68,6 +69,7 @@ struct http_later *http_response_later(struct http_response *response,
     later->server = response->exchange->server;
     later->exchange = response->exchange;
     later->options = *options;
+    memcpy(later->id, response->exchange->request.id, sizeof(later->id));
     later->ring = ring;
     later->ring_size = ring_size;
     response->kind = HTTP_RESPONSE_LATER;
@@ -129,8 +131,16 @@ void http_later_error(struct http_later *later, const struct err *err)
 {
     int status = http_error_status(err);
     if (status >= 500 && status != 503)
-        log_error("a later answer failed: %s", err->message);
-    http_later_json(later, status, http_error_json(err));
+        log_error("request %s: %s", later->id, err->message);
+    pthread_mutex_lock(&later->lock);
+    bool streaming = later->state == LATER_STREAMING;
+    pthread_mutex_unlock(&later->lock);
+    if (streaming) {
+        http_later_write_event(later, http_error_json(err));
+        http_later_finish(later);
+    } else {
+        http_later_json(later, status, http_error_json(err));
+    }
 }
 
 /* ------------------------------------------------------------------ streams: the answerer */

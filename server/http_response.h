@@ -42,7 +42,7 @@ json_t *http_error_json(const struct err *err);
  * `struct http_later`, hands that to whoever will answer, and returns 0. Then any one thread at a
  * time calls either
  *     http_later_json or http_later_error                                       (one answer), or
- *     http_later_stream, http_later_write …, http_later_finish                  (a stream).
+ *     http_later_stream, http_later_write …, http_later_finish or _error        (a stream).
  * json, error and finish give the handle back: it must not be used after.
  *
  * A stream has a ring of `ring_bytes`; the event thread writes from it, woken at most every 50 ms;
@@ -65,6 +65,7 @@ struct http_later *http_response_later(struct http_response *response,
 
 /* Steals `body`. */
 void http_later_json(struct http_later *later, int status, json_t *body);
+/* The answer, or the last event of a stream that has begun. Logs what is ours, with the request. */
 void http_later_error(struct http_later *later, const struct err *err);
 
 /* Sends status 200 and the headers now. */
