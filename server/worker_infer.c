@@ -23,6 +23,8 @@
     (64u << 20) /* bytes that the server has not read: far more than it lets pile up \
                  */
 
+#define LONG_MESSAGE (64u << 10) /* bytes: to tokenize so much takes as long as a step may */
+
 struct answer {
     struct answer *next;
     uint64_t id, session_id;
@@ -334,7 +336,8 @@ static int advance(struct infer *w, struct err *err)
     return transmit(w, err);
 }
 
-/* A load takes as long as many steps: those who are being answered get one after each. */
+/* A load takes as long as many steps, and a long text as one: those who are being answered get one
+ * after each. */
 static int take_messages(struct infer *w, struct err *err)
 {
     size_t at = 0, used;
@@ -349,7 +352,7 @@ static int take_messages(struct infer *w, struct err *err)
         if (rc != 0)
             return -1;
         at += used;
-        if (loads_begun(w) > loads && advance(w, err) != 0)
+        if ((loads_begun(w) > loads || used > LONG_MESSAGE) && advance(w, err) != 0)
             return -1;
     }
     memmove(w->in.data, w->in.data + at, w->in.len - at + 1);

@@ -121,9 +121,9 @@ static enum ipc_type next(struct ipc_stats *stats)
 }
 
 /* which: of the deltas, -1: the base alone. Ids begin with 1. */
-static void put_submit(uint64_t id, int which, int32_t max_tokens)
+static void put_question(uint64_t id, int which, const char *question, int32_t max_tokens)
 {
-    const struct engine_message message = {.role = "user", .content = "Where does person 1 live?"};
+    const struct engine_message message = {.role = "user", .content = question};
     const struct ipc_submit submit = {.id = id,
                                       .tenant = "tenant",
                                       .base_sha256 = base.sha256,
@@ -138,6 +138,11 @@ static void put_submit(uint64_t id, int which, int32_t max_tokens)
                                       .max_tokens = max_tokens};
 
     ipc_put_submit(&out, &submit);
+}
+
+static void put_submit(uint64_t id, int which, int32_t max_tokens)
+{
+    put_question(id, which, "Where does person 1 live?", max_tokens);
 }
 
 static struct ipc_stats next_stats(void)
@@ -181,6 +186,29 @@ static void between_two_loads_there_is_a_step(void **state)
         assert_true(stats.bases == 1 && stats.steps >= stats.bases + stats.deltas);
     }
     wait_for_ends(5);
+    stop();
+}
+
+/* They lie in the socket behind one that is answered, while its base is loaded. */
+static void between_two_long_questions_there_is_a_step(void **state)
+{
+    static char text[70001];
+    int64_t steps[3];
+
+    memset(text, 'a', sizeof text - 1);
+    start(1 << 30);
+    put_submit(1, -1, 200);
+    ipc_put_stats_request(&out);
+    for (uint64_t id = 2; id <= 3; id++) {
+        put_question(id, -1, text, 4);
+        ipc_put_stats_request(&out);
+    }
+    send_out();
+    for (int i = 0; i < 3; i++)
+        steps[i] = next_stats().steps;
+    assert_true(steps[1] > steps[0] && steps[2] > steps[1]);
+    wait_for_ends(3);
+    assert_string_equal(seen[2].error.code, "context_length_exceeded");
     stop();
 }
 
@@ -275,6 +303,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(between_two_loads_there_is_a_step),
+        cmocka_unit_test(between_two_long_questions_there_is_a_step),
         cmocka_unit_test(what_waits_has_no_delta_in_memory),
         cmocka_unit_test(what_waits_for_a_delta_is_cancelled_or_refused_alone),
     };
