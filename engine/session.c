@@ -199,6 +199,15 @@ void engine_session_free(struct engine_session *s)
 
 /* ------------------------------------------------------------------ requests */
 
+/* how: "" or "at least ". */
+static int too_long(const struct engine_session *s, const char *how, size_t count, struct err *err)
+{
+    return err_set_code(err, ERR_INVALID, "context_length_exceeded", "messages",
+                        "This model's maximum context length is %d tokens. However, your messages "
+                        "resulted in %s%zu tokens. Please reduce the length of the messages.",
+                        s->max_context, how, count);
+}
+
 static int check_request(const struct engine_session *s, const struct engine_request *request,
                          size_t count, struct err *err)
 {
@@ -214,13 +223,7 @@ static int check_request(const struct engine_session *s, const struct engine_req
     if (count == 0)
         return err_set_code(err, ERR_INVALID, "invalid_value", "messages",
                             "the messages hold no tokens");
-    if (count >= (size_t)s->max_context)
-        return err_set_code(err, ERR_INVALID, "context_length_exceeded", "messages",
-                            "This model's maximum context length is %d tokens. However, your "
-                            "messages resulted in %zu tokens. Please reduce the length of the "
-                            "messages.",
-                            s->max_context, count);
-    return 0;
+    return count < (size_t)s->max_context ? 0 : too_long(s, "", count, err);
 }
 
 int session_submit_tokens(struct engine_session *s, const int32_t *token, size_t count,
@@ -260,9 +263,25 @@ fail:
     return -1;
 }
 
+/* What no tokens of this vocabulary could bring into the context is not tokenized: all who are
+ * being answered would wait for megabytes of it. */
+static int check_bytes(const struct engine_session *s, const struct engine_request *request,
+                       struct err *err)
+{
+    size_t bytes = 0;
+
+    for (int32_t i = 0; i < request->message_count; i++)
+        bytes += strlen(request->messages[i].content);
+    if (bytes <= (size_t)s->max_context * s->max_piece)
+        return 0;
+    return too_long(s, "at least ", (bytes + s->max_piece - 1) / s->max_piece, err);
+}
+
 int engine_session_submit(struct engine_session *s, const struct engine_request *request,
                           uint64_t *id, struct err *err)
 {
+    if (check_bytes(s, request, err) != 0)
+        return -1;
     chat_tokens_reset(&s->scratch_tokens);
     if (chat_template_encode(s->engine->chat_template, request->messages, request->message_count,
                              true, &s->scratch_tokens, err) != 0)

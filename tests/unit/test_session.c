@@ -492,6 +492,27 @@ static void bad_requests_are_refused_by_name(void **state)
     engine_session_free(session);
 }
 
+/* Megabytes of it would keep everybody waiting. */
+static void what_can_not_fit_is_not_tokenized(void **state)
+{
+    static char text[1 << 20];
+    const struct engine_message message = {"user", text};
+    struct engine_session *session = open_session(8, 64);
+    struct engine_request request = simple();
+    struct err err = {0};
+    long before = allocations;
+    uint64_t id;
+
+    memset(text, 'a', sizeof text - 1);
+    request.messages = &message;
+    assert_int_equal(engine_session_submit(session, &request, &id, &err), -1);
+    assert_string_equal(err.code, "context_length_exceeded");
+    assert_non_null(strstr(err.message, "resulted in at least "));
+    if (COUNTS_MALLOC)
+        assert_int_equal(allocations - before, 0);
+    engine_session_free(session);
+}
+
 static void the_seed_decides_and_nothing_else(void **state)
 {
     struct engine_request request = simple();
@@ -603,6 +624,7 @@ int main(void)
         cmocka_unit_test(an_answer_ends_at_max_tokens_and_at_the_context),
         cmocka_unit_test(no_context_is_longer_than_the_model_s),
         cmocka_unit_test(bad_requests_are_refused_by_name),
+        cmocka_unit_test(what_can_not_fit_is_not_tokenized),
         cmocka_unit_test(the_seed_decides_and_nothing_else),
         cmocka_unit_test(ids_without_a_token_have_no_text),
         cmocka_unit_test(a_session_may_be_freed_in_the_middle),
