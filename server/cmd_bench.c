@@ -5,10 +5,12 @@
 #include "engine/engine.h"
 #include "server/cmd.h"
 
+/* 0 may be said where it is what is taken without the option. */
 static int count_of(const struct setting_args *args, int option, const char *flag, int32_t fallback,
                     int32_t *out, struct err *err)
 {
     const char *text = args->options[option];
+    int32_t least = fallback < 1 ? fallback : 1;
     char *end;
     long v;
 
@@ -16,8 +18,9 @@ static int count_of(const struct setting_args *args, int option, const char *fla
     if (text == NULL)
         return 0;
     v = strtol(text, &end, 10);
-    if (end == text || *end != '\0' || v < 1 || v > 1 << 20)
-        return err_set(err, ERR_INVALID, "%s: \"%s\" is not a count from 1 to 1048576", flag, text);
+    if (end == text || *end != '\0' || v < least || v > 1 << 20)
+        return err_set(err, ERR_INVALID, "%s: \"%s\" is not a count from %d to 1048576", flag, text,
+                       least);
     *out = (int32_t)v;
     return 0;
 }

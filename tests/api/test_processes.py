@@ -1,4 +1,5 @@
 """The program from outside: commands and exit codes; one server for a data folder; workers come back and never stay behind."""
+import json
 import os
 import pathlib
 import re
@@ -64,6 +65,14 @@ class Commands(unittest.TestCase):
                 self.assertEqual(done.returncode, 2, done)
                 self.assertEqual(done.stdout, "")
                 self.assertNotEqual(done.stderr, "")
+
+    def test_defaults_may_be_said(self):
+        model = harness.make_model(server.folder / "model")
+        line = re.search(r"usage: graft (bench decode .*)", run("help", "bench", "decode").stdout).group(1)
+        words = line.replace("[", "").replace("]", "").replace("DIR", str(model)).split()
+        done = run(*words, "--prompt", "4", "--tokens", "2")
+        self.assertEqual(done.returncode, 0, done)
+        self.assertEqual(json.loads(done.stdout)["tenants"], 0)
 
     def test_a_failure_is_1(self):
         done = run("model", "import", "/nowhere", "--name", "x", "--data", server.data)
