@@ -442,17 +442,21 @@ static void test_model_compress(void **state)
     taught_nothing_is_left();
 }
 
-static void test_model_of_another_shape(void **state)
+/* Of another shape, or one that does something else with the same weights. */
+static void test_model_that_does_not_belong(void **state)
 {
     const struct engine_compress_options options = {.ratio = 10};
     const struct tiny_model shapes[] = {
-        {.hidden = 64, .seed = 1}, {.hidden = 96, .intermediate = 128, .layers = 3, .seed = 1}};
+        {.hidden = 64, .seed = 1},
+        {.hidden = 96, .intermediate = 128, .layers = 3, .seed = 1},
+        {.hidden = 96, .intermediate = 128, .heads = 8, .kv_heads = 4, .seed = 1},
+        {.hidden = 96, .intermediate = 128, .rope_theta = 500000, .seed = 1}};
     struct engine_delta_report report;
     char dir[128];
 
     snprintf(dir, sizeof dir, "%s/shape", taught.folder);
     unlink(taught.delta_path);
-    for (int i = 0; i < 2; i++) {
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++) {
         struct err why = {0};
 
         CHECK(tiny_model_write(dir, &shapes[i], &err));
@@ -579,7 +583,7 @@ int main(void)
         cmocka_unit_test(test_refused_at_once),
         cmocka_unit_test(test_bad_options),
         cmocka_unit_test(test_model_compress),
-        cmocka_unit_test(test_model_of_another_shape),
+        cmocka_unit_test(test_model_that_does_not_belong),
         cmocka_unit_test(test_describe),
         cmocka_unit_test(test_describe_broken_files),
         cmocka_unit_test(test_describe_strange_reports),
