@@ -229,6 +229,21 @@ static int draw(const struct bar *bar, size_t count, const struct curves *curves
     return rc;
 }
 
+/* Of a matrix one part, that which all have in a file or the only one: the others may differ in
+ * type from matrix to matrix, and lie in the file by that. */
+static bool stands_for_matrix(const char *name)
+{
+    static const char *const others[] = {".sign", ".down", ".up"};
+    const char *part = strrchr(name, '.');
+
+    if (part == NULL || kind_of(name) == KINDS) /* norms */
+        return false;
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++)
+        if (strcmp(part, others[i]) == 0)
+            return false;
+    return true;
+}
+
 /* The matrices in the order of the model: tensors lie in that of the file. */
 static size_t read_bars(const json_t *delta, struct bar *bar)
 {
@@ -241,8 +256,8 @@ static size_t read_bars(const json_t *delta, struct bar *bar)
     for (size_t i = 0; i < json_array_size(tensors) && count < json_array_size(bytes); i++) {
         const char *name = json_string_value(json_object_get(json_array_get(tensors, i), "name"));
 
-        if (name == NULL || kind_of(name) == KINDS)
-            continue; /* norms */
+        if (name == NULL || !stands_for_matrix(name))
+            continue;
         bar[count] = (struct bar){.kind = kind_of(name),
                                   .bytes = json_number_value(json_array_get(bytes, count)),
                                   .error = json_number_value(json_array_get(errors, count))};

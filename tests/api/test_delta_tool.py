@@ -74,6 +74,21 @@ class Tool(unittest.TestCase):
         self.assertFalse(plot.exists())
         delta.unlink()
 
+    def test_bars_have_the_colours_of_their_matrices(self):
+        delta, plot = self.folder / "out.delta", self.folder / "out.svg"
+        kinds = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]  # as in a block, and in the legend
+        self.addCleanup(delta.unlink)
+        self.addCleanup(plot.unlink)
+        # A bit for each weight of some matrices, fewer of the others: their parts lie in the file by their size.
+        for words, dtypes in ((["--codec", "graft"], {"U8"}), (["--codec", "bitdelta", "--bytes", "16650"], {"I32", "F16", "U8"})):
+            subprocess.run(self.argv(*words), check=True, capture_output=True)
+            said = subprocess.run([harness.GRAFT, "delta", "inspect", delta, "--plot", plot], check=True, capture_output=True, text=True)
+            self.assertEqual({tensor["dtype"] for tensor in json.loads(said.stdout)["tensors"]}, dtypes)
+            bars = [e.get("fill") for e in xml.etree.ElementTree.parse(plot).iter("{http://www.w3.org/2000/svg}rect")][1:]
+            self.assertEqual(len(bars), 5 * len(kinds), "two layers in two charts, and the legend")
+            for chart in (bars[:14], bars[14:28]):
+                self.assertEqual(chart, 2 * bars[28:], words)
+
     def test_the_kl_is_drawn_over_the_bytes(self):
         delta, plot = self.folder / "out.delta", self.folder / "out.svg"
         subprocess.run(self.argv("--max-kl", "0.01", "--distill-steps", "0", "--calibration", self.rows), check=True,
