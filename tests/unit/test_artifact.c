@@ -299,6 +299,52 @@ static void values_that_are_not_finite_are_refused(void **state)
     assert_non_null(strstr(err.message, "not finite"));
 }
 
+/* Opens a file of zeros with these tensors; tells how that fails, or NULL. */
+static const char *refusal_of(const char *codec, const char *declared, size_t bytes)
+{
+    static struct err err;
+    struct artifact *artifact;
+    char *data = calloc(1, 1 << 11);
+    uint64_t len = 0;
+
+    assert_non_null(data);
+    err_clear(&err);
+    len =
+        (uint64_t)snprintf(data + 8, 1 << 10,
+                           "{\"__metadata__\":{\"graft.format\":\"delta\",\"graft.version\":\"2\","
+                           "\"graft.base\":\"%s\",\"graft.codec\":\"%s\"},%s}",
+                           digest, codec, declared);
+    for (; len % 8 != 0; len++)
+        data[8 + len] = ' ';
+    memcpy(data, &len, sizeof(len));
+    if (artifact_open_memory(&artifact, data, 8 + len + bytes, "x", &want, &err) == 0)
+        artifact_free(artifact);
+    free(data);
+    return err.kind == ERR_NONE ? NULL : err.message;
+}
+
+/* Other programs may lay a file out otherwise, but values must lie where they can be read. */
+static void any_order_is_read_where_all_is_aligned(void **state)
+{
+    const char *refusal = refusal_of(
+        "bitdelta",
+        "\"a.weight.scale\":{\"dtype\":\"F16\",\"shape\":[3],\"data_offsets\":[0,6]},"
+        "\"b.weight.scale\":{\"dtype\":\"F16\",\"shape\":[7],\"data_offsets\":[6,20]},"
+        "\"b.weight.sign\":{\"dtype\":\"I32\",\"shape\":[7,2],\"data_offsets\":[20,76]},"
+        "\"a.weight.sign\":{\"dtype\":\"I32\",\"shape\":[3,2],\"data_offsets\":[76,100]}",
+        100);
+
+    if (refusal != NULL)
+        fail_msg("%s", refusal);
+    refusal = refusal_of(
+        "graft",
+        "\"a.weight.planes\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},"
+        "\"a_norm.weight.diff\":{\"dtype\":\"F16\",\"shape\":[37],\"data_offsets\":[1,75]}",
+        75);
+    assert_non_null(refusal);
+    assert_non_null(strstr(refusal, "\"a_norm.weight.diff\" is not aligned"));
+}
+
 static int read_diverged(void *context, int32_t index, int64_t from, int64_t count, float *base,
                          float *tuned, struct err *err)
 {
@@ -680,6 +726,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(damaged_files_are_refused_by_name),
         cmocka_unit_test(flipped_bits_and_cut_files_do_no_harm),
         cmocka_unit_test(values_that_are_not_finite_are_refused),
+        cmocka_unit_test(any_order_is_read_where_all_is_aligned),
         cmocka_unit_test(a_diverged_training_leaves_no_file),
         cmocka_unit_test(a_training_that_changed_nothing_gives_an_empty_delta),
         cmocka_unit_test(version_1_is_read),
