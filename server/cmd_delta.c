@@ -127,15 +127,18 @@ static int compress_options(const struct setting_args *args, struct engine_compr
     return 0;
 }
 
-/* JSONL of examples; NULL: none. */
-static int open_rows(struct engine_dataset **out, const struct engine *engine, const char *path,
-                     struct engine_dataset_report *report, struct err *err)
+/* JSONL of examples; NULL: none. What is wrong with them is told in a job's words, which know
+ * nothing of our files. */
+static int open_rows(struct engine_dataset **out, const struct engine *engine, const char *flag,
+                     const char *path, struct engine_dataset_report *report, struct err *err)
 {
     const struct engine_dataset_options options = {.file_id = path, .validation = true};
 
     *out = NULL;
     *report = (struct engine_dataset_report){0};
-    return path == NULL ? 0 : engine_dataset_open(out, engine, path, &options, report, err);
+    if (path == NULL || engine_dataset_open(out, engine, path, &options, report, err) == 0)
+        return 0;
+    return err_prefix(err, "%s %s", flag, path);
 }
 
 static int compress(const struct settings *settings, const struct setting_args *args,
@@ -156,8 +159,10 @@ static int compress(const struct settings *settings, const struct setting_args *
     catch_signals(); /* an import has temporary files, too */
     if (engine_open_model(&engine, args->options[CMD_DELTA_BASE], &device, err) != 0 ||
         interrupted ||
-        open_rows(&calibration, engine, args->options[CMD_DELTA_CALIBRATION], &rows, err) != 0 ||
-        open_rows(&held_out, engine, args->options[CMD_DELTA_HELD_OUT], &others, err) != 0)
+        open_rows(&calibration, engine, "--calibration", args->options[CMD_DELTA_CALIBRATION],
+                  &rows, err) != 0 ||
+        open_rows(&held_out, engine, "--held-out", args->options[CMD_DELTA_HELD_OUT], &others,
+                  err) != 0)
         goto out;
     options->calibration = calibration;
     options->held_out = held_out;

@@ -174,6 +174,18 @@ class Tool(unittest.TestCase):
             self.assertIn("resume has nothing to go on from: " + what, done.stderr)
             self.assertEqual(self.files(), before)
 
+    def test_rows_that_can_not_be_read_are_named(self):
+        before, bad = self.files(), self.folder / "bad.jsonl"
+        self.addCleanup(bad.unlink)
+        bad.write_text("no JSON\n")
+        for words, what in ((["--calibration", bad, "--held-out", self.rows], f"--calibration {bad}: "),
+                            (["--calibration", self.rows, "--held-out", bad], f"--held-out {bad}: "),
+                            (["--calibration", self.folder / "none"], f"--calibration {self.folder / 'none'}: ")):
+            done = subprocess.run(self.argv(*words), capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stdout), (1, ""))
+            self.assertIn(what, done.stderr)
+            self.assertEqual(self.files(), sorted([*before, bad.name]))
+
     def test_what_asks_it_to_stop_leaves_nothing_behind(self):
         before = self.files()
         for signum in (signal.SIGINT, signal.SIGTERM):
