@@ -1,5 +1,6 @@
 #include <errno.h>
 #include <inttypes.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -105,6 +106,17 @@ static int number_of(const struct setting_args *args, int option, const char *fl
     return 0;
 }
 
+static int whole_number_of(const struct setting_args *args, int option, const char *flag,
+                           double low, double high, double *out, struct err *err)
+{
+    if (number_of(args, option, flag, low, high, out, err) != 0)
+        return -1;
+    if (args->options[option] != NULL && *out != floor(*out))
+        return err_set(err, ERR_INVALID, "%s: \"%s\" is not a whole number", flag,
+                       args->options[option]);
+    return 0;
+}
+
 static int compress_options(const struct setting_args *args, struct engine_compress_options *o,
                             struct err *err)
 {
@@ -115,10 +127,10 @@ static int compress_options(const struct setting_args *args, struct engine_compr
         return err_set(err, ERR_INVALID, "--codec: there is no codec \"%s\": %s", o->codec,
                        engine_codec_names());
     if (number_of(args, CMD_DELTA_RATIO, "--ratio", 1, 1024, &o->ratio, err) != 0 ||
-        number_of(args, CMD_DELTA_BYTES, "--bytes", 1, 1e13, &bytes, err) != 0 ||
+        whole_number_of(args, CMD_DELTA_BYTES, "--bytes", 1, 1e13, &bytes, err) != 0 ||
         number_of(args, CMD_DELTA_MAX_KL, "--max-kl", 1e-9, 1e3, &o->max_kl, err) != 0 ||
-        number_of(args, CMD_DELTA_DISTILL, "--distill-steps", 0, 10000, &steps, err) != 0 ||
-        number_of(args, CMD_DELTA_SEED, "--seed", 0, 1e15, &seed, err) != 0)
+        whole_number_of(args, CMD_DELTA_DISTILL, "--distill-steps", 0, 10000, &steps, err) != 0 ||
+        whole_number_of(args, CMD_DELTA_SEED, "--seed", 0, 1e15, &seed, err) != 0)
         return -1;
     o->resume = args->options[CMD_DELTA_RESUME] != NULL;
     o->bytes = (int64_t)bytes;

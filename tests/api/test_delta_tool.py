@@ -174,6 +174,15 @@ class Tool(unittest.TestCase):
             self.assertIn("resume has nothing to go on from: " + what, done.stderr)
             self.assertEqual(self.files(), before)
 
+    def test_numbers_are_what_they_say(self):
+        for words, what in ((["--bytes", "0"], '--bytes: "0" is not a number from 1'),
+                            (["--ratio", "many"], '--ratio: "many" is not a number from 1'),
+                            (["--distill-steps", "2.7"], '--distill-steps: "2.7" is not a whole number'),
+                            (["--seed", "0.5"], '--seed: "0.5" is not a whole number')):
+            done = subprocess.run(self.argv(*words), capture_output=True, text=True)
+            self.assertEqual((done.returncode, done.stdout), (2, ""), words)
+            self.assertIn(what, done.stderr)
+
     def test_rows_that_can_not_be_read_are_named(self):
         before, bad = self.files(), self.folder / "bad.jsonl"
         self.addCleanup(bad.unlink)
