@@ -134,7 +134,8 @@ const struct cmd cmd_table[] = {
     {"collect",
      "--data DIR [--grace SECONDS]",
      "remove blobs that no row names and staging of dead attempts",
-     "`serve` does this by itself every --collect seconds.",
+     "`serve` does this by itself every --collect seconds. A --grace shorter than an upload or a\n"
+     "compression takes can cost a running server what it is about to name.",
      {.settings = NAMES(DATABASE, "grace")},
      cmd_collect},
     {"doctor",
