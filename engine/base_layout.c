@@ -114,6 +114,7 @@ void base_layout_info(const struct model_config *config, const struct base_layou
         .intermediate = config->intermediate,
         .heads = config->heads,
         .kv_heads = config->kv_heads,
+        .head_dim = config->head_dim,
         .vocabulary = config->vocabulary,
         .context = config->context,
         .tied_embeddings = config->tied_embeddings,

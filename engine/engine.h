@@ -33,7 +33,7 @@ struct engine_base_info {
     int64_t parameters;        /* a tied head is counted once */
     int64_t linear_parameters; /* matrices of the blocks: what a delta compresses */
     int64_t bytes_16bit;       /* 2 bytes for each parameter: the yardstick of a delta's ratio */
-    int32_t layers, hidden, intermediate, heads, kv_heads, vocabulary, context;
+    int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, context;
     bool tied_embeddings;
 };
 

@@ -41,9 +41,11 @@ static int64_t work(const struct engine_base_info *info, const struct codec *cod
 static int64_t statistics(const struct engine_base_info *info, const struct codec *codec)
 {
     int64_t hidden = info->hidden, middle = info->intermediate;
-    int64_t kv = hidden / info->heads * info->kv_heads;
-    int64_t of_layer = codec->gradients ? 9 * hidden * hidden + 2 * kv * kv + 3 * middle * middle
-                                        : 3 * hidden * hidden + middle * middle;
+    int64_t query = (int64_t)info->head_dim * info->heads;
+    int64_t kv = (int64_t)info->head_dim * info->kv_heads;
+    int64_t of_layer = codec->gradients ? 7 * hidden * hidden + 2 * query * query + 2 * kv * kv +
+                                              3 * middle * middle
+                                        : 2 * hidden * hidden + query * query + middle * middle;
 
     return codec->inputs ? 4 * info->layers * of_layer : 0;
 }

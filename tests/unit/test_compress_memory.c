@@ -19,6 +19,7 @@ static const struct engine_base_info of_135m = {.parameters = 134515008,
                                                 .intermediate = 1536,
                                                 .heads = 9,
                                                 .kv_heads = 3,
+                                                .head_dim = 64,
                                                 .vocabulary = 49152};
 static const struct engine_base_info of_8b = {.parameters = 8030261248,
                                               .linear_parameters = 6979321856,
@@ -28,6 +29,7 @@ static const struct engine_base_info of_8b = {.parameters = 8030261248,
                                               .intermediate = 14336,
                                               .heads = 32,
                                               .kv_heads = 8,
+                                              .head_dim = 128,
                                               .vocabulary = 128256};
 static const struct engine_options cpu = {.device = "cpu"};
 
@@ -46,6 +48,17 @@ static void test_no_less_than_was_measured(void **state)
     assert_in_range(mib(&of_135m, "graft", -1, 0), 90, 250);
     assert_in_range(mib(&of_135m, "bitdelta", -1, 500), 1190, 1400);
     assert_in_range(mib(&of_135m, "graft", 0, 500), 1547, 1700);
+}
+
+/* Heads may be wider together than the stream that they read. */
+static void test_wide_heads_count(void **state)
+{
+    struct engine_base_info wide = of_135m;
+    int64_t more;
+
+    wide.head_dim = 2 * of_135m.head_dim;
+    more = mib(&wide, "graft", 0, 500) - mib(&of_135m, "graft", 0, 500);
+    assert_true(more >= (2 * (4 - 1) * 576 * 576 + 2 * (4 - 1) * 192 * 192) * 4L * 30 / MIB - 1);
 }
 
 static void test_mapped_models_do_not_count(void **state)
@@ -89,6 +102,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_no_less_than_was_measured),
+        cmocka_unit_test(test_wide_heads_count),
         cmocka_unit_test(test_mapped_models_do_not_count),
         cmocka_unit_test(test_rows_cost_what_is_done_with_them),
         cmocka_unit_test(test_a_search_keeps_its_statistics),
