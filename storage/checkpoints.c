@@ -28,8 +28,8 @@ static int tell(struct db *db, const char *project, const char *job, int32_t ste
     return events_write(db, project, job, &(struct event_new){.message = message, .key = key}, err);
 }
 
-int checkpoints_write(struct db *db, const char *project, const char *job,
-                      const struct checkpoint_new *c, struct err *err)
+static int write_row(struct db *db, const char *project, const char *job,
+                     const struct checkpoint_new *c, struct err *err)
 {
     struct db_result *res = NULL;
     char id[ID_SIZE];
@@ -84,7 +84,7 @@ int checkpoints_add(struct db *db, const struct lease *lease,
     if (db_begin(db, lease->project, err) != 0)
         return -1;
     if (leases_lock(db, lease, err) != 0 ||
-        checkpoints_write(db, lease->project, lease->job, checkpoint, err) != 0) {
+        write_row(db, lease->project, lease->job, checkpoint, err) != 0) {
         db_rollback(db);
         return -1;
     }

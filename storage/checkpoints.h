@@ -53,8 +53,4 @@ int checkpoints_add(struct db *db, const struct lease *lease,
 int checkpoints_list(struct db *db, const char *project, const char *job, const char *after,
                      int limit, struct checkpoint_list *out, struct err *err);
 
-/* For jobs.c: the same without a fence, inside a transaction that has locked the lease row. */
-int checkpoints_write(struct db *db, const char *project, const char *job,
-                      const struct checkpoint_new *checkpoint, struct err *err);
-
 #endif

@@ -102,14 +102,6 @@ int jobs_mark_running(struct db *db, const struct lease *lease, const struct job
     else if (rc == 0 && state != JOB_STATE_RUNNING)
         rc = err_set(err, ERR_INTERNAL, "job %s is %s: mark it validated first", lease->job,
                      job_state_text(state));
-    if (rc == 0 && plan->estimated_seconds > 0)
-        rc = db_exec(
-            db,
-            "UPDATE job_lease SET estimated_finish = now()"
-            "       + interval '1 second' * $3::double precision"
-            " WHERE tenant = $1::uuid AND job = $2",
-            DB_ARGS(DB_TEXT(lease->project), DB_TEXT(lease->job), DB_REAL(plan->estimated_seconds)),
-            NULL, err);
     return end_fenced(db, rc, err);
 }
 
@@ -221,9 +213,6 @@ static int write_success(struct db *db, const struct lease *lease, enum job_stat
 
     if (insert_model(db, lease, s, name, sizeof name, err) != 0)
         return -1;
-    for (int i = 0; i < s->checkpoint_count; i++)
-        if (checkpoints_write(db, lease->project, lease->job, &s->checkpoints[i], err) != 0)
-            return -1;
     result.purpose = "fine-tune-results";
     if (result.filename != NULL && files_create(db, lease->project, &result, &file, err) != 0)
         return -1;

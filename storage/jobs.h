@@ -183,8 +183,7 @@ int jobs_mark_validated(struct db *db, const struct lease *lease, const struct j
 struct job_plan {
     struct job_hyperparameters resolved;
     int32_t total_steps;
-    double estimated_seconds; /* from now; 0: not known */
-    bool compression;         /* nothing is trained: a job with tuned_model */
+    bool compression; /* nothing is trained: a job with tuned_model */
 };
 /* queued → running, with the event "Fine-tuning job started", or "Compression job started". */
 int jobs_mark_running(struct db *db, const struct lease *lease, const struct job_plan *plan,
@@ -205,12 +204,10 @@ struct job_success {
     struct job_recall recall;
     int64_t trained_tokens;
     struct file_new result_file; /* a committed blob; filename NULL: none. Purpose is set here */
-    const struct checkpoint_new *checkpoints; /* last ones, if not added yet; may be NULL */
-    int checkpoint_count;
 };
-/* Model, checkpoints, result file, events, outbox row and the job's success: all, or (ERR_FENCED,
- * ERR_CANCELLED) nothing. After ERR_UNAVAILABLE it may be called
- * again: if the first call had committed after all, the second says 0. */
+/* Model, result file, events, outbox row and the job's success: all, or (ERR_FENCED,
+ * ERR_CANCELLED) nothing. After ERR_UNAVAILABLE it may be called again: if the first call had
+ * committed after all, the second says 0. */
 int jobs_commit_success(struct db *db, const struct lease *lease, const struct job_success *success,
                         struct err *err);
 /* `why`: ERR_INVALID and its kin give the job's error their code, param and message; other kinds

@@ -248,9 +248,7 @@ void fixture_running(struct fixture *f, const struct lease *lease)
             .examples = 12, .tokens = 300, .trained_tokens = 100, .untrained_examples = 1},
         err));
     assert_ok(jobs_mark_running(
-        f->worker, lease,
-        &(struct job_plan){.resolved = {3, 4, 1.5}, .total_steps = 9, .estimated_seconds = 60},
-        err));
+        f->worker, lease, &(struct job_plan){.resolved = {3, 4, 1.5}, .total_steps = 9}, err));
 }
 
 void fixture_success(struct fixture *f, const struct lease *lease, const char *content,
