@@ -511,10 +511,16 @@ class FirstUseOfAKey(unittest.TestCase):
             self.assertEqual(status, 400, answer)
             self.assertIn(b"ends in part 0", answer)
 
-    def test_a_wrong_key_is_refused_before_its_body(self):
+    def test_a_wrong_key_is_refused_before_its_body_is_asked_for(self):
         key = server.new_key()
         server.cli("key", "revoke", key, "--data", server.data)
-        status, answer = self.send(self.header("mark", "Content-Length: 100000", key=key), [])
+        status, answer = self.send(self.header("mark", "Content-Length: 100000", "Expect: 100-continue", key=key), [])
+        self.assertEqual(status, 401, answer)
+
+    def test_a_wrong_key_is_refused_behind_a_body_that_comes_unasked(self):
+        key = server.new_key()
+        server.cli("key", "revoke", key, "--data", server.data)
+        status, answer = self.send(self.header("mark", "Content-Length: 100000", key=key), [b"x" * 60000, b"x" * 40000], 0.1)
         self.assertEqual(status, 401, answer)
 
 
