@@ -350,11 +350,11 @@ int64_t worker_prepare_bytes(const struct worker_run *r)
 {
     const struct engine_options options = engine_options(r);
     const struct engine_base_info *info = engine_info(r->engine);
-    int64_t more =
-        compression_bytes(r, info, r->report.tokens) - engine_weight_bytes(info, &options);
+    int64_t more;
 
     if (!devices_is_cpu(r->cx->device)) /* there it is the host's, but for the weights */
         return r->plan.memory_bytes;
+    more = compression_bytes(r, info, r->report.tokens) - engine_weight_bytes(info, &options);
     return r->plan.memory_bytes + (more > 0 ? more : 0);
 }
 

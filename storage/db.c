@@ -2,7 +2,6 @@
 
 #include <assert.h>
 #include <libpq-fe.h>
-#include <limits.h>
 #include <math.h>
 #include <poll.h>
 #include <stdio.h>
@@ -11,6 +10,7 @@
 #include <sys/socket.h>
 #include <time.h>
 
+#include "engine/base/clock.h"
 #include "engine/base/log.h"
 #include "storage/db_result.h"
 
@@ -108,14 +108,6 @@ static int fail(struct db *db, const PGresult *res, struct err *err)
 
 /* ------------------------------------------------------------------ talking to the server */
 
-static int64_t monotonic_ms(void)
-{
-    struct timespec now;
-
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
-
 static int statement_seconds(enum db_role role)
 {
     return role == DB_ROLE_LOGIN ? 120 : 5;
@@ -123,21 +115,22 @@ static int statement_seconds(enum db_role role)
 
 /* Moves bytes until a result is there, or the connection is broken, which the result then tells.
  * false: the deadline has passed. */
-static bool wait_for_result(PGconn *conn, int64_t deadline)
+static bool wait_for_result(PGconn *conn, double deadline)
 {
-    /* Encrypted, bytes may have come that no look at the socket shows. */
-    int64_t most = PQsslInUse(conn) || PQgssEncInUse(conn) ? 20 : INT_MAX;
+    bool encrypted = PQsslInUse(conn) || PQgssEncInUse(conn);
 
     for (;;) {
         int unsent = PQflush(conn);
         struct pollfd fd = {.fd = PQsocket(conn), .events = POLLIN | (unsent > 0 ? POLLOUT : 0)};
-        int64_t left = deadline - monotonic_ms();
+        double left = deadline - clock_now();
 
         if (unsent < 0 || (unsent == 0 && !PQisBusy(conn)))
             return true;
         if (left <= 0)
             return false;
-        poll(&fd, 1, (int)(left < most ? left : most));
+        if (encrypted && left > 0.02) /* bytes may have come that no look at the socket shows */
+            left = 0.02;
+        poll(&fd, 1, (int)ceil(left * 1000));
         if (!PQconsumeInput(conn))
             return true;
     }
@@ -147,7 +140,7 @@ static bool wait_for_result(PGconn *conn, int64_t deadline)
  * not one that waits for a disk, nor while it is frozen: then NULL, and the connection is gone. */
 static PGresult *take_result(struct db *db, int sent)
 {
-    int64_t deadline = monotonic_ms() + 1000 * (statement_seconds(db->role) + ANSWER_SECONDS);
+    double deadline = clock_now() + statement_seconds(db->role) + ANSWER_SECONDS;
     PGresult *last = NULL, *next;
 
     if (!sent)
@@ -455,7 +448,7 @@ static int transaction_number(struct db *db, char out[32], struct err *err)
 /* The connection was lost in COMMIT: ask over a new one. 0: it did commit. */
 static int resolve_commit(struct db *db, const char *number, struct err *err)
 {
-    int64_t deadline = monotonic_ms() + 1000 * COMMIT_RESOLVE_SECONDS;
+    double deadline = clock_now() + COMMIT_RESOLVE_SECONDS;
     char status[32] = "";
 
     disconnect(db);
@@ -475,7 +468,7 @@ static int resolve_commit(struct db *db, const char *number, struct err *err)
         if (strcmp(status, "in progress") != 0 && status[0] != '\0')
             break;
         nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
-    } while (monotonic_ms() < deadline);
+    } while (clock_now() < deadline);
     if (strcmp(status, "committed") == 0) {
         log_warn("database: the connection was lost in COMMIT; transaction %s did commit", number);
         return 0;
