@@ -31,11 +31,26 @@ def at_sizes(codec, ratios, measure):
     return found or [measure(["--codec", codec])]
 
 
+def kernels_here(graft, names):
+    """Those of the kernels that this processor has."""
+    found = []
+    for name in names:
+        try:
+            codecs.run([graft, "bench", "apply", "--rows", 64, "--cols", 64, "--kernels", name])
+            found.append(name)
+        except codecs.Refused as why:
+            codecs.said(f"left out: {why}")
+    if not found:
+        raise SystemExit(f"apply.py: this processor has none of the kernels {', '.join(names)}")
+    return found
+
+
 def apply_rows(graft, options):
     rows = []
+    names = kernels_here(graft, options.kernels)
     for shape in options.shapes:
         for codec in options.codecs:
-            for kernels in options.kernels:
+            for kernels in names:
                 codecs.said(f"{shape[0]} by {shape[1]}, {codec}, {kernels}")
                 argv = [graft, "bench", "apply", "--rows", shape[0], "--cols", shape[1], "--threads", options.threads, "--kernels", kernels]
                 rows += at_sizes(codec, options.ratios, lambda more, argv=argv: codecs.run(argv + more))

@@ -9,6 +9,7 @@ import stat
 import sys
 import tempfile
 import unittest
+import unittest.mock
 import xml.etree.ElementTree as xml
 
 
@@ -237,6 +238,14 @@ class Codecs(unittest.TestCase):
         with silence():
             found = apply.at_sizes("bitdelta", [32], lambda words: words)
         self.assertEqual(found, [["--codec", "bitdelta"], ["--codec", "bitdelta", "--ratio", "32"]])
+
+    def test_apply_leaves_out_kernels_that_the_processor_has_not(self):
+        def measure(argv):
+            if argv[-1] == "avx512":
+                raise codecs.Refused('this processor has no kernels "avx512"')
+        with silence(), unittest.mock.patch.object(codecs, "run", measure):
+            self.assertEqual(apply.kernels_here("graft", ["avx512", "avx2"]), ["avx2"])
+            self.assertRaisesRegex(SystemExit, "none of the kernels avx512", apply.kernels_here, "graft", ["avx512"])
 
     def test_the_tables_of_apply_say_what_was_measured(self):
         line = {"rows": 576, "cols": 192, "codec": "wide", "stored_ratio": 16.02, "kernels": "avx2", "s": 5e-6, "gb_per_s": 4.04,
